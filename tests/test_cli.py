@@ -35,7 +35,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (
             3,
             ("--context-parallel-size", "3"),
-            ("seq_length (128)", "2 * context_parallel_size (6)", "use 126 or 132"),
+            ("seq_length (128)", "2 * context_parallel_size (6)", "rows of 126 or 132"),
         ),
         (
             8,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,12 @@ from megatron_ultralong.cli.meant_verb import meant_verb
 from megatron_ultralong.cli.verbs import VERBS, load
 from megatron_ultralong.config import command_line
 from megatron_ultralong.config.flags import flags_of
-from megatron_ultralong.config.parser_errors import ELSEWHERE
+from megatron_ultralong.config.parser_errors import ELSEWHERE, unknown_flag
+from megatron_ultralong.config.recipes import RECIPES
+from megatron_ultralong.model.shape import MODELS
+from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.not_known import nearest, slips
 from tests.command_line import refusal
 from tests.edges import flags, parse, parsed_class, with_needed
 
@@ -107,7 +112,24 @@ def test_each_verb_is_meant_by_its_last_word_and_by_a_slip_in_its_first() -> Non
         ),
         (
             "pretrain demo-cpu --precision fp3",
-            "--precision 'fp3' is not known; perhaps you meant 'fp32'; known: bf16, fp32",
+            "--precision 'fp3' is not known; known: bf16, fp32",
+        ),
+        (
+            "pretrain demo-cpu --precision bf61",
+            "--precision 'bf61' is not known; known: bf16, fp32",
+        ),
+        (
+            "pretrain demo-cpu --precision b16",
+            "--precision 'b16' is not known; perhaps you meant 'bf16'; known: bf16, fp32",
+        ),
+        ("pretrain demo-cpu --rank 2", "--rank is not known; perhaps you meant --ranks"),
+        (
+            "prepare x=a.jsonl --tokenizer t --output o --seq-length 1024",
+            "'x=a.jsonl': no flag takes it; perhaps you meant --source x=a.jsonl",
+        ),
+        (
+            "prepare --tokenizer t --output o --seq-length 1024 data/a.jsonl",
+            "'data/a.jsonl': no flag takes it; perhaps you meant --source a=data/a.jsonl",
         ),
         (
             "convert inspect",
@@ -154,8 +176,15 @@ def test_every_verb_refuses_a_flag_in_one_line(
 
 def test_doctor_refuses_a_flag_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """By the standard library's parser: the other may be broken."""
-    error = refusal(capsys, "doctor", "--xyzzy")
-    assert error.endswith("unrecognized arguments: --xyzzy; see `ultralong doctor --help`\n")
+    for words, message in (
+        ("--xyzzy", "--xyzzy is not known; see `ultralong doctor --help`"),
+        ("--megabyte 8", "--megabyte is not known; perhaps you meant --megabytes; see"),
+        ("--ranks 2", "--ranks is not known: doctor starts two ranks itself, and checks those of"),
+        ("--megabytes 64MB", "--megabytes must be a whole number of MiB, plain, not '64MB'; see"),
+        ("--megabytes", "--megabytes needs a value; see"),
+        ("more", "'more': no flag takes it; see"),
+    ):
+        assert f"ultralong: error: {message}" in refusal(capsys, "doctor", *words.split())
 
 
 def test_several_values_stand_behind_one_flag(capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,6 +219,50 @@ def test_flags_of_other_programs_are_answered() -> None:
                 command_line.parse(parsed_class(verb), verb, [other, "2"])
             told.add(other)
     assert told == set(ELSEWHERE)
+
+
+def _slipped(name: str) -> set[str]:
+    """A flag with a letter missing, doubled, or swapped with the next; its numbers stay."""
+    return {
+        name[:place] + form + name[place + 2 :]
+        for place in range(2, len(name))
+        for one, two in [(name[place], name[place + 1 : place + 2])]
+        for form in (two, one + one + two, two + one)
+        if not one.isdigit()
+    }
+
+
+def test_every_flag_with_one_slip_is_told_the_flag() -> None:
+    """A letter missing, doubled, or swapped with the next, wherever no other flag is as near."""
+    told, seen = 0, set[str]()
+    for verb in VERBS:
+        names = {name for flag in flags_of(parsed_class(verb)) for name in flag.names}
+        known = sorted(name for name in names if name.startswith("--"))
+        for name in known:
+            if name in seen:
+                continue
+            seen.add(name)
+            for form in _slipped(name) - {*known, *ELSEWHERE}:
+                near = [one for one in known if abs(len(one) - len(form)) < 2]
+                near = [one for one in near if len({*one} ^ {*form}) < 3]
+                if [one for one in near if slips(form[2:], one[2:]) < 2] == [name]:
+                    assert unknown_flag(form, known).endswith(f"perhaps you meant {name}"), form
+                    told += 1
+    assert told > 3000
+
+
+@pytest.mark.parametrize(
+    ("given", "known"),
+    [
+        ("v100", HARDWARE),
+        ("a10", HARDWARE),
+        ("fp16", ("bf16", "fp32")),
+        ("llama3.1-8b-512k", RECIPES),
+        ("llama3.2-8b", MODELS),
+    ],
+)
+def test_another_thing_is_no_misspelling(given: str, known: Iterable[str]) -> None:
+    assert nearest(given, known) is None
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import ast
 import itertools
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from megatron_ultralong.program.quantity import (
     counted,
     different,
     duration,
+    either,
+    named,
     quantity,
     rate,
 )
@@ -34,6 +37,7 @@ from megatron_ultralong.training.config_file import load_config
 from tests.edges import NEEDED, flags, parse, values_of, with_needed
 
 ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "megatron_ultralong"
 
 
 @pytest.mark.parametrize(
@@ -224,3 +228,52 @@ def test_what_prepare_counts_may_be_one() -> None:
                         if word and word[1] in NOUNS:
                             wrong.append(f"{path.name}:{node.lineno}: {text.value}")
     assert not wrong
+
+
+_NOUNS = """files rows documents layouts prompts GPUs ranks conversations layers samples iterations
+checkpoints tensors nodes questions lines shards tasks passes records"""
+COUNTED = frozenset(_NOUNS.split())
+"""Plurals that stand behind a number in messages; those of tokens and bytes are never one."""
+NEVER_ONE = frozenset(
+    (
+        "checkpoint/formats/megatron.py n rows",  # of a vocabulary
+        "data/tokenize/tokenizer_model.py len(ranks) ranks",
+        "sequence/head_exchange.py size ranks",
+        "config/parallel.py self.model_parallel_size ranks",  # 1 divides all
+        "attention/ring/function.py assignment.cp_size ranks",  # for programmers, as what follows
+        "sequence/assignment.py len(shards) shards",
+        "sequence/assignment.py self.cp_size ranks",
+        "evaluation/results/cell.py self.num_samples samples",
+        "evaluation/results/result.py cell.num_samples prompts",
+    )
+)
+
+
+def _plurals_behind_numbers(path: Path) -> Iterator[str]:
+    name = path.relative_to(PACKAGE).as_posix()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for value, text in itertools.pairwise(getattr(node, "values", [])):
+            if isinstance(value, ast.FormattedValue) and isinstance(text, ast.Constant):
+                found = re.match(r" ([A-Za-z]+)\b", str(text.value))
+                if found and found[1] in COUNTED:
+                    yield f"{name} {ast.unparse(value.value)} {found[1]}"
+
+
+def test_no_message_has_a_number_before_a_plural() -> None:
+    """``1 files``: :func:`counted` knows when there is one. A new one is named by this test."""
+    found = {one for path in PACKAGE.rglob("*.py") for one in _plurals_behind_numbers(path)}
+    assert not sorted(found - NEVER_ONE), "\n".join(sorted(found - NEVER_ONE))
+    assert found >= NEVER_ONE, "those that are gone leave the list"
+    own = [p for p in PACKAGE.rglob("*.py") if re.search(r"""['"]s['"] (\*|if)""", p.read_text())]
+    assert not own, "write counted()"
+
+
+def test_counted() -> None:
+    told = [counted(number, "file") for number in (0, 1, 2, 1234)]
+    assert told == ["0 files", "1 file", "2 files", "1,234 files"]
+    assert (counted("1", "pass"), counted("1.5", "pass"), counted(3, "micro-batch")) == (
+        *("1 pass", "1.5 passes", "3 micro-batches"),
+    )
+    assert (named("int"), named("file"), either([1, 2, 4]), either([3])) == (
+        *("an int", "a file", "1, 2 or 4", "3"),
+    )

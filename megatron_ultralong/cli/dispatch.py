@@ -1,24 +1,23 @@
 """``ultralong VERB ...``: find the verb, read its options, run it."""
 
-import itertools
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.cli.meant_verb import meant_verb
 from megatron_ultralong.cli.origin import says_who_set, with_shorter_warm_up
+from megatron_ultralong.cli.start_of_run import HELP_FLAGS, begin, with_start_first
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
-from megatron_ultralong.config.plain_values import with_fields
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.exit_status import status_of_start
 from megatron_ultralong.program.launch import run_ranks, take_ranks
 from megatron_ultralong.program.not_known import not_known
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.ranks import (
     as_job_of,
     is_launched,
@@ -26,9 +25,9 @@ from megatron_ultralong.program.ranks import (
     under_torchrun,
     world_size,
 )
+from megatron_ultralong.program.starting import say_loaded
 from megatron_ultralong.program.terminal import PrintableFormatter
 
-HELP_FLAGS = ("-h", "--help", "--help-all")
 FIRST_STEPS = (
     *("doctor", "plan", "prepare", "convert import", "pretrain", "evaluate", "convert export"),
 )
@@ -125,6 +124,8 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
     Raises:
         InputError: bad input; SystemExit: a flag is unknown.
     """
+    if verb.recipes:
+        words = with_start_first(name, verb, words)
     if any(word in HELP_FLAGS for word in words) or (verb.recipes and not words):
         _write_help(name, verb, words)
         return
@@ -145,7 +146,9 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
             sys.exit(status)
         return
     _say_starting(verb)
-    _load_run(verb)(options)
+    run = _load_run(verb)
+    say_loaded()
+    run(options)
 
 
 def _load_run(verb: Verb) -> Any:
@@ -182,7 +185,7 @@ def _say_starting(verb: Verb) -> None:
     """Say what torchrun's ranks do until their first other line, half a minute later."""
     if verb.is_for_ranks and under_torchrun():
         number = world_size()
-        tell(f"{PROGRAM}: starting {number:,} rank{'s' * (number != 1)}: loading libraries ...")
+        tell(f"{PROGRAM}: starting {counted(number, 'rank')}: loading libraries ...")
 
 
 def _parse(verb: Verb, name: str, words: list[str], default: Any = None) -> Any:
@@ -208,82 +211,6 @@ def _write_help(name: str, verb: Verb, words: list[str]) -> None:
     runs = [run if isinstance(run, options) else options(run) for run in runs]
     text = help_text(name, options, default, recipes, runs, with_all="--help-all" in words)
     sys.stdout.write(text)
-
-
-def begin(
-    verb: str, words: list[str], recipes: Mapping[str, Callable[[], Any]], kind: type[Any]
-) -> tuple[Any, list[str]]:
-    """What the flags of a run change: a recipe, or ``--config`` and the file of an earlier run.
-
-    Args:
-        verb: its name.
-        words: behind the verb.
-        recipes: by name.
-        kind: class of configurations that a file may hold.
-
-    Returns:
-        A configuration and the words that follow.
-
-    Raises:
-        InputError: no such recipe, or no such file; two flags say how long the run is.
-    """
-    if words[0] == "--config":
-        from megatron_ultralong.training.config_file import load_config
-
-        if len(words) < 2:
-            raise InputError("--config needs a file: the config.yaml of an earlier run")
-        return _with_typed_end(load_config(Path(words[1]), kind), words[2:]), words[2:]
-    if words[0] not in recipes:
-        raise InputError(_no_recipe(verb, words[0], recipes))
-    return _with_typed_end(recipes[words[0]](), words[1:]), words[1:]
-
-
-def _with_typed_end(run: Any, flags: Sequence[str]) -> Any:
-    """A run that ends where a flag says so, whatever its recipe or file says of iterations.
-
-    Raises:
-        InputError: two flags do.
-    """
-    typed = {}
-    for word, behind in itertools.pairwise([*flags, ""]):
-        flag, is_one, value = word.partition("=")
-        if flag.startswith("--"):
-            typed[flag[2:].replace("-", "_")] = value if is_one else behind
-    ends = [  # of the verb's own; 0 says that another does
-        name
-        for name in ("train_iters", "train_tokens", "num_epochs")
-        if hasattr(run, name) and typed.get(name, "").strip("0.")
-    ]
-    if len(ends) > 1:
-        first, second = (f"--{name.replace('_', '-')}" for name in ends[:2])
-        raise InputError(f"{first} and {second} both say how long the run is: give one of them")
-    if "num_epochs" in ends:
-        return with_fields(run, train_iters=0, train_tokens=0.0)
-    return with_fields(run, train_tokens=0.0) if "train_iters" in ends else run
-
-
-def _no_recipe(verb: str, word: str, recipes: Iterable[str]) -> str:
-    """What is wrong with a word that stands where a recipe should."""
-    if word.startswith("-"):
-        return (
-            f"no recipe given: write `{PROGRAM} {verb} RECIPE {word} ...`, or `{PROGRAM} {verb} "
-            f"--config FILE ...`; recipes: {', '.join(recipes)}"
-        )
-    for other, its in VERBS.items():
-        if isinstance(its, TrainingVerb) and word in load(its.recipes):
-            return (
-                f"{word} is a recipe of `{PROGRAM} {other}`, not of `{PROGRAM} {verb}`, whose "
-                f"recipes are: {', '.join(recipes)}"
-            )
-    if Path(word).exists():
-        flag = "--config" if Path(word).is_file() else "--model" if verb == "plan" else "--load"
-        usage = f"{flag} {word}" if flag == "--config" else f"RECIPE {flag} {word}"
-        return (
-            f"{word} is no recipe but a {'file' if flag == '--config' else 'folder'}: write "
-            f"`{PROGRAM} {verb} {usage} ...`; recipes: {', '.join(recipes)}"
-        )
-    what = not_known("recipe", word, recipes)
-    return f"{what}; a recipe or --config FILE must come before the flags"
 
 
 def read_training(name: str, verb: TrainingVerb, words: list[str]) -> tuple[Any, Any, int, str]:

@@ -12,6 +12,7 @@ from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.quantity import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,13 +136,14 @@ def _original(
 
 def _schedule(config: PretrainConfig, num_rows: int) -> str:
     rows, optimizer = config.train_iters * config.global_batch_size, config.optimizer
-    plural, passes = "s" * (config.global_batch_size != 1), ""
+    passes = ""
     if num_rows:
         one = f"; --train-tokens {num_rows * config.data.seq_length} is one" * (rows > num_rows)
-        passes = f", {rows / num_rows:.3g} passes over {num_rows:,} rows{one}"
-    iterations = f"{config.train_iters} iteration{'s' * (config.train_iters != 1)}"
+        passes = (
+            f", {counted(f'{rows / num_rows:.3g}', 'pass')} over {counted(num_rows, 'row')}{one}"
+        )
     return (
-        f"{iterations} of {config.global_batch_size} row{plural} "
+        f"{counted(config.train_iters, 'iteration')} of {counted(config.global_batch_size, 'row')} "
         f"({rows * config.data.seq_length:,} tokens{passes}), lr {optimizer.lr:g} "
         f"({optimizer.lr_decay_style}, warm-up {optimizer.lr_warmup_iters}), CP "
         f"{config.parallel.context_parallel_size}"

@@ -7,11 +7,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from megatron_ultralong.config.flags import given_flags
+from megatron_ultralong.config.recipes import EXTENSIONS
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import shown
 
 _FOLDERS = ("load", "save", "data_path")
 """A message that names them has the path."""
+_WORKED_OUT = {
+    "context_parallel_size": "all ranks (--ranks, --gpus) over tensor and pipeline parallel sizes",
+    "seq_length": "of the rows, or --seq-length",
+    "global_batch_size": "rows over iterations, a multiple of the ranks'",
+    "sequence_parallel": "on with tensor parallelism",
+}
+"""Where a recipe of any length has a value from that it does not set itself."""
 
 
 @contextlib.contextmanager
@@ -31,16 +39,20 @@ def says_who_set(words: Sequence[str], start: Any) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        typed, text = fields_typed(words), str(error)
+        typed, text, is_any = fields_typed(words), str(error), words[0] in EXTENSIONS
         found = [
             f"{name} {value if isinstance(value, str) else shown(value)}"
+            + (f" ({_WORKED_OUT[name]})" if is_any and name in _WORKED_OUT else "")
             for name, value in _set_by(start).items()
             if name not in typed and name not in _FOLDERS and _names(text, name)
         ]
         if not found:
             raise
         who = words[1] if words[0] == "--config" else f"the recipe {words[0]}"
-        raise InputError(f"{error}; {who} sets {', '.join(found)}") from error
+        told = ", ".join(found)
+        if is_any:
+            raise InputError(f"{error}; {who} works out {told}") from error
+        raise InputError(f"{error}; {who} sets {told}") from error
 
 
 def _names(text: str, field: str) -> bool:

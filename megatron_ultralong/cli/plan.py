@@ -8,17 +8,22 @@ import itertools
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from megatron_ultralong.cli.dispatch import begin
-from megatron_ultralong.cli.extension import derived
+from megatron_ultralong.cli.extension import Context, derived
 from megatron_ultralong.cli.origin import fields_typed, says_who_set, with_shorter_warm_up
+from megatron_ultralong.cli.start_of_run import begin
 from megatron_ultralong.cli.verbs import load
 from megatron_ultralong.config.command_line import parse
 from megatron_ultralong.config.plain_values import flat_fields, with_fields
 from megatron_ultralong.config.recipes import EXTENSIONS, RECIPES
 from megatron_ultralong.config.training import PretrainConfig, SftConfig, TrainingConfig
-from megatron_ultralong.model.shape import ModelConfig, model_by_name, model_of_recipe
+from megatron_ultralong.model.shape import (
+    ModelConfig,
+    model_by_name,
+    model_of_recipe,
+)
+from megatron_ultralong.model.yarn import RopeScaling, published_scaling
 from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.plan.options import PlanConfig
 from megatron_ultralong.program.ending import PROGRAM
@@ -56,7 +61,7 @@ def plan(words: Sequence[str]) -> Plan | None:
         if not its.data.seq_length and not its.data.data_path:
             _plan_lengths(command, words[0], rest)
             return None
-        run, _ = derived(words[0], its, typed, command.gpus, None)
+        run, _ = derived(words[0], its, typed, command.gpus, source_of(command, words[0]).context)
         command = parse(PlanConfig, f"{PROGRAM} plan", rest, PlanConfig(run))
     elif words[0] != "--config":  # as `pretrain` takes it
         total = load("training.early_checks:planned_iterations")(command.run)
@@ -67,12 +72,29 @@ def plan(words: Sequence[str]) -> Plan | None:
     with says_who_set(words, run):
         command, rows = with_rows(command)
         recipe = words[1] if words[0] == "--config" else words[0]
-        model, name = shape_of(command, recipe)
+        source = source_of(command, recipe)
     # a search changes what the recipe set
     told = contextlib.nullcontext() if command.search else says_who_set(words, run)
     with told:
         start = start_words(command, recipe, rest, is_file=words[0] == "--config")
-        return plan_run(command, recipe, model, name, typed=typed, rows=rows, words=start)
+
+        def refusal(config: TrainingConfig, text: str) -> str:
+            """What `pretrain` or `sft` says of the command that is printed; empty: it takes it."""
+            printed = [*words[: 2 if words[0] == "--config" else 1], *shlex.split(text)]
+            try:
+                with says_who_set(printed, run):
+                    config.check_run(source.model, source.scaling, command.gpus, longest_of(config))
+            except InputError as error:
+                return str(error)
+            return ""
+
+        return plan_run(
+            *(command, recipe, source.model, source.name),
+            typed=typed,
+            rows=rows,
+            words=start,
+            refusal=refusal,
+        )
 
 
 def _plan_lengths(command: PlanConfig, recipe: str, words: Sequence[str]) -> None:
@@ -85,19 +107,19 @@ def _plan_lengths(command: PlanConfig, recipe: str, words: Sequence[str]) -> Non
             "--json, --png and --no-search are about one plan: give its --seq-length, such as "
             "--seq-length 512K"
         )
-    model, name = shape_of(command, recipe)
+    source = source_of(command, recipe)
     typed = fields_typed(words)
 
     def run_of(length: int) -> TrainingConfig:
         its = with_fields(command.run, seq_length=length)
         assert isinstance(its, PretrainConfig)
-        run, _ = derived(recipe, its, typed, command.gpus, None)
+        run, _ = derived(recipe, its, typed, command.gpus, source.context)
         flags = [*words, "--seq-length", str(length)]
         found: PlanConfig = parse(PlanConfig, f"{PROGRAM} plan", flags, PlanConfig(run))
         return found.run
 
-    title = f"{name} by {recipe} on {command.gpus} x {command.find_hardware().name}"
-    found = list(plans_by_length(command, run_of, model, typed))
+    title = f"{source.name} by {recipe} on {command.gpus} x {command.find_hardware().name}"
+    found = list(plans_by_length(command, run_of, source.model, typed))
     show_lengths(
         console(), found, command.find_hardware(), title, start_words(command, recipe, words)
     )
@@ -155,27 +177,53 @@ def _check_gpu_name(words: Sequence[str]) -> None:
             )
 
 
-def shape_of(command: PlanConfig, recipe: str) -> tuple[ModelConfig, str]:
-    """Shape and name of the model: of ``--model``, else of ``--load``, else the recipe's.
+class Source(NamedTuple):
+    """What a run starts from, as far as a name or a folder tells."""
+
+    name: str
+    model: ModelConfig
+    scaling: RopeScaling
+
+    @property
+    def context(self) -> Context:
+        """Its rotary embedding."""
+        return Context(self.name, self.scaling, self.model.max_position_embeddings)
+
+
+def source_of(command: PlanConfig, recipe: str) -> Source:
+    """The model of ``--model``, else of ``--load``, else the recipe's.
 
     Raises:
         InputError: it is neither known nor a folder that tells.
     """
     from megatron_ultralong.checkpoint.disk.metadata import FILE_NAME, load_metadata
     from megatron_ultralong.checkpoint.formats import hugging_face_config as hugging_face
+    from megatron_ultralong.checkpoint.formats.rope_block import rope_scaling
 
     name = command.model or command.run.load or model_of_recipe(recipe)
     folder = Path(name)
     if (folder / FILE_NAME).is_file():
-        return load_metadata(folder).model, name
+        metadata = load_metadata(folder)
+        return Source(name, metadata.model, metadata.rope_scaling)
     if (folder / hugging_face.CONFIG_FILE).is_file():
-        return hugging_face.model_config(hugging_face.read_config(folder), name), name
+        values = hugging_face.read_config(folder)
+        return Source(name, hugging_face.model_config(values, name), rope_scaling(values, name))
     if folder.is_dir():
         raise InputError(
             f"{name} has neither {FILE_NAME} nor {hugging_face.CONFIG_FILE}: name a checkpoint of "
             "this project or a Hugging Face folder"
         )
-    return model_by_name(name), name
+    return Source(name, model_by_name(name), published_scaling(name))
+
+
+def longest_of(config: TrainingConfig) -> int | None:
+    """Tokens of the longest conversation of ``--data-path``; None: not known."""
+    if not (isinstance(config, SftConfig) and config.data.data_path):
+        return None
+    from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
+
+    splits = load_chat_manifest(Path(config.data.data_path)).splits.values()
+    return max(split.longest for split in splits)
 
 
 def with_rows(command: PlanConfig) -> tuple[PlanConfig, Rows | None]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import YEAR, Range
+from megatron_ultralong.program.quantity import counted, either
 from megatron_ultralong.sequence.head_exchange import check_heads
 
 
@@ -145,7 +146,8 @@ class ParallelConfig:
                 self._check_divides("pipeline_model_parallel_size", "num_layers", num_layers, rule)
             raise InputError(
                 f"num_layers ({num_layers}) less num_layers_in_first_pipeline_stage ({ends[0]}) "
-                f"and num_layers_in_last_pipeline_stage ({ends[1]}) leaves {rest} layers for "
+                f"and num_layers_in_last_pipeline_stage ({ends[1]}) leaves "
+                f"{counted(rest, 'layer')} for "
                 f"{between} stages: every stage in between holds as many, at least one"
             )
         middle = rest // between if between else 0
@@ -210,31 +212,47 @@ class ParallelConfig:
         warm_up = behind if chunks == 1 else 2 * behind + (chunks - 1) * self.microbatch_group_size
         return min(warm_up + 1, chunks * num_microbatches)
 
-    def check_seq_length(self, seq_length: int) -> None:
-        """Raise InputError where rows of ``seq_length`` tokens cannot be split this way."""
-        unit, factors, rules = 1, [], []
+    def check_seq_length(self, seq_length: int, *, is_fixed: bool = False) -> None:
+        """Raise InputError where rows of ``seq_length`` tokens cannot be split this way.
+
+        Args:
+            seq_length: tokens of a row.
+            is_fixed: rows are prepared: the layout is easier to change than they are.
+        """
+        factors, rules = [], []
         if self.context_parallel_size > 1:  # a rank alone takes rows of any length
-            unit *= 2 * self.context_parallel_size
             factors.append("2 * context_parallel_size")
             rules.append("zigzag gives each rank one early and one late chunk")
         if self.sequence_parallel:
-            unit *= self.tensor_model_parallel_size
             factors.append("tensor_model_parallel_size")
             rules.append("sequence parallelism splits them over tensor-parallel ranks")
+        unit = self._row_unit(self.context_parallel_size)
         if seq_length < unit or seq_length % unit:
             below = seq_length // unit * unit
             nearest = f"{below} or {below + unit}" if below else f"{unit}"
+            use = f"use {nearest}"
+            if is_fixed:
+                sizes = [n for n in range(1, 65) if seq_length % self._row_unit(n) == 0]
+                use = f"prepare rows of {nearest}, or use --no-sequence-parallel"
+                if sizes:
+                    use = (
+                        f"use --context-parallel-size {either(sizes)}, with a multiple of as many "
+                        f"ranks, or prepare rows of {nearest}"
+                    )
             raise InputError(
                 f"seq_length ({seq_length}) must be divisible by {' * '.join(factors)} ({unit}): "
-                f"{', and '.join(rules)}; use {nearest}"
+                f"{', and '.join(rules)}; {use}"
             )
+
+    def _row_unit(self, context_parallel_size: int) -> int:
+        """What the length of a row has to be a multiple of, for so many context-parallel ranks."""
+        unit = 2 * context_parallel_size if context_parallel_size > 1 else 1
+        return unit * self.tensor_model_parallel_size if self.sequence_parallel else unit
 
     def _check_divides(self, by_name: str, name: str, value: int, rule: str) -> None:
         by = getattr(self, by_name)
         if value % by:
-            divisors = [str(n) for n in range(1, min(value, 64) + 1) if value % n == 0]
-            *others, last = divisors
-            choice = f"{', '.join(others)} or {last}" if others else last
+            choice = either([n for n in range(1, min(value, 64) + 1) if value % n == 0])
             raise InputError(
                 f"{name} ({value}) must be divisible by {by_name} ({by}): {rule}; "
                 f"use --{by_name.replace('_', '-')} {choice}"

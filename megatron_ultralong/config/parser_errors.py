@@ -6,21 +6,19 @@ they do; the module is private, so it is probed, and without it the boxes stay.
 
 import ast
 import contextlib
-import difflib
 import importlib
 import os
 import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.config.flags import flags_of, given_flags
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import shown
-from megatron_ultralong.program.not_known import not_known
+from megatron_ultralong.program.not_known import nearest, not_known
 
-_CLOSE = 0.75
-"""Least similarity of a flag that was probably meant."""
 ELSEWHERE: dict[str, tuple[str, ...]] = {
     other: flags
     for flags, others in (
@@ -35,7 +33,7 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
             ("--seq-length", "--lengths"),
             "--context-length --max-length --max-seq-length --max-seq-len",
         ),
-        (("--train-iters",), "--steps --max-steps --num-steps --train-steps"),
+        (("--train-iters",), "--iters --steps --max-steps --num-steps --train-steps"),
         (("--num-epochs", "--train-tokens"), "--epochs --num-train-epochs"),
         (("--lr",), "--learning-rate"),
         (("--lr-warmup-iters",), "--warmup-steps --warmup-iters"),
@@ -103,7 +101,7 @@ def _hooked(hook: Callable[[Any], None]) -> contextlib.AbstractContextManager[An
 
 def _text(event: Any, flags: dict[str, str], unknown: Sequence[str], given: Sequence[str]) -> str:
     """Of an event of tyro; empty for one that is not known here, which tyro then tells."""
-    kind, parts = type(event).__name__, [_unknown_flag(flag, flags) for flag in unknown]
+    kind, parts = type(event).__name__, [unknown_flag(flag, flags) for flag in unknown]
     if kind == "UnrecognizedArgs" and not parts:
         parts = [_stray(event.tokens, [one for one in flags if one not in given])]
     elif kind == "MissingArgs":
@@ -122,6 +120,7 @@ def _text(event: Any, flags: dict[str, str], unknown: Sequence[str], given: Sequ
     return "; ".join(parts)
 
 
+_HELP = ("--help", "--help-all")
 _FIRST_FLAGS = ("--prompt", "--source", "--load")
 """What a word without a flag was probably meant for, where a verb has one of them."""
 
@@ -132,25 +131,28 @@ def _stray(words: Sequence[str], flags: Iterable[str]) -> str:
     """
     known = [one for one in _FIRST_FLAGS if one in flags]
     flag = known[-1 if os.path.isdir(words[0]) else 0] if known else ""
-    meant = f"; perhaps you meant {flag} {'NAME=' * (flag == '--source')}{words[0]}" if flag else ""
+    value = words[0]
+    if flag == "--source" and "=" not in value:
+        value = f"{Path(value).name.split('.')[0] or 'data'}={value}"
+    meant = f"; perhaps you meant {flag} {value}" if flag else ""
     return f"{' '.join(map(shown, words))}: no flag takes it{meant}"
 
 
-def _unknown_flag(flag: str, flags: Iterable[str]) -> str:
+def unknown_flag(flag: str, flags: Iterable[str]) -> str:
+    """What is said of a flag that is none of ``flags``."""
     near = _nearest_flag(flag, flags)
     return f"{flag} is not known" + (f"; perhaps you meant {near}" if near else "")
 
 
 def _nearest_flag(flag: str, flags: Iterable[str]) -> str | None:
-    """Also the one that it is an end or a beginning of: ``--iters -> --train-iters``."""
+    """Also what other programs call it, and one that it is a part of: ``--iters``."""
+    known = {*flags, *_HELP}
+    if "--load" in known:  # taken before the others
+        known.add("--ranks")
     plain = flag.lower().replace("_", "-")
-    known = {*flags, "--ranks"} if "--load" in flags else flags  # which is taken before the others
     if meant := [one for one in ELSEWHERE.get(plain, ()) if one in known]:
         return meant[0]
-    close = difflib.get_close_matches(plain, flags, n=1, cutoff=_CLOSE)
-    name = plain.lstrip("-")
-    close += [one for one in flags if one.endswith(f"-{name}") or one.startswith(f"--{name}-")]
-    return close[0] if close else None
+    return nearest(plain, sorted(known))
 
 
 def _no_value(reason: str, metavar: str) -> str:

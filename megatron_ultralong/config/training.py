@@ -14,7 +14,8 @@ from megatron_ultralong.config import run
 from megatron_ultralong.config.optimizer import OptimizerConfig
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.rope import RopeConfig
-from megatron_ultralong.model.yarn import RopeScaling
+from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.model.yarn import RopeScaling, hf_rope_scaling
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range, check_ranges
 from megatron_ultralong.program.quantity import LENGTH, TOKENS
@@ -205,6 +206,44 @@ class TrainingConfig:
         num_microbatches = self.global_batch_size // rows
         self.parallel.check_microbatches(num_microbatches)
         return num_microbatches
+
+    def check_ranks(self, model: ModelConfig, world_size: int) -> None:
+        """Raise InputError where ``model`` or the batch cannot be split over the ranks."""
+        self.num_microbatches(world_size)
+        self.parallel.check_model(model)
+
+    def check_layout(self, model: ModelConfig, world_size: int) -> None:
+        """Check the rules between layout, model, ranks and the length of the rows.
+
+        Raises:
+            InputError: one is broken.
+        """
+        self.check_ranks(model, world_size)
+        self.parallel.check_seq_length(self.data.seq_length, is_fixed=bool(self.data.data_path))
+        self.memory.check()
+        self.check_layers()
+
+    def check_run(
+        self, model: ModelConfig, scaling: RopeScaling, world_size: int, longest: int | None = None
+    ) -> None:
+        """Check what `pretrain --dry-run` and `plan` both know: the layout and the positions.
+
+        Args:
+            model: shape of the checkpoint that the run starts from.
+            scaling: the checkpoint's own.
+            world_size: ranks of the job.
+            longest: tokens of the longest conversation; None: not known.
+
+        Raises:
+            InputError: a rule is broken, or the rotary embedding could not be exported.
+        """
+        self.check_layout(model, world_size)
+        hf_rope_scaling(self.rope.scaling(scaling))  # else it is trained for hours in vain
+        positions = model.max_position_embeddings
+        if not isinstance(self, SftConfig):
+            self.check_positions(positions, scaling)
+        elif longest is not None or not self.data.reset_position_ids:
+            self.check_conversations(positions, scaling, longest or 0)
 
     def check_positions(self, checkpoint_positions: int, checkpoint_scaling: RopeScaling) -> None:
         """Raise InputError where rows are longer than the positions the model is made for."""

@@ -21,6 +21,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from megatron_ultralong.attention import reference, ring_attention
 from megatron_ultralong.doctor.finding import Finding
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.ranks import under_torchrun
 from megatron_ultralong.sequence.assignment import zigzag
 from megatron_ultralong.sequence.transport import ProcessGroupRing, Transfer
@@ -51,7 +52,7 @@ def communication_findings(megabytes: int) -> Iterator[Finding]:
             "NCCL_DEBUG=INFO tells more",
         )
         return
-    ranks = f"{measured['ranks']} ranks over {measured['backend']}, {megabytes} MiB"
+    ranks = f"{counted(str(measured['ranks']), 'rank')} over {measured['backend']}, {megabytes} MiB"
     yield Finding(
         "ok",
         "all-reduce",
@@ -98,7 +99,9 @@ def _on_two_ranks(megabytes: int) -> dict[str, float | str]:
                 for process in context.processes:
                     process.kill()
                 load = f"load average {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores"
-                raise TimeoutError(f"{NUM_RANKS} ranks did not end in {TIMEOUT_SECONDS} s; {load}")
+                raise TimeoutError(
+                    f"{counted(NUM_RANKS, 'rank')} did not end in {TIMEOUT_SECONDS} s; {load}"
+                )
         measured: dict[str, float | str] = json.loads((Path(folder) / "measured").read_text())
         return measured
 

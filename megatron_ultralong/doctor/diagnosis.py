@@ -3,12 +3,14 @@
 import argparse
 import dataclasses
 import os
+import re
 import socket
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Annotated, NoReturn
 
+from megatron_ultralong.config.parser_errors import unknown_flag
 from megatron_ultralong.doctor.finding import Finding
 from megatron_ultralong.doctor.machine import machine_findings
 from megatron_ultralong.doctor.software import DRIVER, python_finding, software_findings
@@ -40,12 +42,27 @@ class DoctorConfig:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        if rest := re.fullmatch(r"unrecognized arguments: (.*)", message):
+            flag = rest[1].split()[0].split("=")[0]
+            message = (
+                unknown_flag(flag, known) if flag[:2] == "--" else f"{flag!r}: no flag takes it"
+            )
+            if flag == "--ranks":
+                message = (
+                    "--ranks is not known: doctor starts two ranks itself, and checks those of a "
+                    "job under torchrun (`torchrun ... -m megatron_ultralong doctor`)"
+                )
+        elif wrong := re.fullmatch(r"argument (--\S+): invalid int value: (.*)", message):
+            message = f"{wrong[1]} must be a whole number of MiB, plain, not {wrong[2]}"
+        elif alone := re.fullmatch(r"argument (--\S+): expected one argument", message):
+            message = f"{alone[1]} needs a value"
         raise InputError(f"{message}; see `{self.prog} --help`")
 
 
 def parse(words: Sequence[str]) -> DoctorConfig:
     """The configuration of a command line, by the standard library: the others may be broken."""
-    parser = _Parser("ultralong doctor", description=DoctorConfig.__doc__)
+    parser = _Parser("ultralong doctor", allow_abbrev=False, description=DoctorConfig.__doc__)
     helps = field_docstrings(DoctorConfig)
     parser.add_argument(
         "--communication",

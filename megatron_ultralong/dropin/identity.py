@@ -22,6 +22,7 @@ from megatron_ultralong.model.families import family_with, titles
 from megatron_ultralong.model.families.family import Family
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.quantity import counted
 
 _ARGUMENT_OF = {"norm_epsilon": "layernorm_epsilon", "vocab_size": "padded_vocab_size"}
 """Arguments that have another name than the field."""
@@ -219,7 +220,8 @@ def _described(args: Any) -> CheckpointMetadata:
     unknown = None
     if size is None:
         unknown = (
-            f"{model.vocab_size} rows of a padded vocabulary ({ASKED.flag('padded_vocab_size')}), "
+            f"{counted(model.vocab_size, 'row')} of a padded vocabulary "
+            f"({ASKED.flag('padded_vocab_size')}), "
             "and a tokenizer that does not tell how many ids it has"
         )
     return CheckpointMetadata(

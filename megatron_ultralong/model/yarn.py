@@ -108,6 +108,12 @@ RopeScaling = YarnConfig | NtkConfig | LinearConfig | None
 """What is done to the rotary frequencies; ``None`` leaves them as they are."""
 
 
+def published_scaling(name: str) -> RopeScaling:
+    """The scaling in the ``config.json`` of a published model: llama3 over 8,192, or none."""
+    factor = {"llama3.1": 8.0, "llama3.2": 32.0}.get(name.split("-")[0])
+    return YarnConfig(factor) if factor else None
+
+
 def raw_context(scaling: RopeScaling, positions: int) -> int:
     """Positions of a model before it was scaled, given those that it has: what a scaling scales.
 

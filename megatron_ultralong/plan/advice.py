@@ -15,6 +15,7 @@ from megatron_ultralong.plan.optimizer_memory import least_memory
 from megatron_ultralong.plan.options import MOST_GPUS
 from megatron_ultralong.plan.search import LAYOUT_FLAGS, SAME_TIME, Found, broken_rule, search
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.sequence.documents import causal_area
 
 SHORTEST_ROW = 8192
@@ -137,14 +138,15 @@ def best(job: Job, hardware: Hardware) -> Found:
     if found.refused:
         nearest = found.refused[0][0]
         raise InputError(
-            f"none of {len(found.refused)} layouts of {job.num_gpus} GPUs fits; the nearest: "
+            f"none of {counted(len(found.refused), 'layout')} of {counted(job.num_gpus, 'GPU')} "
+            "fits; the nearest: "
             f"{layout_text(nearest.job)} {nearest.lack}; {way}"
         )
     # The rule that most layouts break; the others are as true.
     rules = max(found.rules, key=lambda rule: found.rules[rule], default="") or (
         f"they do not divide by the sizes given ({_sizes(job)})"
     )
-    raise InputError(f"no layout of {job.num_gpus} GPUs is possible: {rules}; {way}")
+    raise InputError(f"no layout of {counted(job.num_gpus, 'GPU')} is possible: {rules}; {way}")
 
 
 def check_given(job: Job, hardware: Hardware) -> Estimate:
@@ -288,8 +290,9 @@ def _ways(named: Iterable[tuple[str, Estimate]]) -> str:
     texts = []
     for words, estimate in itertools.islice(named, MOST_NAMED):
         host = f" and {estimate.host.offloaded / GIB:,.0f} of a node's memory"
+        way = words if words.startswith("without ") else f"`{words}`"  # not to be typed
         texts.append(
-            f"`{words}` ({layout_text(estimate.job)}: {estimate.needed / GIB:.1f} GiB of a GPU"
+            f"{way} ({layout_text(estimate.job)}: {estimate.needed / GIB:.1f} GiB of a GPU"
             f"{host if estimate.host.offloaded else ''}, {estimate.time.total:,.1f} s a step)"
         )
     if not texts:

@@ -1,6 +1,7 @@
 """``ultralong plan``: what a run takes, and the layout to give it."""
 
 import json
+from collections.abc import Callable
 
 from megatron_ultralong.config.training import SftConfig, TrainingConfig
 from megatron_ultralong.model.shape import ModelConfig
@@ -17,6 +18,7 @@ from megatron_ultralong.plan.values import as_values, save_memory_picture
 from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_ranges
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.terminal import Console
 
 WIDTH = 112
@@ -32,6 +34,7 @@ def plan_run(
     typed: frozenset[str] = frozenset(),
     rows: Rows | None = None,
     words: str = "",
+    refusal: Callable[[TrainingConfig, str], str] = lambda config, flags: "",
 ) -> Plan:
     """Plan, print and write.
 
@@ -43,6 +46,7 @@ def plan_run(
         typed: fields of the configuration that were given as flags.
         rows: of the data folder, if there is one.
         words: verb, recipe and folders of the command that starts the run, where they are known.
+        refusal: why a run by that command cannot start from the checkpoint; empty: it can.
 
     Raises:
         InputError: nothing fits, or the input is bad.
@@ -68,9 +72,12 @@ def plan_run(
     else:
         chosen = advice.check_given(job, hardware)
     tokens, tokens_text = _train_tokens(command, job, rows)
+    start = command_text(chosen, words) if words else ""
     plan = Plan(
         *(recipe, model_name, area.text, tokens, chosen),
-        *(found, given, hints, tokens_text, command_text(chosen, words) if words else ""),
+        *(found, given, hints, tokens_text),
+        command=start,
+        refusal=refusal(chosen.job.config, start),
     )
     show(console(), plan, command.num_alternatives)
     try:
@@ -93,7 +100,8 @@ def _train_tokens(command: PlanConfig, job: Job, rows: Rows | None) -> tuple[flo
         return config.train_tokens, ""
     if isinstance(config, SftConfig) and not config.train_iters and rows is not None:
         iterations = config.with_iterations(rows.num_rows).train_iters
-        return float(iterations * an_iteration), f", {config.num_epochs:g} passes over the rows"
+        passes = counted(f"{config.num_epochs:g}", "pass")
+        return float(iterations * an_iteration), f", {passes} over the rows"
     if not config.train_iters:
         return float(an_iteration), ", one iteration"
     return float(config.train_iters * an_iteration), ""

@@ -18,6 +18,7 @@ from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.ledger import Part
 from megatron_ultralong.plan.step_memory import StageMemory, step_memory
 from megatron_ultralong.plan.step_time import StepTime, step_time
+from megatron_ultralong.program.quantity import counted
 
 CONTEXT_GIB = 1.0
 """CUDA context, and the libraries' own memory; an allowance."""
@@ -26,13 +27,40 @@ NCCL_GIB = 0.4
 FRAGMENTATION = 0.04
 """Of what comes and goes in a step; an allowance with expandable segments."""
 
+MEMORY_ACCURACY = 0.04
+"""Of a GPU's memory at the peak, by which measured peaks differed (docs/planning.md, Accuracy)."""
+
+
+def gpus_of_a_node(num_gpus: int, most: int, tensor_parallel: int) -> int:
+    """GPUs to use on every node: as many as make equal shares, tensor parallel groups whole.
+
+    torchrun starts as many ranks on every node: of nodes of 8, ``12, 8, 2 -> 6`` and
+    ``12, 8, 4 -> 4``.
+    """
+    if num_gpus <= most:
+        return num_gpus
+    shares = [size for size in range(most, 0, -1) if num_gpus % size == 0]
+    return next((size for size in shares if size % tensor_parallel == 0), shares[0])
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
     """What a job takes on some hardware."""
 
     job: Job
-    hardware: Hardware
+    machine: Hardware
+    """The hardware with whole nodes."""
+
+    @cached_property
+    def hardware(self) -> Hardware:
+        """The hardware with the GPUs that the job uses of each node: as many of every one."""
+        its, job = self.machine, self.job
+        node = gpus_of_a_node(
+            job.num_gpus, its.gpus_per_node, job.parallel.tensor_model_parallel_size
+        )
+        if node in (its.gpus_per_node, job.num_gpus):
+            return its
+        return dataclasses.replace(its, gpus_per_node=node)
 
     @cached_property
     def stages(self) -> list[StageMemory]:
@@ -76,6 +104,11 @@ class Estimate:
     def available(self) -> int:
         """Bytes that it has."""
         return int(self.hardware.memory_gib * GIB)
+
+    @property
+    def is_tight(self) -> bool:
+        """Whether the memory left of a GPU is less than what the estimate may be off."""
+        return (1 + MEMORY_ACCURACY) * self.needed > self.available
 
     @cached_property
     def host(self) -> HostMemory:
@@ -156,7 +189,7 @@ def layout_text(job: Job) -> str:
         words.append(f"PP {parallel.pipeline_model_parallel_size}")
         layers = parallel.stage_layers(job.model.num_layers)
         if len(set(layers)) > 1:
-            words[-1] += f" ({_stages_text(layers)} layers)"
+            words[-1] += f" ({counted(_stages_text(layers), 'layer')})"
     words += [
         f"CP {parallel.context_parallel_size}",
         f"DP {job.data_parallel_size}",

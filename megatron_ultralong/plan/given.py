@@ -14,6 +14,7 @@ from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.layer_memory import fp32_notes
 from megatron_ultralong.plan.ledger import Part
 from megatron_ultralong.plan.step_time import StepTime
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.terminal import Console
 from megatron_ultralong.sequence.documents import causal_area
 
@@ -147,7 +148,8 @@ def plan_text(
     console.print(
         f"a step takes about {short_seconds(time.total)} s{mask} ({parts}); "
         f"{estimate.mfu:.1%} MFU, {estimate.tokens_per_second_per_gpu:,.0f} tokens/s/GPU, "
-        f"{config.train_iters * time.total / 3600:,.1f} hours for {config.train_iters} iterations"
+        f"{config.train_iters * time.total / 3600:,.1f} hours for "
+        f"{counted(config.train_iters, 'iteration')}"
     )
     run = run_time(estimate, float(config.train_iters * job.tokens_per_iteration))
     host = estimate.host

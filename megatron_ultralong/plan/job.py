@@ -136,11 +136,7 @@ class Job:
 
     def check(self) -> None:
         """Raise InputError where the layout cannot run, whatever the memory."""
-        self.parallel.check_model(self.model)
-        self.parallel.check_seq_length(self.seq_length)
-        self.memory.check()
-        self.config.check_layers()
-        self.config.num_microbatches(self.num_gpus)
+        self.config.check_layout(self.model, self.num_gpus)
 
     def check_flags(self) -> None:
         """Raise InputError for what `pretrain` and `sft` refuse in any layout.

@@ -121,21 +121,11 @@ def short_length(length: int) -> str:
 
 def command_text(estimate: Estimate, words: str) -> str:
     """The command that starts a layout: ``words`` are the verb, its recipe and its folders."""
-    job, most = estimate.job, estimate.hardware.gpus_per_node
+    job, node = estimate.job, estimate.hardware.gpus_per_node
     flags = f"--seq-length {short_length(job.seq_length)} {layout_flags(job)}"
-    if job.num_gpus <= most:
+    if job.num_gpus <= node:
         return f"ultralong {words} {flags} --ranks {job.num_gpus}"
-    node = _share(job.num_gpus, most, job.parallel.tensor_model_parallel_size)
     return (
-        f"torchrun --nnodes {job.num_gpus // node} --nproc-per-node {node} --rdzv-backend c10d "
+        f"torchrun --nnodes {estimate.num_nodes} --nproc-per-node {node} --rdzv-backend c10d "
         f"--rdzv-endpoint HEAD:29500 -m megatron_ultralong {words} {flags}"
     )
-
-
-def _share(num_gpus: int, most: int, tensor_parallel: int) -> int:
-    """GPUs to use on every node: as many as make equal shares, tensor parallel groups whole.
-
-    ``12, 8, 2 -> 6`` and ``12, 8, 4 -> 4``.
-    """
-    shares = [size for size in range(most, 0, -1) if num_gpus % size == 0]
-    return next((size for size in shares if size % tensor_parallel == 0), shares[0])

@@ -8,7 +8,14 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_ultralong.plan.advice import flag_of
-from megatron_ultralong.plan.estimate import Estimate, RunTime, layout_text, paper_hours, run_time
+from megatron_ultralong.plan.estimate import (
+    MEMORY_ACCURACY,
+    Estimate,
+    RunTime,
+    layout_text,
+    paper_hours,
+    run_time,
+)
 from megatron_ultralong.plan.given import (
     figure,
     is_traffic_told,
@@ -19,8 +26,10 @@ from megatron_ultralong.plan.given import (
 )
 from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.layer_memory import fp32_notes
-from megatron_ultralong.plan.search import SAME_TIME, Found
+from megatron_ultralong.plan.search import MARGIN_TIME, SAME_TIME, Found
 from megatron_ultralong.plan.without_effect import idle_flags
+from megatron_ultralong.program.ending import PROGRAM
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.terminal import Console
 
 
@@ -45,6 +54,8 @@ class Plan:
     """What the run's tokens are counted by, where it is not its iterations."""
     command: str = ""
     """What starts the run, where that is known."""
+    refusal: str = ""
+    """Why that is refused with this checkpoint; empty: it starts."""
 
     @cached_property
     def run(self) -> RunTime:
@@ -106,23 +117,31 @@ def show(console: Console, plan: Plan, num_alternatives: int) -> None:
 
 def _summary(plan: Plan) -> Text:
     estimate, job = plan.chosen, plan.chosen.job
-    node = estimate.hardware.gpus_per_node
-    nodes = f"{estimate.num_nodes} nodes" if estimate.num_nodes > 1 else "one node"
-    rest = job.num_gpus % node
-    if estimate.num_nodes > 1 and rest:
-        nodes += f", the last with {rest} of {node} GPUs"
+    used, whole = estimate.hardware.gpus_per_node, estimate.machine.gpus_per_node
+    nodes = f"{counted(estimate.num_nodes, 'node')}" if estimate.num_nodes > 1 else "one node"
+    if used < whole:
+        nodes += f", {used} of the {counted(whole, 'GPU')} of each"
     text = Text()
     text.append(f"{plan.recipe}: {plan.model}, rows of {job.seq_length:,} tokens, ")
     text.append(f"{job.config.global_batch_size} an iteration, {job.config.precision}, ")
     text.append(f"{job.num_gpus} x {estimate.hardware.name} ({nodes})\n")
     text.append(layout_text(job), style="bold")
     count = job.num_microbatches
-    text.append(f"; {count} micro-batch{'es' if count > 1 else ''} a step; {plan.area_text}\n")
+    text.append(f"; {counted(count, 'micro-batch')} a step; {plan.area_text}\n")
     text.append(f"  {plan.command or plan.flags()}\n", style="cyan")
+    if plan.refusal:
+        verb = job.config.verb
+        text.append(f"warning: `{PROGRAM} {verb}` refuses that as it stands: {plan.refusal}\n")
     text.append(f"rates: {estimate.hardware.source}", style="dim")
     if "one iteration" in plan.tokens_text:
         text.append(
             "\nits length is not known: --train-iters, --train-tokens or --data-path say it"
+        )
+    if estimate.is_tight:
+        left = (estimate.available - estimate.needed) / GIB
+        text.append(
+            f"\nwarning: leaves {left:.1f} GiB of a GPU, and memory is planned within "
+            f"{MEMORY_ACCURACY:.0%} of its {estimate.needed / GIB:.1f}: it may not fit"
         )
     for name, why in idle_flags(job):
         text.append(f"\n{flag_of(name)} changes nothing here: {why}", style="dim")
@@ -160,7 +179,7 @@ def run_table(plan: Plan) -> Table:
     """The whole run: its iterations, what makes it longer, and what it leaves on disk."""
     run, estimate = plan.run, plan.chosen
     rate = estimate.hardware.storage_gb_per_second
-    title = f"The run: {run.num_iterations:,} iteration{'s' if run.num_iterations > 1 else ''}"
+    title = f"The run: {counted(run.num_iterations, 'iteration')}"
     table = Table("what", figure("figure"), title=title, title_justify="left")
     if run.pin_seconds >= 1:
         pinned = f"{estimate.host.pinned / GIB:,.0f} GiB of a node"
@@ -178,7 +197,7 @@ def run_table(plan: Plan) -> Table:
     waits = "copy to the host" if plan.chosen.job.config.checkpoint.async_save else "all of it"
     table.add_row(f"of that, training waits ({waits})", f"{run.wait_seconds:,.1f} s")
     table.add_row(
-        f"on disk at the most ({run.num_kept} of {run.num_checkpoints} checkpoints)",
+        f"on disk at the most ({run.num_kept} of {counted(run.num_checkpoints, 'checkpoint')})",
         f"{run.disk_bytes / 1e9:,.0f} GB",
     )
     if run.num_validations:
@@ -195,14 +214,15 @@ def _alternatives(plan: Plan, count: int) -> Table:
     shown = feasible[:count]
     if chosen not in shown:
         shown = [*shown[: max(count - 1, 0)], chosen]
-    number = f"{len(feasible):,} layouts fit"
+    number = f"{counted(len(feasible), 'layout')} fit"
     if len(shown) < len(feasible):
         number += f", {len(shown):,} are shown (--num-alternatives)"
     title = (
-        f"{number}, fastest first. -> is the one to take: within {SAME_TIME:.0%} of the fastest "
+        f"{number}, fastest first. -> is the one to take: within {MARGIN_TIME:.0%} of the fastest "
+        f"that can save checkpoints, one without host memory that leaves {MEMORY_ACCURACY:.0%} of "
+        "what it needs of a GPU; else one that does the second; else any. Of layouts within "
+        f"{SAME_TIME:.0%} of such a one, the least GiB"
     )
-    title += "that can save checkpoints; of those, layouts that take no host memory come first, "
-    title += "then the one with the least GiB"
     if len(feasible) == 1:
         title = "The one layout that fits"
     columns = map(figure, ("step, s", "MFU", "hours", "GiB", "host GiB a node"))
@@ -233,7 +253,7 @@ def _cells(plan: Plan, each: Estimate) -> tuple[str, ...]:
 
 def _refused(found: Found, count: int) -> Table:
     number = len(found.refused)
-    title = "1 layout does not fit" if number == 1 else f"{number:,} layouts do not fit"
+    title = "1 layout does not fit" if number == 1 else f"{counted(number, 'layout')} do not fit"
     title += f"; the {count:,} nearest" if number > count else ""
     if not found.refused:
         title = "Layouts that break a rule"
@@ -241,5 +261,5 @@ def _refused(found: Found, count: int) -> Table:
     for each, why in found.refused[:count]:
         table.add_row(layout_text(each.job), short_seconds(each.time.total), why)
     for rule, number in found.rules.items():
-        table.add_row(f"{number} layout{'s' * (number != 1)}", "-", f"such as: {rule}")
+        table.add_row(counted(number, "layout"), "-", f"such as: {rule}")
     return table

@@ -107,6 +107,9 @@ def _divisors(number: int) -> list[int]:
 SAME_TIME = 0.01
 """Steps that are longer by less are taken for equal: the plan is not as exact as that."""
 
+MARGIN_TIME = 0.03
+"""By which a step may be longer in a layout that fits for sure, and without host memory."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Found:
@@ -121,14 +124,20 @@ class Found:
 
     @cached_property
     def chosen(self) -> Estimate:
-        """Of the layouts within a hundredth of the fastest the one that needs least beside it.
+        """A safe layout, where it is slower than the fastest by :data:`MARGIN_TIME` at the most.
 
-        First none that keeps anything in host memory, then the least memory of a GPU. One whose
-        checkpoints fit the host is preferred to one whose do not.
+        Safe is what keeps nothing in host memory and leaves more of a GPU than the estimate may be
+        off; else what does the second; else any. Of those whose times are the same it is the one
+        that takes no host memory, then the least memory of a GPU. One whose checkpoints fit the
+        host is preferred to all whose do not.
         """
         options = [each for each in self.feasible if each.host.can_save] or self.feasible
-        limit = (1 + SAME_TIME) * options[0].time.total
-        equal = [each for each in options if each.time.total <= limit]
+        sure = [each for each in options if not each.is_tight]
+        alone = [each for each in sure if not each.host.offloaded]
+        limit = (1 + MARGIN_TIME) * options[0].time.total
+        group = next(one for one in (alone, sure, options) if one and one[0].time.total <= limit)
+        limit = (1 + SAME_TIME) * group[0].time.total
+        equal = [each for each in group if each.time.total <= limit]
         return min(equal, key=lambda each: (each.host.offloaded > 0, each.needed))
 
 

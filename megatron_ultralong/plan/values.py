@@ -25,6 +25,7 @@ def as_values(plan: Plan) -> dict[str, Any]:
         "hardware": dataclasses.asdict(plan.chosen.hardware),
         "num_nodes": plan.chosen.num_nodes,
         "flags": plan.flags(),
+        "refusal": plan.refusal,
         "chosen": estimate_values(plan.chosen, plan.train_tokens, details=True),
         "run": run_values(plan.run),
     }

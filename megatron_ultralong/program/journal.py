@@ -20,6 +20,7 @@ from megatron_ultralong.program.ending import PROGRAM, tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import parse_json
 from megatron_ultralong.program.output import RECORDS_FILE, OutputFolder, output_folder
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.rank_values import from_main_rank
 
 SYNC_BYTES = 512 * 2**20
@@ -132,7 +133,8 @@ class Journal:
                 damaged += 1
         if damaged:
             tell(
-                f"{PROGRAM}: {damaged} of {len(lines)} lines of {path} are damaged; their "
+                f"{PROGRAM}: {damaged} of {counted(len(lines), 'line')} of {path} are damaged; "
+                "their "
                 f"{self._parts} are done again"
             )
         return entries

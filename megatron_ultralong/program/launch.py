@@ -26,8 +26,10 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.exit_status import RANK_LOST, STATUS_VARIABLE, write_status
 from megatron_ultralong.program.fields import Range
 from megatron_ultralong.program.json_file import read_json
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.ranks import ERROR_FILE, LAUNCHED, under_torchrun, world_size
 from megatron_ultralong.program.standard_input import input_of_ranks
+from megatron_ultralong.program.starting import Starting, warn_of_cores
 
 HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 BAD_INPUT = 2
@@ -78,7 +80,9 @@ def _check_can_start(num_ranks: int) -> None:
     steps = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if under_torchrun() or steps != "1":
         who = (
-            f"rank {os.environ['RANK']} of {world_size()}" if under_torchrun() else f"{steps} tasks"
+            f"rank {os.environ['RANK']} of {world_size()}"
+            if under_torchrun()
+            else f"{counted(steps, 'task')}"
         )
         raise InputError(
             f"--ranks {num_ranks} starts ranks itself, and this process is one of a job already "
@@ -87,7 +91,8 @@ def _check_can_start(num_ranks: int) -> None:
     found = _num_gpus()
     if found and num_ranks > found:
         raise InputError(
-            f"--ranks {num_ranks} is more than the {found} GPUs of this machine: every rank has "
+            f"--ranks {num_ranks} is more than the {counted(found, 'GPU')} of this machine: "
+            "every rank has "
             f"one; use --ranks {found} or less, or CUDA_VISIBLE_DEVICES= to run on the CPU"
         )
 
@@ -142,6 +147,8 @@ def run_ranks(
     Returns:
         The exit status of the job; its message has been written to standard error.
     """
+    if not _num_gpus():
+        warn_of_cores(num_ranks, len(os.sched_getaffinity(0)))
     sent: list[int] = []
     ranks: list[_Rank] = []
 
@@ -163,7 +170,8 @@ def run_ranks(
             ranks.append(_start(words, rank, num_ranks, port, folder, dies_by))
             if sent:  # it came before this one was there
                 hand_on(sent.pop(), None)
-        ended = _watch(ranks, sent, saves=saves)
+        starting = Starting([rank.error_file for rank in ranks])
+        ended = _watch(ranks, sent, starting, saves=saves)
         status, message = _outcome(ended, sent, saves=saves)
         if status == RANK_LOST:
             message += f"; {way_on() or 'start it again'}"
@@ -232,7 +240,9 @@ def _dying_with(parent: int, number: int) -> Callable[[], None]:
     return prepare
 
 
-def _watch(ranks: Sequence[_Rank], sent: Sequence[int], *, saves: bool) -> list[_Rank]:
+def _watch(
+    ranks: Sequence[_Rank], sent: Sequence[int], starting: Starting, *, saves: bool
+) -> list[_Rank]:
     """Wait for all ranks, in the order of their ends; end those that a failed one leaves behind.
 
     Where nothing is saved, a signal ends all: those that hang in a call that no signal interrupts
@@ -241,6 +251,7 @@ def _watch(ranks: Sequence[_Rank], sent: Sequence[int], *, saves: bool) -> list[
     ended: list[_Rank] = []
     deadline, number, is_ending = math.inf, signal.SIGTERM, False
     while len(ended) < len(ranks):
+        starting.look()
         for rank in ranks:
             if rank.status is None and (status := rank.process.poll()) is not None:
                 rank.status = status

@@ -4,6 +4,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from megatron_ultralong.program.quantity import counted
+
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Names the file where a rank leaves its message for what has started it."""
 LAUNCHED = "ULTRALONG_LAUNCHER"
@@ -51,7 +53,8 @@ def assumptions(num_ranks: int) -> list[str]:
     found = []
     if not is_told_world_size():
         found.append(
-            f"{num_ranks} ranks, the fewest that the layout allows (WORLD_SIZE is not set; "
+            f"{counted(num_ranks, 'rank')}, the fewest that the layout allows (WORLD_SIZE is "
+            "not set; "
             "WORLD_SIZE=N checks a job of N ranks)"
         )
     if "LOCAL_WORLD_SIZE" not in os.environ:

@@ -18,7 +18,6 @@ from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
 from megatron_ultralong.data.rows.packed import PackedRows, rows_of
 from megatron_ultralong.data.rows.stored import ChatRows, chat_rows_of
 from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate, trained_template
-from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_ranges
 from megatron_ultralong.program.required import check_required
@@ -81,11 +80,11 @@ def check_packed_run(config: PretrainConfig, num_ranks: int) -> PackedRun:
     config.check_fields()
     source = _open_source(config)
     manifest = load_manifest(data)
-    _check_layout(config, source, num_ranks)
+    config.check_ranks(source.model, num_ranks)  # after the paths: often wrong at a first try
     vocab_size, document_mask = source.model.vocab_size, config.data.document_mask
     train_rows = packed_rows(data, "train", manifest, vocab_size, document_mask)
     config = _with_row_length(config, train_rows.seq_length)
-    config.check_positions(source.model.max_position_embeddings, source.rope_scaling)
+    config.check_run(source.model, source.rope_scaling, num_ranks)
     check_tokenizer(config.data.data_path, config.load, source, manifest)
     if config.data.document_mask == "block" and not manifest.separator_ids:
         raise InputError(
@@ -123,12 +122,12 @@ def check_chat_run(config: SftConfig, num_ranks: int) -> ChatRun:
     config = config.with_budget(config.data.seq_length or manifest.seq_length)
     config = config.with_iterations(len(ChatRows(data / "train")))
     config.check_fields()
-    _check_layout(config, source, num_ranks)
+    config.check_ranks(source.model, num_ranks)
     vocab_size = source.model.vocab_size
     train_rows = chat_rows_of(data, "train", manifest, vocab_size)
     config = _with_row_length(config, train_rows.seq_length)
     longest = max(split.longest for split in manifest.splits.values())
-    config.check_conversations(source.model.max_position_embeddings, source.rope_scaling, longest)
+    config.check_run(source.model, source.rope_scaling, num_ranks, longest)
     check_tokenizer(config.data.data_path, config.load, source, manifest)
     valid_rows = None
     if config.eval_interval:
@@ -180,19 +179,11 @@ def _open_source(config: TrainingConfig) -> CheckpointMetadata:
     return source
 
 
-def _check_layout(config: TrainingConfig, source: CheckpointMetadata, num_ranks: int) -> None:
-    """After the paths: the number of ranks, which a first try often has wrong, hides no path."""
-    config.num_microbatches(num_ranks)
-    config.parallel.check_model(source.model)
-    # What could not be exported is not trained for hours.
-    yarn.hf_rope_scaling(config.rope.scaling(source.rope_scaling))
-
-
 def _with_row_length(config: Config, row_length: int) -> Config:
     """The configuration with the length of the rows.
 
     Raises:
-        InputError: they are not of the length asked for, or cannot be split this way.
+        InputError: they are not of the length asked for.
     """
     data = config.data
     length = data.seq_length or row_length
@@ -201,10 +192,7 @@ def _with_row_length(config: Config, row_length: int) -> Config:
             f"seq_length ({length}) is not the length of the rows in {data.data_path} "
             f"({row_length}): use --seq-length {row_length}, or prepare rows of {length}"
         )
-    config.parallel.check_seq_length(length)
-    config = dataclasses.replace(config, data=dataclasses.replace(data, seq_length=length))
-    config.check_layers()
-    return config
+    return dataclasses.replace(config, data=dataclasses.replace(data, seq_length=length))
 
 
 def check_tokenizer(

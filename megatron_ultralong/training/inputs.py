@@ -183,7 +183,7 @@ def check_offloading(config: TrainingConfig, model: shape.ModelConfig, num_ranks
         limit = int(AVAILABLE_SHARE * available / local_ranks)
         rule = (
             f"{AVAILABLE_SHARE:.0%} of the {_gib(available)} available here, shared by "
-            f"{local_ranks} ranks, is {_gib(limit)}"
+            f"{counted(local_ranks, 'rank')}, is {_gib(limit)}"
         )
     needed = host_bytes(config, model, num_ranks)
     if needed > limit:

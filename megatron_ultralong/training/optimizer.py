@@ -22,6 +22,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_ultralong.config.optimizer import TYPES, OptimizerConfig
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.quantity import counted
 
 DTYPES = {
     "fp32": torch.float32,
@@ -49,7 +50,7 @@ def adam_name() -> str:
 
 def describe_optimizer(config: OptimizerConfig, num_shards: int) -> str:
     """One line for a run's log: which Adam, and where and how its states are kept."""
-    where = f"spread over {num_shards} ranks" if num_shards > 1 else "whole on each rank"
+    where = f"spread over {counted(num_shards, 'rank')}" if num_shards > 1 else "whole on each rank"
     parts = [f"optimizer: {adam_name()}, states {where}"]
     if config.use_precision_aware_optimizer:
         parts.append(

@@ -23,6 +23,7 @@ from megatron_ultralong.mcore import cpu, elementwise, host_memory, model, recom
 from megatron_ultralong.plan.job import in_pages
 from megatron_ultralong.program.errors import InputError, RunStopped
 from megatron_ultralong.program.progress import progress
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.rank_values import every_rank
 from megatron_ultralong.program.ranks import is_main_rank, world_size
 from megatron_ultralong.training import config_file, optimizer
@@ -285,7 +286,7 @@ class Saving:
         self.folder.write_status(CANNOT_SAVE)
         raise RunStopped(
             CANNOT_SAVE,
-            f"{writer.num_failures} checkpoints in a row could not be written to "
+            f"{counted(writer.num_failures, 'checkpoint')} in a row could not be written to "
             f"{self.folder.root} (max_save_failures): make room there, or name another --save; "
             "older checkpoints are kept",
         )

@@ -115,7 +115,7 @@ def _lost_file(folder: Folder, path: Path) -> None:
     (path / f"model-0000{lost}-of-00002.safetensors").unlink()
     if folder.rng.random() < 0.5:
         _one_pickle(folder, path)
-    folder.odd("a lost file", rf"{INDEX} names 1 files that are not there", f"model-0000{lost}")
+    folder.odd("a lost file", rf"{INDEX} names 1 file not there", f"model-0000{lost}")
 
 
 def _lost_index(folder: Folder, path: Path) -> None:

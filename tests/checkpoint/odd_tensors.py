@@ -82,7 +82,7 @@ def choose_tensors(folder: Folder) -> None:
         folder.odd("an old buffer")
     elif kind < 0.5:
         stored["model.layers.0.self_attn.q_norm.weight"] = torch.ones(4)
-        folder.odd("a tensor too many", "1 tensors|2 tensors", "q_norm")
+        folder.odd("a tensor too many", "1 tensor |2 tensors", "q_norm")
     elif kind < 0.75:
         del stored[norm]
         folder.odd("a tensor too few", f"no tensor {norm}")

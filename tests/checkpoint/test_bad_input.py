@@ -56,7 +56,7 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "missing shard": (
         "sharded",
         lambda f: first_shard(f).unlink(),
-        r"index\.json names 1 files that are not there: model-00001-of-\d+\.safetensors",
+        r"index\.json names 1 file not there: model-00001-of-\d+\.safetensors",
     ),
     "truncated safetensors": (
         "sharded",

@@ -207,7 +207,7 @@ def test_llama_cpp_rotates_as_trained(scaling: yarn.RopeScaling) -> None:
     found, divisors = rope_values(scaling, MODEL)
     states = found.get("llama.rope.scaling.type")
     said = states.value if states else "rope.freq_base" if divisors is None else "rope_freqs.weight"
-    assert readers(scaling, MODEL).endswith(f"the file states {said}")
+    assert readers(scaling, MODEL).endswith(f"embedding: {said} in the file says how")
     read = {  # as the file has it
         key: np.float32(value).item() if kind == "FLOAT32" else value
         for key, (kind, value) in found.items()
@@ -235,7 +235,7 @@ def test_a_killed_export_goes_on(source: Path, tmp_path: Path, monkeypatch: Any)
     monkeypatch.setattr(model_writer, "convert_tensor", convert)
     report = export_checkpoint(ExportConfig(source, tmp_path / "out", format="gguf"))
     assert report.num_resumed_tensors > 0
-    assert "the file states rope.freq_base" in report.good_for["llama.cpp"]
+    assert "embedding: rope.freq_base in the file says how" in report.good_for["llama.cpp"]
     files = [tmp_path / name / "model.gguf" for name in ("whole", "out")]
     assert files[0].read_bytes() == files[1].read_bytes()
 

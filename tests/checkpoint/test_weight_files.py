@@ -107,7 +107,7 @@ def remove_a_shard(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (remove_a_shard, "names 1 files that are not there: model-00001-of-"),
+        (remove_a_shard, "names 1 file not there: model-00001-of-"),
         (lambda folder: (folder / INDEX).write_text("{"), "is damaged"),
         (lambda folder: (folder / INDEX).write_text('{"weight_map": {}}'), "names no file"),
     ],

@@ -199,7 +199,7 @@ def test_bad_input_leaves_nothing_behind(
     (tmp_path / "empty" / "a.py").touch()
     refuse(
         config,
-        r"source 'e' has no text: .*/empty \(1 files, 1 empty",
+        r"source 'e' has no text: .*/empty \(1 file, 1 empty",
         source=(f"e={tmp_path}/empty",),
     )
     deep = tmp_path / "new" / "deep" / "rows"

@@ -116,7 +116,7 @@ def test_lv_eval_runs_over_upstreams_files(subject, lv_eval_data, tmp_path, caps
     assert (short.num_samples, short.figures["num_truncated"]) == (1, 0)
     assert len(result.material) == 22
     assert "prompts beyond 512 tokens" in result.notes[0]
-    assert "the first 1 questions" in result.notes[1]
+    assert "the first 1 question" in result.notes[1]
     names = ["evaluation.json", "lv_eval.json", "lv_eval.png", "samples.jsonl"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
     lines = (tmp_path / "out" / "samples.jsonl").read_text(encoding="utf-8").splitlines()

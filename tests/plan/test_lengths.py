@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong import cli
-from megatron_ultralong.cli.dispatch import begin
+from megatron_ultralong.cli.start_of_run import begin
 from megatron_ultralong.config import command_line
 from megatron_ultralong.config.recipes import FOR_PRETRAIN, PRETRAIN_RECIPES, SFT_RECIPES
 from megatron_ultralong.config.training import PretrainConfig, SftConfig
-from megatron_ultralong.plan import lengths
+from megatron_ultralong.plan.estimate import gpus_of_a_node
 from megatron_ultralong.plan.lengths import LENGTHS, short_length
 from megatron_ultralong.program.launch import take_ranks
 from tests.command_line import refusal
@@ -99,11 +99,11 @@ def test_flags_of_the_run_are_in_its_command(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(("gpus", "most"), [(12, 8), (20, 8), (17, 8), (9, 4), (64, 8)])
 def test_the_command_starts_the_gpus_planned(gpus: int, most: int) -> None:
     for tensor in (size for size in (1, 2, 4, 8) if gpus % size == 0):
-        share = lengths._share(gpus, most, tensor)
+        share = gpus_of_a_node(gpus, most, tensor)
         assert 1 <= share <= most
         assert gpus % share == 0
         assert share % tensor == 0 or tensor > most
-    assert (lengths._share(12, 8, 2), lengths._share(12, 8, 4)) == (6, 4)
+    assert (gpus_of_a_node(12, 8, 2), gpus_of_a_node(12, 8, 4)) == (6, 4)
 
 
 def test_the_command_for_a_node_and_a_half(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,9 +115,7 @@ def test_the_command_for_a_node_and_a_half(capsys: pytest.CaptureFixture[str]) -
 
 def test_what_has_no_plan_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     error = refusal(capsys, "plan", "--gpus", "1", "--model", "llama3.1-70b")
-    assert (
-        "rows of 131,072 do not fit: none of 5 layouts of 1 GPUs fits; the nearest: TP 1" in error
-    )
+    assert "rows of 131,072 do not fit: none of 5 layouts of 1 GPU fits; the nearest: TP 1" in error
     assert "change: `--gpus " in error
     error = refusal(capsys, "plan", "--gpus", "2", "--model", "llama3.1-8b")
     assert "change: `--optimizer-cpu-offload` (TP 1, CP 2" in error, (

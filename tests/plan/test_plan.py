@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from megatron_ultralong import cli
-from megatron_ultralong.cli.dispatch import begin
+from megatron_ultralong.cli.start_of_run import begin
 from megatron_ultralong.config.command_line import parse
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.plain_values import with_fields
@@ -23,6 +23,7 @@ from megatron_ultralong.config.recipes import FOR_PRETRAIN, PRETRAIN_RECIPES, SF
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.model.shape import MODELS
 from megatron_ultralong.plan.area import drawn_rows, expected_area
+from megatron_ultralong.plan.estimate import Estimate
 from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.plan.job import Job
 from megatron_ultralong.plan.work import links
@@ -74,6 +75,33 @@ def test_every_recipe_has_a_layout(
         assert chosen["memory"]["recompute_granularity"] == "full"
 
 
+def _is_safe(plan: dict[str, Any], each: dict[str, Any]) -> bool:
+    """Without host memory, and with as much of a GPU left as the estimate may be off."""
+    most = plan["hardware"]["memory_gib"] * 2**30
+    return not each["host_bytes_per_node"] and 1.04 * each["needed_bytes"] <= most
+
+
+@pytest.mark.parametrize("length", ["128K", "256K", "512K", "1M"])
+@pytest.mark.parametrize(
+    "gpus", ["8", *(pytest.param(n, marks=pytest.mark.faults) for n in ("4", "16", "24"))]
+)
+def test_the_choice_leaves_a_margin_where_it_costs_little(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], gpus: str, length: str
+) -> None:
+    """And says so where it does not: a plan that is off by what it may be would not fit."""
+    words = ("--gpus", gpus, "--model", "llama3.1-8b", "--seq-length", length)
+    plan = planned(tmp_path, "plan", "extend", *words)
+    shown = " ".join(capsys.readouterr().out.split())
+    steps, chosen = plan["feasible"][0]["step_seconds"], plan["chosen"]
+    near = [each for each in plan["feasible"] if each["step_seconds"] <= 1.03 * steps]
+    most = plan["hardware"]["memory_gib"] * 2**30
+    if any(_is_safe(plan, each) for each in near):
+        assert _is_safe(plan, chosen)
+    is_tight = 1.04 * chosen["needed_bytes"] > most
+    assert is_tight <= all(1.04 * each["needed_bytes"] > most for each in near)
+    assert is_tight == ("memory is planned within 4% of its" in shown)
+
+
 def test_the_layouts_go_from_fast_to_slow_and_the_one_to_take_is_explained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,13 +110,13 @@ def test_the_layouts_go_from_fast_to_slow_and_the_one_to_take_is_explained(
     steps = [each["step_seconds"] for each in plan["feasible"]]
     assert len(steps) > 10
     assert steps == sorted(steps)
-    # The one to take is no slower than a hundredth, and of these needs least.
-    equal = [each for each in plan["feasible"] if each["step_seconds"] <= 1.01 * steps[0]]
-    needs = [(each["host_bytes_per_node"] > 0, each["needed_bytes"]) for each in equal]
+    # The one to take is safe, and of those no slower than the fastest of them needs least.
+    safe = [each for each in plan["feasible"] if _is_safe(plan, each)]
+    equal = [each for each in safe if each["step_seconds"] <= 1.01 * safe[0]["step_seconds"]]
     chosen = plan["chosen"]
-    assert chosen["step_seconds"] <= 1.01 * steps[0]
-    assert (chosen["host_bytes_per_node"] > 0, chosen["needed_bytes"]) == min(needs)
-    for part in ("fastest first", "-> is the one to take", "within 1% of the fastest"):
+    assert chosen["step_seconds"] <= 1.03 * steps[0]
+    assert chosen["needed_bytes"] == min(each["needed_bytes"] for each in equal)
+    for part in ("fastest first", "-> is the one to take", "within 3% of the fastest"):
         assert part in shown
     assert all("GiB" in each["why"] for each in plan["refused"])
 
@@ -342,9 +370,19 @@ def test_groups_that_straddle_nodes_use_the_network() -> None:
 
 
 def test_nodes_that_are_not_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = planned(tmp_path, "plan", "llama3.1-8b-1m", "--gpus", "12")
-    assert plan["num_nodes"] == 2
-    assert "(2 nodes, the last with 4 of 8 GPUs)" in capsys.readouterr().out
+    """All have as many ranks, as torchrun starts them: sized, timed and printed so."""
+    for gpus in (12, 20):
+        plan = planned(tmp_path, "plan", "llama3.1-8b-1m", "--gpus", str(gpus))
+        shown = capsys.readouterr().out
+        nodes, used = plan["num_nodes"], plan["hardware"]["gpus_per_node"]
+        assert nodes * used == gpus
+        assert f"({nodes} nodes, {used} of the 8 GPUs of each)" in shown
+        assert f"torchrun --nnodes {nodes} --nproc-per-node {used} " in shown
+    whole = Estimate(
+        Job(MODELS["llama3.1-8b"], PRETRAIN_RECIPES["llama3.1-8b-1m"](), 16, 1.0),
+        HARDWARE["h100-80gb"],
+    )
+    assert whole.hardware is whole.machine
 
 
 def test_documents_make_the_step_shorter(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def test_gpus_are_counted_as_cuda_does(
             r"--ranks 2 starts ranks itself.*\(rank 1 of 4\): leave",
         ),
         ({"SLURM_STEP_NUM_TASKS": "8"}, r"one of a job already \(8 tasks\)"),
-        ({"CUDA_VISIBLE_DEVICES": "3"}, "is more than the 1 GPUs of this machine"),
+        ({"CUDA_VISIBLE_DEVICES": "3"}, "is more than the 1 GPU of this machine"),
     ],
 )
 def test_it_starts_no_ranks_of_ranks(

@@ -294,7 +294,7 @@ def test_rows_of_before_may_have_thoughts_behind_empty_ones(folder: Path) -> Non
     assert expected in trained_template(rows, old).doubt
     thinking = [dataclasses.replace(source, num_with_reasoning=3) for source in made.sources]
     assert trained_template(rows, dataclasses.replace(old, sources=thinking)).doubt  # dropped
-    with pytest.raises(InputError, match=rf"{expected} .*: 3 conversations have"):
+    with pytest.raises(InputError, match=rf"{expected} .*: so have 3 conversations"):
         trained_template(rows, dataclasses.replace(old, sources=thinking, reasoning="keep"))
 
 

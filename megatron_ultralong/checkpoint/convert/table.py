@@ -64,7 +64,7 @@ def _lines(values: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, s
             yield from _lines(value, indent + "  ")
         elif key == "num_resumed_tensors" and not value:
             continue  # nothing was resumed, as nearly always
-        elif value not in (None, []):
+        elif value not in (None, [], ()):  # nothing to say
             yield indent + key, _text(value)
 
 

@@ -69,14 +69,17 @@ def _scaling_values(
 
 
 def readers(scaling: yarn.RopeScaling, model: ModelConfig) -> str:
-    """Which build of llama.cpp was run with such a file and rotated as it was trained, and how.
+    """Which build of llama.cpp was run with such a file, what it did, and by what it knows.
 
     ``tools/compare_gguf.py`` runs it, without any flag of the rotary embedding.
     """
     values, divisors = rope_values(scaling, model)
     kind = values.get(f"{model.family.gguf}.{_SCALING}type")
     how = "rope_freqs.weight" if divisors is not None else kind.value if kind else "rope.freq_base"
-    return f"b11549 was run without any flag of the rotary embedding; the file states {how}"
+    return (
+        "b11549 was run with such a file and rotated as trained, without any flag of the rotary "
+        f"embedding: {how} in the file says how"
+    )
 
 
 def _is_yarn_there(scaling: yarn.YarnConfig) -> bool:

@@ -24,6 +24,7 @@ from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope
 from megatron_ultralong.checkpoint.formats.tensor_file import DTYPES, TensorFile, TensorInfo
 from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD, Weight
 from megatron_ultralong.program.errors import InputError, missing
+from megatron_ultralong.program.quantity import counted
 
 
 class StoredTensor(NamedTuple):
@@ -109,7 +110,8 @@ class HuggingFaceFolder:
         left_over = sorted(set(self.tensors) - self._known)
         if left_over:
             raise InputError(
-                f"{self.folder} holds {len(left_over)} tensors that its config.json leaves no "
+                f"{self.folder} holds {counted(len(left_over), 'tensor')} that its config.json "
+                "leaves no "
                 f"place for: {weight_files.some(left_over)}{self._why_unknown()}; it is not the "
                 f"{self.model.family.title} that config.json says"
             )
@@ -140,7 +142,7 @@ class HuggingFaceFolder:
                 "tie_word_embeddings true; else the output was not saved"
             )
         here = len(self._known) - len(missing)
-        return f"; {here} of the model's {len(self._known)} tensors are there" + (
+        return f"; {here} of the model's {counted(len(self._known), 'tensor')} are there" + (
             self._why_unknown() or ": copy the missing files, or the config.json of this model"
         )
 

@@ -15,6 +15,7 @@ from megatron_ultralong.model.yarn import RopeScaling, YarnConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_json
 from megatron_ultralong.program.listing import files_in
+from megatron_ultralong.program.quantity import counted
 
 Heads = Literal["none", "query", "key"]
 
@@ -216,14 +217,17 @@ class MetaFolder:
             size // count if position == axis else size for position, size in enumerate(shape)
         )
         if axis is not None and shape[axis] % count:
-            raise InputError(f"{self.folder}: {tensor.name} does not divide into {count} shards")
+            raise InputError(
+                f"{self.folder}: {tensor.name} does not divide into {counted(count, 'shard')}"
+            )
         for file in self.files:
             found = file.tensors.get(tensor.name)
             if found is None or found.shape != part:
                 raise InputError(
                     f"{file.path}: tensor {tensor.name} is "
                     f"{'missing' if found is None else list(found.shape)}, {PARAMS_FILE} and "
-                    f"{count} shards make it {list(part)}: shards are missing or of another model"
+                    f"{counted(count, 'shard')} make it {list(part)}: shards are missing or of "
+                    "another model"
                 )
 
 

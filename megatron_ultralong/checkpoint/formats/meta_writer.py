@@ -15,8 +15,9 @@ from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo, record
 from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD
 from megatron_ultralong.model.families.llama import LLAMA
 from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.model.yarn import NtkConfig, YarnConfig, effective_rotary_base
+from megatron_ultralong.model.yarn import NtkConfig, YarnConfig, describe, effective_rotary_base
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.quantity import counted
 
 
 class MetaWriter:
@@ -81,8 +82,9 @@ class MetaWriter:
         if tensor.axis is not None:
             if part[tensor.axis] % self._num_shards:
                 raise InputError(
-                    f"{tensor.name} of shape {part} does not divide into {self._num_shards} "
-                    f"shards along axis {tensor.axis}: choose another --num-shards"
+                    f"{tensor.name} of shape {part} does not divide into "
+                    f"{counted(self._num_shards, 'shard')} along axis {tensor.axis}: choose "
+                    "another --num-shards"
                 )
             part[tensor.axis] //= self._num_shards
         return part
@@ -113,7 +115,8 @@ def write_params(folder: Path, metadata: CheckpointMetadata, kept: Mapping[str, 
     if scaling is not None and not isinstance(scaling, NtkConfig) and not meta_scaling:
         raise InputError(
             f"Meta's code scales rotary frequencies by one formula (ramp 'rotations', original "
-            f"8192, beta 1 and 4, no temperature), not by {scaling}: export to Hugging Face"
+            f"8192, beta 1 and 4, no temperature), not as this model: "
+            f"{describe(scaling, model.max_position_embeddings)}; export to Hugging Face"
         )
     if model.kv_channels * model.num_attention_heads != model.hidden_size:
         raise InputError(

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from megatron_ultralong.checkpoint.formats import pickle_names
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_bounded
+from megatron_ultralong.program.quantity import named
 from megatron_ultralong.program.refused_file import refused_file
 
 _MAX_PICKLE_BYTES: Final = 4 * 2**20
@@ -81,7 +82,9 @@ def read_metadata(path: Path, max_bytes: int) -> Metadata:
     except Exception as error:  # whatever garbage makes of the classes' own methods
         raise InputError(f"{path} cannot be read ({_short(error)}): the file is damaged") from error
     if not isinstance(metadata, Metadata):
-        raise InputError(f"{path} holds a {type(metadata).__name__}, not a checkpoint's Metadata")
+        raise InputError(
+            f"{path} holds {named(type(metadata).__name__)}, not a checkpoint's Metadata"
+        )
     return metadata
 
 

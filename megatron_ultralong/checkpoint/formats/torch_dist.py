@@ -22,6 +22,7 @@ from megatron_ultralong.checkpoint.disk.folder import check_inside
 from megatron_ultralong.checkpoint.disk.large_files import Window, announce
 from megatron_ultralong.checkpoint.formats import pickles, torch_dist_metadata
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.quantity import named
 
 COMMON_FILE = "common.pt"
 _MAX_COMMON_BYTES = 16 * 2**20
@@ -87,7 +88,7 @@ def _check_common(path: Path) -> None:
             "run code; use one from a source that you trust"
         ) from error
     if not isinstance(value, dict):
-        raise InputError(f"{path} must hold a dict, not a {type(value).__name__}")
+        raise InputError(f"{path} must hold a dict, not {named(type(value).__name__)}")
 
 
 class ChunkIndex:

@@ -17,6 +17,7 @@ from megatron_ultralong.checkpoint.formats.pickles import read_metadata
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.listing import files_in
+from megatron_ultralong.program.quantity import named
 
 Kind = TypeVar("Kind")
 
@@ -168,5 +169,5 @@ def _size(value: Any) -> torch.Size:
 def _exactly(kind: type[Kind], value: Any, what: str) -> Kind:
     """``value``, which is of ``kind`` and of no class under it."""
     if type(value) is not kind:
-        raise TypeError(f"{what} a {type(value).__name__}")
+        raise TypeError(f"{what} {named(type(value).__name__)}")
     return value

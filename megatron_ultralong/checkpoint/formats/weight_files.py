@@ -12,6 +12,7 @@ from megatron_ultralong.data.read.signatures import POINTERS
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.refused_file import ClosedFileError
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -53,7 +54,9 @@ class WeightSet:
     def label(self) -> str:
         """For messages: ``model.safetensors.index.json (6 files)``."""
         count = len(self.files)
-        return self.name if count < 2 and not self.places else f"{self.name} ({count} files)"
+        if count < 2 and not self.places:
+            return self.name
+        return f"{self.name} ({counted(count, 'file')})"
 
 
 def has_weights(folder: Path) -> bool:
@@ -167,7 +170,7 @@ def _named(folder: Path, name: str, kind: type[tensor_file.TensorFile]) -> Weigh
     files = sorted(set(places.values()))
     absent = [file for file in files if not (folder / file).is_file()]
     if absent:
-        fault: str | None = f"{name} names {len(absent)} files that are not there: {some(absent)}"
+        fault: str | None = f"{name} names {counted(len(absent), 'file')} not there: {some(absent)}"
     else:
         fault = _pointers(folder, files) if files else f"{name} names no file"
     return WeightSet(name, frozenset(files), kind, places, fault)

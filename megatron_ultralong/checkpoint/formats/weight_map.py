@@ -19,6 +19,7 @@ from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.model.yarn import RopeScaling
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.quantity import counted
 
 Layout = Literal["whole", "qkv", "gate_up"]
 Shape = tuple[int, ...]
@@ -237,13 +238,14 @@ def why_unknown(stored: Sequence[str], known: Collection[str]) -> str:
     adapters = [name for name in stored if ".lora_" in name or ".base_layer." in name]
     if adapters:
         return (
-            f"; {len(adapters)} of {len(stored)} tensors are an adapter's ({adapters[0]}): merge "
+            f"; {len(adapters)} of {counted(len(stored), 'tensor')} are an adapter's "
+            f"({adapters[0]}): merge "
             "it into its model first, and save that"
         )
     quantised = [name for name in stored if name.endswith(_QUANTISED)]
     if quantised:
         return (
-            f"; {len(quantised)} of {len(stored)} tensors are a quantised model's "
+            f"; {len(quantised)} of {counted(len(stored), 'tensor')} are a quantised model's "
             f"({quantised[0]}): dequantise it first"
         )
     flat = [name for name in stored if "_flat_param" in name]
@@ -258,7 +260,8 @@ def why_unknown(stored: Sequence[str], known: Collection[str]) -> str:
         return ""
     ((prefix, count),) = prefixes.most_common(1)
     return (
-        f"; {count} of {len(stored)} tensors have the prefix {prefix!r}, the others do not: rename "
+        f"; {count} of {counted(len(stored), 'tensor')} have the prefix {prefix!r}, the others "
+        "do not: rename "
         f"those of the model (name.removeprefix({prefix!r})) and save them alone"
     )
 

@@ -28,6 +28,7 @@ from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import ProgressBar, progress
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.sequence.documents import document_id
 
 
@@ -204,7 +205,7 @@ class ChatStore:
     def _nothing(self, source: ChatSource) -> str:
         """Why a source has no example: what there is of it, and the fix."""
         num_files, num_bad = len(source.files), sum(source.num_bad.values())
-        files = f"{num_files:,} file{'s' * (num_files != 1)} at {source.path}"
+        files = f"{counted(num_files, 'file')} at {source.path}"
         begin = f"source {source.name!r} has nothing to train on: "
         if not source.num_conversations and not num_bad:
             holds = "holds" if num_files == 1 else "hold"
@@ -219,9 +220,8 @@ class ChatStore:
         told = ", ".join(f"{number:,} {what}" for number, what in reasons if number)
         way_out = "raise --seq-length, " * bool(source.num_too_long) + "fix its files"
         return (
-            f"{begin}{source.num_conversations:,} conversation"
-            f"{'s' * (source.num_conversations != 1)} in {files}: {told}; {way_out}, or leave this "
-            "--source out"
+            f"{begin}{counted(source.num_conversations, 'conversation')} in {files}: {told}; "
+            f"{way_out}, or leave this --source out"
         )
 
     def _close_source(self, reader: ConversationReader) -> None:
@@ -237,9 +237,9 @@ class ChatStore:
             "unread_keys": dict(sorted(reader.unread_keys.items())),
             "num_kept_nulls": reader.num_kept_nulls,
         }
-        counted = {field.name for field in dataclasses.fields(ChatSource)} - known.keys()
-        assert self._found.keys() <= counted, self._found.keys() - counted
-        source = ChatSource(**known | {name: self._found[name] for name in counted})
+        others = {field.name for field in dataclasses.fields(ChatSource)} - known.keys()
+        assert self._found.keys() <= others, self._found.keys() - others
+        source = ChatSource(**known | {name: self._found[name] for name in others})
         if not source.num_examples:
             raise InputError(self._nothing(source))
         self.sources.append(source)

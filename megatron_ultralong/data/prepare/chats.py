@@ -38,6 +38,7 @@ from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer, copy_
 from megatron_ultralong.data.tokenize.trained_template import template_of
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.output import OutputFolder, output_folder
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.sequence.documents import document_split
 
 
@@ -118,7 +119,7 @@ def _write(config: PrepareChatConfig, tokenised: _Tokenised, folder: Path) -> Ch
         if not order.size:
             way_out = "raise it, or set it to 0" if name == "valid" else "lower it"
             raise InputError(
-                f"split {name!r} has none of the {len(documents.ids)} conversations at "
+                f"split {name!r} has none of the {counted(len(documents.ids), 'conversation')} at "
                 f"--valid-fraction ({config.valid_fraction}): {way_out}, or add conversations"
             )
         plans[name] = _plan(config, order, documents.lengths)

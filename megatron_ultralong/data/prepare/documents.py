@@ -54,6 +54,7 @@ from megatron_ultralong.data.tokenize.tokenising import (
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.output import OutputFolder, check_output, output_folder
 from megatron_ultralong.program.progress import progress
+from megatron_ultralong.program.quantity import counted
 
 PACKAGES = ("numpy", "pyarrow", "tokenizers", "gigatoken")
 """That ids and rows depend on."""
@@ -182,7 +183,8 @@ def _key(config: PrepareConfig, plan: _Plan) -> dict[str, Any]:
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         num_files, num_bytes = len({part.path for part in parts}), sum(s.num_bytes for s in shards)
         key[f"source {index + 1}"] = (
-            f"{source.name}={source.pattern}: {num_files:,} files of {num_bytes:,} bytes ({digest})"
+            f"{source.name}={source.pattern}: {counted(num_files, 'file')} of {num_bytes:,} "
+            f"bytes ({digest})"
         )
     tokenizer = plan.chosen.tokenizer
     return {

@@ -82,6 +82,8 @@ def keys_read(record: Fields, chat_format: ChatFormat) -> tuple[str, dict[str, s
         raise chat.ConversationError("unknown format", text)
     known = ", ".join(f"{name} ({' and '.join(marks)})" for name, marks in MARKS.items())
     text = f"no format has these keys; {here}; known are {known}"
+    if "text" in record:
+        text += "; documents are packed by `ultralong prepare`"
     raise chat.ConversationError("unknown format", text)
 
 

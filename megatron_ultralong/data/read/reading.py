@@ -29,6 +29,7 @@ from megatron_ultralong.data.read.record import (
 from megatron_ultralong.data.read.sources import FilePart, FoundFiles, Source, find_files
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.not_known import nearest
+from megatron_ultralong.program.quantity import counted, named
 from megatron_ultralong.sequence.documents import document_id
 
 MAX_BAD_SHOWN = 5
@@ -169,11 +170,13 @@ class DocumentReader(_SourceReader):
 def _key_error(flag: str, key: str, value: object, keys: Sequence[str]) -> str:
     """What is said of a key under which there is no text."""
     found = ", ".join(keys)[:300] or "none"
-    kind = "no value" if value is None else f"a {type(value).__name__}"
+    kind = "no value" if value is None else named(type(value).__name__)
     near = nearest(key, keys)
     hint = f"; perhaps you meant {flag} {near}" if near and near != key else ""
     if not hint and key not in keys:
         hint = f"; {flag} names another"
+    if key not in keys and {"messages", "conversations"} & {*keys}:
+        hint = "; conversations are packed by `ultralong prepare chat`"
     return f"key {key!r} has {kind}, where a text belongs (keys here: {found}){hint}"
 
 
@@ -183,7 +186,8 @@ def require_text(
     """Refuse a source in which no document has any text."""
     if num_documents == 0:
         raise InputError(
-            f"source {source.name!r} has no text: {source.pattern} ({num_files} files, {num_empty} "
+            f"source {source.name!r} has no text: {source.pattern} "
+            f"({counted(num_files, 'file')}, {num_empty} "
             f"empty documents, {num_bad} bad ones skipped); leave this --source out or check its "
             "path and --text-key"
         )

@@ -16,6 +16,7 @@ from megatron_ultralong.data.read.file_names import Entry, litter_reason, matche
 from megatron_ultralong.data.read.options import FileFormat
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.quantity import counted
 
 MANIFESTS = ("manifest.json", "chat_manifest.json")
 """Of folders that ``prepare`` and ``prepare chat`` write."""
@@ -279,7 +280,7 @@ def _told(counts: Counts) -> str:
     ]
     if not common:
         return "nothing is there"
-    return f"of {counts.total():,} file{'s' * (counts.total() != 1)} there: {'; '.join(common)}"
+    return f"of {counted(counts.total(), 'file')} there: {'; '.join(common)}"
 
 
 def _merged(counts: Counts) -> list[FileCount]:

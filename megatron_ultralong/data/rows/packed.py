@@ -11,6 +11,7 @@ from megatron_ultralong.data.rows.chat_manifest import ChatManifest
 from megatron_ultralong.data.rows.indexed import IndexedReader, unknown_id, why_unknown
 from megatron_ultralong.data.rows.manifest import Manifest
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.sequence.documents import Row, document_boundaries
 
 Int64Array = npt.NDArray[np.int64]
@@ -61,7 +62,8 @@ class PackedRows:
         reader = IndexedReader(beside)
         if len(reader) != len(self):
             raise InputError(
-                f"{beside}.idx is of {len(reader)} rows, where {self.path_prefix}.idx has "
+                f"{beside}.idx is of {counted(len(reader), 'row')}, where "
+                f"{self.path_prefix}.idx has "
                 f"{len(self)}: files of two runs; copy all of one again or prepare again"
             )
         if reader.dtype != np.dtype("<i4"):

@@ -14,6 +14,7 @@ from megatron_ultralong.data.rows.chat_manifest import ChatManifest
 from megatron_ultralong.data.rows.indexed import IndexedReader
 from megatron_ultralong.data.rows.packed import PackedRows, rows_of
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.sequence.document_mask import DocumentMask
 from megatron_ultralong.sequence.documents import loss_mask
 
@@ -92,7 +93,8 @@ class ChatRows:
         self._targets = IndexedReader(beside)
         if len(self._targets) != len(self.rows) or not self.rows.has_boundaries:
             raise InputError(
-                f"{beside}.idx is of {len(self._targets)} rows, where {path_prefix}.idx has "
+                f"{beside}.idx is of {counted(len(self._targets), 'row')}, where "
+                f"{path_prefix}.idx has "
                 f"{len(self.rows)}, and {path_prefix}.boundaries.idx belongs to them: files of two "
                 "runs, or some are missing; copy all of one again or prepare again"
             )

@@ -18,6 +18,7 @@ from megatron_ultralong.data.tokenize.stop_tokens import GENERATION_FILE, named_
 from megatron_ultralong.data.tokenize.tokenising import named_tokens, side_file, well_formed
 from megatron_ultralong.program.aside import remove, write_aside
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.quantity import counted
 
 _TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 _TOKENS = ("bos_token", "eos_token")
@@ -129,7 +130,7 @@ def trained_template(rows: Path, manifest: ChatManifest) -> TrainedTemplate:
     )
     num = sum(source.num_with_reasoning for source in manifest.sources)
     if num and manifest.reasoning == "keep":
-        raise InputError(f"{doubt}: {num:,} conversations have")
+        raise InputError(f"{doubt}: so have {counted(num, 'conversation')}")
     return found._replace(doubt=doubt)
 
 

@@ -30,6 +30,7 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import Journal, open_journal
 from megatron_ultralong.program.json_file import parse_json
 from megatron_ultralong.program.optional import check_optional_package, optional_package
+from megatron_ultralong.program.quantity import counted
 
 if TYPE_CHECKING:
     from megatron_ultralong.evaluation.harness.model import HarnessModel
@@ -226,7 +227,7 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = [f"prompts and scores of lm-evaluation-harness {results['lm_eval_version']}"]
     if config.limit:
-        notes.append(f"the first {config.limit} questions of every task")
+        notes.append(f"the first {counted(config.limit, 'question')} of every task")
     if number := model.num_truncated:
         note = f"{number} requests of more than {model.max_length} tokens lost their beginning"
         tell(f"warning: {note}; --max-length sets the limit")

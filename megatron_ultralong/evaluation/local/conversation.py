@@ -25,6 +25,7 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import sample_key
 from megatron_ultralong.program.json_file import JsonObject
 from megatron_ultralong.program.listing import files_in
+from megatron_ultralong.program.quantity import counted
 
 VERSION = 2
 """Counts up when a prompt changes, so that no half-done evaluation mixes two."""
@@ -150,11 +151,11 @@ def evaluate_by_length(
     tokenizer, max_length = subject.tokenizer, config.max_length or subject.facts.max_positions
     tokenizer.check_template(config.prompt_template)
     files = {file: file_sha256(file) for file in paths}
-    counted, by = "tokens of the prompt, at most, as the files state them", tokenizer
+    unit, by = "tokens of the prompt, at most, as the files state them", tokenizer
     if isinstance(config, BinsConfig):
-        counted = "tokens of prompt and answer, at most, by the checkpoint's tokenizer"
+        unit = "tokens of prompt and answer, at most, by the checkpoint's tokenizer"
         if config.length_tokenizer:
-            counted = "tokens of prompt and answer, at most, by --length-tokenizer"
+            unit = "tokens of prompt and answer, at most, by --length-tokenizer"
             by = PromptTokenizer(Path(config.length_tokenizer))
     taken: Counter[tuple[str, int]] = Counter()
     asked: set[str] = set()
@@ -198,18 +199,18 @@ def evaluate_by_length(
     questions.sort(key=lambda one: (config.tasks.index(one.task), int(one.column), one.index))
     repeated = []
     if num_repeated := len(questions) - len(asked):
-        repeated = [f"{num_repeated:,} questions are there more than once, and count"]
+        repeated = [f"there more than once, and counted so: {counted(num_repeated, 'question')}"]
         tell(
-            f"warning: {num_repeated:,} of {len(questions):,} questions in --data {config.data} "
-            "stand there once more, and count: are there two copies of a file?"
+            f"warning: {num_repeated:,} of {counted(len(questions), 'question')} in --data "
+            f"{config.data} stand there once more, and count: are there two copies of a file?"
         )
     return evaluate_files(
         *(questions, subject, kind, config, upstream, files),
         lengths={max_length: "--max-length"},
         metrics=metrics,
         notes=[
-            f"prompt template {config.prompt_template}; column: {counted}",
-            f"{num_too_long:,} questions are longer than {max_length:,} tokens, and left out",
+            f"prompt template {config.prompt_template}; column: {unit}",
+            f"left out, longer than {max_length:,} tokens: {counted(num_too_long, 'question')}",
             *repeated,
             *notes,
         ],

@@ -19,6 +19,7 @@ from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject
+from megatron_ultralong.program.quantity import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +127,7 @@ def _evaluate(
         "lose their middle"
     ]
     if config.num_samples:
-        notes.append(f"the first {config.num_samples} questions of every file")
+        notes.append(f"the first {counted(config.num_samples, 'question')} of every file")
     return evaluate_questions(
         questions,
         subject,

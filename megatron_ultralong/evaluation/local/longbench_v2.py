@@ -25,6 +25,7 @@ from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject
+from megatron_ultralong.program.quantity import counted
 
 UPSTREAM = "prompt 0shot and scores of THUDM/LongBench at 2e00731"
 PROMPT = """\
@@ -122,7 +123,7 @@ def evaluate_longbench_v2(config: LongBenchV2Config, subject: Subject[Generator]
         "right",
     ]
     if config.num_samples:
-        notes.append(f"the first {config.num_samples} questions")
+        notes.append(f"the first {counted(config.num_samples, 'question')}")
     return conversation.evaluate_files(
         *(questions, subject, "longbench_v2", config, UPSTREAM, {file: sha256}),
         lengths={max_length: "--max-length"},

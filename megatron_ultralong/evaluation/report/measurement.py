@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_ultralong.evaluation.results.result import Result, ScoreCell
 from megatron_ultralong.evaluation.results.tables import counts
+from megatron_ultralong.program.quantity import counted
 
 _OF_THE_RUN = {"output", "micro_batch_size", "beyond_trained_positions"}
 """Flags that no figure depends on."""
@@ -105,7 +106,7 @@ def conditions(measurement: Measurement) -> dict[str, str]:
 
 def _samples(result: Result) -> str:
     if result.kind.rows == "positions":
-        return f"{result.num_packed_rows} rows of {result.num_positions:,} tokens"
+        return f"{counted(result.num_packed_rows, 'row')} of {result.num_positions:,} tokens"
     what = "prompts" if result.kind.rows == "depths" else "questions"
     total = sum(cell.num_samples for cell in _asked(result))
     return f"{counts(result)} {what} a cell, {total:,} in all"
@@ -188,7 +189,7 @@ def _checkpoint_labels(
             labels[identity] = f"{name} ({part})"
         shown = ", ".join(f"'{labels[identity]}'" for identity in same)
         notices.append(
-            f"{len(same)} checkpoints are called '{name}': they are shown as {shown}; "
+            f"{counted(len(same), 'checkpoint')} are called '{name}': they are shown as {shown}; "
             "--load NAME=FOLDER names them when they are evaluated"
         )
     return labels, notices

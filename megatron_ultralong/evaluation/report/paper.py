@@ -14,6 +14,7 @@ from megatron_ultralong.evaluation.report.table import Cell, ReportTable, words
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.evaluation.ruler.parameters import TASKS as RULER_TASKS
 from megatron_ultralong.program.json_file import read_json
+from megatron_ultralong.program.quantity import counted
 
 PAPER = "arXiv 2504.06214"
 NUM_PARAMETERS = 8.03e9
@@ -100,7 +101,7 @@ def _compared(result: Result) -> tuple[float | None, str, list[str]]:
         known, what = _missing(result, INFINITEBENCH_TASKS, "tasks"), "mean of the tasks, prompts "
         what += f"cut at {', '.join(f'{int(length):,}' for length in lengths)} tokens"
     if number := result.config.get("num_samples"):
-        known.append(f"only the first {number} questions of every file")
+        known.append(f"only the first {counted(number, 'question')} of every file")
     missing = [level for level in LEVELS if level not in result.columns]
     if missing and result.kind.name == "lv_eval":
         known.append(f"without the levels {', '.join(missing)}")

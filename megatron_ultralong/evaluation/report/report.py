@@ -21,6 +21,7 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_number, numbers_of
 from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.output import RECORDS_FILE, WORK_FILE
+from megatron_ultralong.program.quantity import counted
 
 _FILE_NAMES = {"loss.json", *(f"{kind}.json" for kind in KINDS)}
 
@@ -175,7 +176,8 @@ def _unfinished(folder: Path) -> str:
         identity: dict[str, Any] = read_json(folder / WORK_FILE)
         with (folder / RECORDS_FILE).open("rb") as lines:
             num_samples = sum(1 for _ in lines)
-        what = f"{identity['kind']} of '{identity['checkpoint']}', {num_samples:,} samples noted"
+        what = f"{identity['kind']} of '{identity['checkpoint']}', "
+        what += f"{counted(num_samples, 'sample')} noted"
     except (OSError, InputError, KeyError, TypeError):
         return f"{folder} is not finished: left out"
     return (
@@ -259,5 +261,5 @@ def gather_report(runs: Sequence[str | Path], *, title: str = "", **others: Any)
     names = list(dict.fromkeys(one.result.checkpoint for one in gathered.measurements))
     shown = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
     if len(names) > 4:
-        shown = f"{len(names)} checkpoints"
+        shown = f"{counted(len(names), 'checkpoint')}"
     return Report(title=title or f"Evaluation of {shown}", gathered=gathered, **others)

@@ -14,6 +14,7 @@ from megatron_ultralong.evaluation.results import interval
 from megatron_ultralong.evaluation.results.pictures import loss_picture, retrieval_picture
 from megatron_ultralong.evaluation.results.result import Result, ScoreCell, perplexity
 from megatron_ultralong.evaluation.results.tables import column_title, counts, figure
+from megatron_ultralong.program.quantity import counted
 
 Parts = tuple[Callable[[], tuple[table.Picture, ...]], tuple[table.ReportTable, ...]]
 """What draws the pictures of one benchmark, and its tables; the pictures' names begin with one
@@ -42,7 +43,8 @@ def _table(results: Sequence[Result]) -> table.ReportTable:
         rows=tuple(rows),
         footer=((table.Cell("all"), *means), *_reference(results)),
         note=(
-            f"Nats per token over {longest.num_packed_rows} rows of {longest.num_positions:,} "
+            f"Nats per token over {counted(longest.num_packed_rows, 'row')} of "
+            f"{longest.num_positions:,} "
             f"tokens (split '{longest.config['split']}'), ± one standard error from the spread "
             "between rows; perplexity in brackets. Red: beyond the trained positions."
         ),
@@ -90,7 +92,8 @@ def _retrieval_table(results: Sequence[Result]) -> table.ReportTable:
         header=("length", *(result.checkpoint for result in results)),
         rows=tuple(rows),
         note=(
-            f"Per cent of prompts whose whole answer is right, by {by}; {samples} prompts at every "
+            f"Per cent of prompts whose whole answer is right, by {by}; "
+            f"{counted(samples, 'prompt')} at every "
             f"length and depth, {form}. In brackets: the 95 % interval (Wilson), and the worst "
             "depth. Red: beyond the trained positions."
         ),

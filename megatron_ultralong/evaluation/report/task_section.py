@@ -10,6 +10,7 @@ from megatron_ultralong.evaluation.report import table
 from megatron_ultralong.evaluation.results import interval, style
 from megatron_ultralong.evaluation.results.result import LOSS, LOWER_IS_BETTER, Result
 from megatron_ultralong.evaluation.results.tables import column_title, counts
+from megatron_ultralong.program.quantity import counted
 
 _MOST_NUMBERED_BARS = 40
 """Pictures with more bars than this carry no numbers above them."""
@@ -95,7 +96,7 @@ def _mean_cells(results: Sequence[Result], columns: _Columns, name: str) -> tupl
 def _tasks_note(results: Sequence[Result]) -> str:
     numbers = [len(result.rows) for result in results]
     if len({frozenset(result.rows) for result in results}) == 1:
-        return f"Of {numbers[0]} tasks; in brackets the 95 % interval."
+        return f"Of {counted(numbers[0], 'task')}; in brackets the 95 % interval."
     return (
         f"Of different tasks, {', '.join(map(str, numbers))} of them: these means cannot be "
         "compared, so none is highlighted. In brackets: the 95 % interval."
@@ -138,7 +139,7 @@ def _note(results: Sequence[Result], columns: _Columns) -> str:
     error = f"one standard error is at most {50 / fewest**0.5:.1f} points"
     if not all(map(interval.has_shares, results)):
         error = "standard errors are those of the harness, and what has none is not set apart"
-    parts = [f"Scores of 100, {samples} questions a cell: {error}."]
+    parts = [f"Scores of 100, {counted(samples, 'question')} a cell: {error}."]
     if LOSS in columns.names:
         parts.append("A loss is in nats per token, and better when lower.")
     if lower := [name for name in columns.names if name in LOWER_IS_BETTER - {LOSS}]:

@@ -15,6 +15,7 @@ from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.evaluation.results.tables import column_title, token_count
 from megatron_ultralong.program.aside import whole
 from megatron_ultralong.program.picture import drawing, new_figure, shown_name
+from megatron_ultralong.program.quantity import counted
 
 NOT_MEASURED = "#d1d5db"
 MOST_LABELLED_CELLS = 150
@@ -60,7 +61,7 @@ def loss_picture(results: Sequence[Result], path: Path | BinaryIO) -> None:
             axes.axvline(result.max_positions, **dotted)
     style.name_band(axes, "95 % interval, 1.96 standard errors over rows")
     style.name_axes(axes, "position in the row (tokens of context)", "loss (nats per token)")
-    title = f"Loss by position, {longest.num_packed_rows} rows of {seq_length:,} tokens"
+    title = f"Loss by position, {counted(longest.num_packed_rows, 'row')} of {seq_length:,} tokens"
     style.finish(figure, axes, title, path)
 
 

@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_ultralong.evaluation.results.result import Result, perplexity
+from megatron_ultralong.program.quantity import counted
 
 _WIDTH = 60
 """Of the title at least: a narrow table would break it."""
@@ -15,7 +16,8 @@ def loss_table(results: Sequence[Result]) -> Table:
     """Loss and perplexity by position, a column for every checkpoint."""
     first = results[0]
     table = Table(
-        title=f"Loss by position: {first.num_packed_rows} rows of {first.num_positions:,} tokens "
+        title=f"Loss by position: {counted(first.num_packed_rows, 'row')} of "
+        f"{first.num_positions:,} tokens "
         f"({first.config['split']})",
         caption="nats per token ± standard error over rows; perplexity",
         min_width=_WIDTH,
@@ -50,11 +52,11 @@ def score_table(result: Result) -> Table:
     columns: Sequence[str] = result.columns
     if is_grid:
         by = f"{result.kind.form}, by {result.config['by']}"
-        table.caption = f"per cent of {counts(result)} prompts a cell, {by}"
+        table.caption = f"per cent of {counted(counts(result), 'prompt')} a cell, {by}"
         table.add_column("depth", justify="right")
         columns = list(map(str, result.lengths))
     else:
-        table.caption = f"score of 100, {counts(result)} questions a cell"
+        table.caption = f"score of 100, {counted(counts(result), 'question')} a cell"
         table.add_column("task")
         table.add_column("metric", style="dim")
     for column in columns:

@@ -20,6 +20,7 @@ from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.evaluation.ruler import needles, parameters, question_answering, words
 from megatron_ultralong.evaluation.ruler.fitting import Builder, fit
 from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer, prompt_parts
+from megatron_ultralong.program.quantity import counted
 
 PROMPT_VERSION = 2
 """Counts up when a prompt changes, so that no half-done evaluation mixes two."""
@@ -183,7 +184,8 @@ def evaluate_ruler(config: parameters.RulerConfig, subject: Subject[Generator]) 
     ]
     if set(config.tasks) != set(parameters.TASKS):
         notes.append(
-            f"{len(config.tasks)} of RULER's {len(parameters.TASKS)} tasks: the mean is of these"
+            f"{len(config.tasks)} of RULER's {counted(len(parameters.TASKS), 'task')}: the mean "
+            "is of these"
         )
     if any(task.startswith("niah") for task in config.tasks) and config.essays:
         notes.append("essays cut into sentences by a rule of this project, not by nltk's model")

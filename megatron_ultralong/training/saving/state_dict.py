@@ -22,6 +22,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_ultralong.checkpoint.formats import model_state, torch_dist_writer
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.training.saving.optimizer_shards import own_shards
 
 _SHARDING = {
@@ -170,7 +171,8 @@ def load_checkpoint(
     lacking = model_state.without_extra_states(lacking)
     if lacking:
         raise InputError(
-            f"{folder} lacks {len(lacking)} tensors of this run, {lacking[0]} first: it is of "
+            f"{folder} lacks {counted(len(lacking), 'tensor')} of this run, {lacking[0]} first: "
+            "it is of "
             "another model or optimizer; name another --save"
         )
     for name, chunk in zip(_names(chunks), chunks, strict=True):

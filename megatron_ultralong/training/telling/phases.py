@@ -17,6 +17,7 @@ import torch
 from megatron_ultralong.config.run import LogConfig
 from megatron_ultralong.model.flops import peak_tflops
 from megatron_ultralong.program import aside
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.training.telling.log import IterationRecord
 
 PHASES = ("data", "forward", "backward", "communication", "optimizer", "checkpoint", "other")
@@ -243,7 +244,7 @@ class RunSummary:
             return ", ".join(f"{loss:.4f}" for loss in self.first_losses) or "every step skipped"
         first = sum(self.first_losses[:window]) / window
         last = sum(list(self.last_losses)[-window:]) / window
-        which = f"means of the first and last {window} iterations"
+        which = f"means of the first and last {counted(window, 'iteration')}"
         if window == 1:
             which = "the first and the last iteration"
         return f"{first:.4f} -> {last:.4f} ({which})"

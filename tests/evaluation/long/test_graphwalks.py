@@ -131,4 +131,4 @@ def test_graphwalks_of_a_file_has_room_for_its_longest_answer(subject, tmp_path)
     assert "user<|end_header_id|>\n\na -> b<|eot_id|>" in texts[0]  # trimmed
     true = "Final Answer: [" + ", ".join(nodes) + "]"
     assert own.model.rooms == [63, subject.tokenizer.encode(true).size + 32]
-    assert "1 questions are longer" in result.notes[2]
+    assert "left out, longer than" in result.notes[2]

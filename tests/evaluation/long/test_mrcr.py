@@ -58,8 +58,8 @@ def test_mrcr_asks_the_files_messages_and_bins_them_by_length(subject, tmp_path,
     result = evaluate_mrcr(config, own)
     counts = {(cell.row, cell.column): cell.num_samples for cell in result.cells}
     assert counts == {("2needle", "256"): 2, ("2needle", "2048"): 1, ("4needle", "256"): 1}
-    assert "1 questions are longer than 4,096 tokens, and left out" in result.notes
-    assert "1 questions are there more than once, and count" in result.notes
+    assert "left out, longer than 4,096 tokens: 1 question" in result.notes
+    assert "there more than once, and counted so: 1 question" in result.notes
     said = capsys.readouterr()
     assert "warning: 1 of 4 questions in --data" in said.err
     assert result.notes[0] == "grading of openai/mrcr at 204b0d4 of its card"

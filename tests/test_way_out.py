@@ -1,0 +1,75 @@
+"""Messages that say what to do instead: another verb, another program, words that can be read."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from megatron_ultralong.checkpoint.convert.table import show
+from megatron_ultralong.checkpoint.formats.gguf_rope import readers
+from megatron_ultralong.data.read.conversation import ConversationError
+from megatron_ultralong.data.read.conversation_formats import keys_read
+from megatron_ultralong.model.shape import MODELS
+from megatron_ultralong.model.yarn import YarnConfig
+from megatron_ultralong.program.errors import InputError
+from tests.command_line import refusal
+from tests.data.source_files import texts_of
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def test_documents_and_conversations_are_sent_to_the_other_verb(tmp_path: Path) -> None:
+    for key in ("messages", "conversations"):
+        record = {key: [{"role": "user", "content": "a"}]}
+        (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
+        with pytest.raises(
+            InputError, match="conversations are packed by `ultralong prepare chat`"
+        ):
+            texts_of(tmp_path)
+    with pytest.raises(ConversationError, match="documents are packed by `ultralong prepare`"):
+        keys_read({"text": "a"}, "auto")
+
+
+def test_a_report_has_no_empty_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    show({"layer_differences": (), "files": [], "kl": 0.0, "bound": 1e-6}, as_json=False)
+    shown = capsys.readouterr().out
+    assert "layer differences" not in shown
+    assert "files" not in shown
+    assert "kl" in shown
+
+
+def test_what_llama_cpp_does_with_an_export_is_a_verdict() -> None:
+    told = readers(YarnConfig(128.0), MODELS["llama3.1-8b"])
+    assert told == (
+        "b11549 was run with such a file and rotated as trained, without any flag of the rotary "
+        "embedding: rope_freqs.weight in the file says how"
+    )
+
+
+def test_a_change_in_words_is_not_shown_as_one_to_type(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--gpus", "64", "--tensor-model-parallel-size", "3")
+    error = refusal(capsys, "plan", "llama3.1-8b-1m", *words)
+    assert "change: without --tensor-model-parallel-size (TP " in error
+
+
+@pytest.mark.parametrize("script", sorted(EXAMPLES.rglob("*.sbatch")), ids=lambda path: path.name)
+def test_a_batch_script_without_slurm_says_how_to_start_it(script: Path, tmp_path: Path) -> None:
+    environment = {"PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        ["bash", script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode
+    assert "start this file with sbatch" in done.stderr
+
+
+@pytest.mark.parametrize("words", [[], ["6"], ["many", "script"]])
+def test_the_chain_of_jobs_says_how_to_start_it(words: list[str]) -> None:
+    command = ["bash", EXAMPLES / "slurm" / "submit_chain.sh", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "usage: SAVE=RUN bash submit_chain.sh COUNT SBATCH_WORD... SCRIPT"
+    )
