@@ -184,8 +184,7 @@ def test_the_method_is_that_which_fits(folder: Path, monkeypatch: pytest.MonkeyP
     models = HuggingFaceFolder(folder / "default-hf"), MegatronCheckpoint(folder / "default")
 
     def leave(num_bytes: int) -> None:
-        memory = check.psutil.virtual_memory()._replace(available=num_bytes)
-        monkeypatch.setattr(check.psutil, "virtual_memory", lambda: memory)
+        monkeypatch.setattr(check, "available_memory", lambda: num_bytes)
 
     assert not check.check_logits(models, 2048).layer_differences
     leave(7_000_000)  # 7.7 MB are needed for the whole models, 6.6 MB for one layer of each

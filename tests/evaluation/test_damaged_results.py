@@ -75,6 +75,7 @@ DAMAGES = {
     "no score": ("ruler", put(f"{CELL}.score", None), "score None of 100 samples"),
     "no samples": ("ruler", put(f"{CELL}.num_samples", 0), "score 90.0 of 0 samples"),
     "-1 samples": ("ruler", put(f"{CELL}.num_samples", -1), "num_samples: .*equal to 0, not -1"),
+    "a depth": ("passkey", put("results.0.config.depths", 1), "row is .*, its flag has 1: "),
     "error": ("ruler", put(f"{CELL}.error", 51), "error is 51, not from 0 to 50"),
     "truncated": (
         "ruler",

@@ -112,6 +112,7 @@ def _check_flags(result: Result, where: str) -> None:
             ("column", int(cell.column), config.get("lengths", ())),
             ("num_samples", cell.num_samples, [most]),  # files of several runs have fewer
         ):
+            asked = asked if isinstance(asked, Sequence) else [asked]  # in a damaged file
             if not any(math.isclose(value, one) for one in asked):
                 shown = ", ".join(f"{one:g}" for one in asked)
                 raise InputError(
