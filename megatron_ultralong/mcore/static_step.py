@@ -30,6 +30,8 @@ that never change, kernel by kernel; ``graph``: the same as one graph; ``auto``:
 had, else ``eager``."""
 WARM_UP = 2
 """Steps before the capture: libraries and ranks prepare themselves, what cannot be captured."""
+_WAITS = "called a synchronizing"
+"""What PyTorch says, as it was told to, where the host waits for the device."""
 
 
 def graph_refusal(
@@ -149,7 +151,12 @@ class StaticStep:
     def _try(self) -> Tensor:
         """The step, to find out whether the host waits for the device in it.
 
-        PyTorch 2.11 does not forget a capture that failed half-way, so none is begun then.
+        PyTorch 2.11 does not forget a capture that failed half-way, so none is begun then. Where it
+        waits, it does so on all ranks, and they do the step again; any other error is of this rank.
+
+        Raises:
+            RuntimeError: it failed otherwise; done again, its messages would meet those that the
+                other ranks sent for later layers.
         """
         mode = torch.cuda.get_sync_debug_mode()
         with warnings.catch_warnings():
@@ -158,6 +165,8 @@ class StaticStep:
         try:
             return self._forward()
         except RuntimeError as error:
+            if _WAITS not in str(error):
+                raise
             self._fail(error)
         finally:
             torch.cuda.set_sync_debug_mode(mode)

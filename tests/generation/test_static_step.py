@@ -226,3 +226,48 @@ def test_the_decoder_says_why_it_has_none(caplog: pytest.LogCaptureFixture) -> N
         # A CPU has no other way: nobody is warned.
         ("INFO", "each token kernel by kernel (graphs are for a GPU, not for cpu)")
     ]
+
+
+class Failing:
+    """A model that fails once."""
+
+    def __init__(self, error: RuntimeError) -> None:
+        self.errors, self.num_calls = [error], 0
+
+    def __call__(self, *_: Any) -> torch.Tensor:
+        self.num_calls += 1
+        if self.errors:
+            raise self.errors.pop()
+        return torch.zeros(2, 8)
+
+
+def tried(error: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> tuple[StaticStep, Failing]:
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: None)
+    cache = KeyValueCache(1, 2, 4, KV_HEADS, DIM, dtype=torch.float32, device=CPU)
+    model = Failing(error)
+    return StaticStep(NextTokens(cache), DIM, model, captures=False), model
+
+
+def test_a_step_is_done_again_only_where_all_ranks_do_it_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits = RuntimeError("called a synchronizing CUDA operation\nException raised from ...")
+    step, model = tried(waits, monkeypatch)
+    assert step._try().shape == (2, 8)
+    assert model.num_calls == 2
+    assert "called a synchronizing CUDA operation" in step.failure
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), torch.distributed.DistBackendError("NCCL")],
+)
+def test_an_error_of_one_rank_is_not_passed_over(
+    error: RuntimeError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Done again, messages of its first layer would meet those of a later one."""
+    step, model = tried(error, monkeypatch)
+    with pytest.raises(type(error)):
+        step._try()
+    assert (model.num_calls, step.failure) == (1, "")
