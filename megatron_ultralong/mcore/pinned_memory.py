@@ -7,9 +7,11 @@ memory in huge pages, touch it, and register it. torch's allocator can do as muc
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import mmap
 import os
-import weakref
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -92,14 +94,30 @@ def _slabs(sizes: Iterable[int]) -> list[list[int]]:
     return slabs
 
 
+class _Mapping(mmap.mmap):
+    """Memory that the GPU is told to forget before it is unmapped.
+
+    ``weakref.finalize`` would come after: the same addresses may have other memory by then.
+    """
+
+    forget: Callable[[], object] | None = None
+
+    def __del__(self) -> None:
+        if self.forget is not None and not sys.is_finalizing():  # at the end the driver does so
+            self.forget()
+
+
 def _make(num_bytes: int, pins: bool) -> Tensor:
     """Memory that has pages, and the GPU knows of if ``pins``; [num_bytes] of uint8."""
     try:
-        memory = mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = _Mapping(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise InputError(_no_memory(num_bytes, f"{error}")) from error
-    if hasattr(mmap, "MADV_HUGEPAGE"):  # Linux
-        memory.madvise(mmap.MADV_HUGEPAGE)
+    # A process that is forked never has it: pages that both had would be copied as one writes, and
+    # the GPU would stay with the old ones.
+    for advice in ("MADV_HUGEPAGE", "MADV_DONTFORK"):  # Linux
+        with contextlib.suppress(AttributeError, OSError):  # kernels without huge pages refuse
+            memory.madvise(getattr(mmap, advice))
     flat = torch.frombuffer(memory, dtype=torch.uint8)
     flat[::PAGE_BYTES].zero_()  # without Python's lock: each thread finds pages of its own
     if pins:
@@ -108,8 +126,7 @@ def _make(num_bytes: int, pins: bool) -> Tensor:
         if status:
             reason = torch.cuda.CudaError(status) if status else ""
             raise InputError(_no_memory(num_bytes, f"cudaHostRegister: {reason}"))
-        # Before it is unmapped; at the end of the process the driver does so.
-        weakref.finalize(memory, runtime.cudaHostUnregister, address).atexit = False
+        memory.forget = functools.partial(runtime.cudaHostUnregister, address)
     return flat
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import mmap
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,6 +56,45 @@ def test_what_nobody_has_planned_is_made_when_it_is_needed() -> None:
 def test_memory_that_is_not_there_is_refused_by_its_size() -> None:
     with pytest.raises(InputError, match=r"1,153 PB of host memory cannot be pinned .*ulimit -l"):
         PinnedMemory().reserve([2**60])
+
+
+def is_mapped(address: int) -> bool:
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    ranges = ([int(end, 16) for end in line.split()[0].split("-")] for line in lines)
+    return any(begin <= address < end for begin, end in ranges)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="not Linux")
+def test_the_gpu_forgets_memory_before_it_is_unmapped() -> None:
+    memory, found = pinned_memory._Mapping(-1, 2**20), []
+    flat = torch.frombuffer(memory, dtype=torch.uint8)
+    address = flat.data_ptr()
+    memory.forget = lambda: found.append(is_mapped(address))
+    del memory
+    gc.collect()
+    assert not found, "a tensor has it"
+    del flat
+    gc.collect()
+    assert found == [True]
+    assert not is_mapped(address)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="not Linux")
+def test_a_forked_process_has_none_of_it() -> None:
+    buffer = PinnedMemory().take(torch.Size((2**20,)), torch.uint8)
+    address = buffer.data_ptr()
+    child = os.fork()
+    if not child:
+        os._exit(int(is_mapped(address)))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert is_mapped(address)
+
+
+def test_a_kernel_without_huge_pages_has_memory_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mmap, "MADV_HUGEPAGE", -1, raising=False)  # no advice: EINVAL
+    assert PinnedMemory().take(torch.Size((8,)), torch.float32).fill_(1.0).sum() == 8
 
 
 @pytest.mark.gpu
