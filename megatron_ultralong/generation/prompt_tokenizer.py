@@ -154,6 +154,9 @@ class PromptTokenizer:
         """What the ids of a prompt depend on."""
         system = self.turns.default_system if template == "chat" else ""
         own = {"template": template, "tokenizer": self.sha256}
+        alone, behind = (self.encode("x", behind=place).tolist() for place in (False, True))
+        if alone != behind:  # versions before gave all texts the ids of a first one
+            own["behind"] = "without the space before a first text"
         return own | ({"system": system} if system else {})
 
     @property

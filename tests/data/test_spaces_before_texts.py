@@ -140,3 +140,12 @@ def test_chats_are_read_by_the_file_whatever_class_a_folder_names(
         for text in TEXTS:
             parts = prompt_parts("chat", prompts.turns, (text, "how"))
             assert chats.encode("".join(parts)) == prompts.encode_parts(parts).tolist()
+
+
+@pytest.mark.parametrize("spaces", SPACES)
+def test_samples_of_versions_that_wrote_other_ids_are_asked_again(
+    tmp_path: Path, spaces: str
+) -> None:
+    """A journal's samples go by what decides their prompts."""
+    decides = PromptTokenizer(write(tmp_path, spaces)).decides("chat")
+    assert ("behind" in decides) == spaces.startswith("first")
