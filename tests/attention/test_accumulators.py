@@ -75,7 +75,11 @@ def test_heads_that_are_split_are_not_rounded_either(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "fault", ["two places are one", "a factor is another", "the function has another name"]
+    "fault",
+    [
+        *("two places are one", "a factor is another", "the function has another name"),
+        "it returns views",
+    ],
 )
 def test_what_does_not_agree_is_rounded_by_the_package_and_said_once(monkeypatch, caplog, fault):
     installed(monkeypatch, fault)
@@ -166,3 +170,12 @@ def test_the_triton_kernel_does_what_its_definition_does(monkeypatch, size):
     accumulators.by_pieces_(expected, order, 0.3)
     accumulators.by_triton_(accum, order, 0.3)
     assert torch.equal(accum, expected)
+
+
+def test_triton_puts_no_tiles_in_order_that_lie_elsewhere(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.delitem(sys.modules, "megatron_ultralong.attention.kernels.tile_order", False)
+    accum = torch.randn(2, 2, 3 * 64)[:, :1]
+    with pytest.raises(AssertionError, match="one behind the other"):
+        accumulators.by_triton_(accum, torch.arange(64).int().view(8, 8), 1.0)

@@ -93,7 +93,11 @@ def gradients(
     with held_back(package) as held:
         results = list(call()[:3])
     for each in held:
-        (place,) = [i for i, x in enumerate(results) if x is each.output]
+        place = next((i for i, x in enumerate(results) if x is each.output), None)
+        if place is None:  # what the package returns is made of it
+            _say_rounded(f"{package.__name__} returns other tensors than {CONVERTER} writes")
+            each.output.copy_(each.rounded())
+            continue
         results[place] = each._replace(output=each.output.to("meta"))  # its memory is free
     held.clear()
     for place, each in enumerate(results):

@@ -26,6 +26,7 @@ def reorder_(accum: Tensor, order: Tensor, scale: float) -> None:
         order: int32, the size of a tile: where in it the number of each place is.
         scale: the factor.
     """
+    assert accum.is_contiguous(), "tiles lie one behind the other"
     size = order.numel()
     span = triton.next_power_of_2(size)
     _reorder[(accum.numel() // size,)](accum, order, scale, size, span, num_warps=_WARPS)
