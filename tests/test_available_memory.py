@@ -43,6 +43,8 @@ def test_the_tightest_limit_counts(
     assert available_memory() == 10000 - 7000 + 1500
     group(root / "job", version, "3000", 2900, 0)  # of what it is in
     assert available_memory() == 100
+    group(root / "job", version, "3000", 3500, 0)  # lowered since
+    assert available_memory() == 0
     # A container sees its own group as the root.
     (tmp_path / "cgroup").write_text(line.replace("job/step", "elsewhere"))
     group(root, version, "5000", 4000, 0)

@@ -10,7 +10,8 @@ _MOUNT = Path("/sys/fs/cgroup")
 
 def available_memory() -> int:
     """Bytes: what the machine has free, or what the limit of a container or job leaves of it."""
-    return min([psutil.virtual_memory().available, *_left_in_groups(_GROUPS, _MOUNT)])
+    left = [psutil.virtual_memory().available, *_left_in_groups(_GROUPS, _MOUNT)]
+    return max(0, min(left))  # a limit that was lowered may be exceeded
 
 
 def _left_in_groups(groups: Path, mount: Path) -> list[int]:
