@@ -6,10 +6,12 @@ import logging
 import sys
 import threading
 import types
+from collections.abc import Iterator
 
 import pytest
 import torch
 
+from megatron_ultralong.attention import kernels
 from megatron_ultralong.attention.kernels import accumulators, block_attention
 from megatron_ultralong.attention.kernels.base import Gradients, Inputs, Part, Saved
 from megatron_ultralong.attention.kernels.cpu import CPU
@@ -158,12 +160,24 @@ def test_gradients_err_as_those_of_one_rank_at_any_size_of_the_ring(monkeypatch,
     assert all(x >= 1.25 * y for x, y in zip(rounded, one, strict=True))
 
 
-@pytest.mark.parametrize("size", [80 * 128, 64 * 64])
-def test_the_triton_kernel_does_what_its_definition_does(monkeypatch, size):
-    """Interpreted: Triton needs no GPU then."""
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Triton needs no GPU; other tests have a module of their own, which is compiled."""
     pytest.importorskip("triton")
+
+    def forget() -> None:
+        sys.modules.pop(f"{kernels.__name__}.tile_order", None)
+        vars(kernels).pop("tile_order", None)
+
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.delitem(sys.modules, "megatron_ultralong.attention.kernels.tile_order", False)
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("size", [80 * 128, 64 * 64])
+def test_the_triton_kernel_does_what_its_definition_does(size):
     order = torch.randperm(size).int().view(-1, 64)
     accum = torch.randn(2, 3, 5 * size)
     expected = accum.clone()
@@ -172,10 +186,8 @@ def test_the_triton_kernel_does_what_its_definition_does(monkeypatch, size):
     assert torch.equal(accum, expected)
 
 
-def test_triton_puts_no_tiles_in_order_that_lie_elsewhere(monkeypatch):
-    pytest.importorskip("triton")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.delitem(sys.modules, "megatron_ultralong.attention.kernels.tile_order", False)
+@pytest.mark.usefixtures("interpreted")
+def test_triton_puts_no_tiles_in_order_that_lie_elsewhere():
     accum = torch.randn(2, 2, 3 * 64)[:, :1]
     with pytest.raises(AssertionError, match="one behind the other"):
         accumulators.by_triton_(accum, torch.arange(64).int().view(8, 8), 1.0)
