@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from megatron_ultralong.doctor import diagnosis
 from megatron_ultralong.doctor.finding import Finding
 from megatron_ultralong.program.ending import ends_with_message
 from megatron_ultralong.program.errors import InputError, RunStopped
+from megatron_ultralong.program.rank_values import from_main_rank
+from megatron_ultralong.program.refused_file import ClosedFileError, FailingDiskError
 from tests.patience import patience
 
 Rank = Callable[..., int]
@@ -86,6 +89,23 @@ def test_what_one_rank_leaves(
     assert left(status) == expected
     if expected is not None:
         assert own == int(expected)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.EIO, FailingDiskError), (errno.EACCES, ClosedFileError), (errno.ENOENT, InputError)],
+)
+def test_what_the_main_rank_finds_is_of_its_kind_on_all(
+    number: int, kind: type[InputError]
+) -> None:
+    def read() -> None:
+        raise OSError(number, os.strerror(number), "rows.bin")
+
+    with pytest.raises(kind) as caught:
+        from_main_rank(read, is_main=True)
+    sent = pickle.loads(pickle.dumps(caught.value))  # as it comes to the others
+    assert (type(sent), str(sent)) == (kind, str(caught.value))
+    assert "rows.bin cannot be opened" in str(sent)
 
 
 ENDS: dict[str, BaseException | None] = {
@@ -168,6 +188,7 @@ sys.exit(subprocess.run(words).returncode)
 """
 CHILD = """
 import os
+import pickle
 from megatron_ultralong.program.exit_status import _process_start
 print(os.getppid(), _process_start(os.getppid()))
 """

@@ -20,7 +20,7 @@ class CheckpointSize:
     copied: int
     """By the rank that has the most to copy to the host before training continues."""
     host_per_node: int
-    """Copies on a node until they are written."""
+    """Copies on a node, in memory that is kept from the first save on."""
 
 
 STATE_BYTES = 12

@@ -24,19 +24,19 @@ def from_main_rank(work: Callable[[], Value], *, is_main: bool) -> Value:
     """What ``work`` returns on the main rank, on every rank; on others it is not called.
 
     Raises:
-        InputError: on every rank, where ``work`` raised one or the disk refused.
+        InputError: on every rank the same, where ``work`` raised one or the disk refused.
     """
-    found: tuple[Value | None, str] = (None, "")
+    found: tuple[Value | None, InputError | None] = (None, None)
     if is_main:
         try:
-            found = work(), ""
+            found = work(), None
         except InputError as error:
-            found = None, str(error)
+            found = None, error
         except OSError as error:
-            found = None, str(refused_file(error) or error)
+            found = None, refused_file(error) or InputError(f"{error}")
     value, problem = every_rank(found)[0]
-    if problem:
-        raise InputError(problem)
+    if problem is not None:  # of its own kind: a job whose disk fails starts again
+        raise problem
     return cast(Value, value)
 
 

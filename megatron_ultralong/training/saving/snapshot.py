@@ -3,7 +3,7 @@
 Megatron-Core plans who writes what (torch_dist format). Its own way to write forks a process for
 every file, and a manager process that passes results on: killed ranks leave those behind, and a
 fork copies the page tables of the whole process while communication threads hold locks. Here every
-rank copies its tensors to fresh host memory and writes one file from a thread, which ends with it.
+rank copies its tensors to host memory and writes one file from a thread, which ends with it.
 """
 
 from __future__ import annotations
