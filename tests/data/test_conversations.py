@@ -318,3 +318,14 @@ def test_other_files_are_refused(tmp_path: Path, name: str, text: str, message: 
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message):
         ConversationReader(Source("x", str(tmp_path / name)), ChatReadOptions())
+
+
+def test_a_second_system_text_is_not_left_out_with_a_note_alone() -> None:
+    record = chat(("user", "q"), ("assistant", "a")) | {"system": "", "system_prompt": "B"}
+    for other in ("B", "", None):  # nothing is left out
+        found = parse_conversation({**record, "system_message": other}, "auto")
+        assert found.messages[0] == Message("system", "B")
+    with pytest.raises(ConversationError) as caught:
+        parse_conversation({**record, "system_message": "C"}, "auto")
+    assert "'system_prompt' and 'system_message', which are not the same" in str(caught.value)
+    assert "jq -c 'del(.system_message)' keeps 'system_prompt'" in str(caught.value)

@@ -16,7 +16,7 @@ or of a turn whose value is null is one that is not there: parquet has every key
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from megatron_ultralong.data.read import conversation as chat
@@ -75,6 +75,7 @@ def keys_read(record: Fields, chat_format: ChatFormat) -> tuple[str, dict[str, s
         missing = [key for key in MARKS[name] if key not in keys]
         if not missing:
             _check_all_texts(record, name, keys)
+            _check_one_system(record, found.get("system", []))
             return name, keys
     here = f"keys here: {', '.join(str(key) for key in record if key in there)[:300] or 'none'}"
     if chat_format != "auto":
@@ -114,6 +115,19 @@ def _check_all_texts(record: Fields, name: str, keys: Mapping[str, str]) -> None
         f"would be left out; write it as jq -c '{{{to_read}}}' does, or without: "
         f"jq -c 'del({left})'",
     )
+
+
+def _check_one_system(record: Fields, names: Sequence[str]) -> None:
+    """Raise ConversationError where a record has several system texts, of which one is read."""
+    texts = {name: record[name] for name in names if record[name] != ""}
+    if len({repr(text) for text in texts.values()}) > 1:
+        kept, *others = texts
+        raise chat.ConversationError(
+            "unknown keys",
+            f"a record has {' and '.join(map(repr, texts))}, which are not the same, and one "
+            f"system turn; join them, or write it without: jq -c 'del(.{', .'.join(others)})' "
+            f"keeps {kept!r}",
+        )
 
 
 def parse_conversation(
