@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 StepForm = Literal["auto", "eager", "static", "graph"]
 """How a decoder steps. ``eager``: over the rows and lengths that there are; ``static``: in shapes
-that never change, kernel by kernel; ``graph``: the same as one graph; ``auto``: that if it can be
-had, else ``eager``."""
+that never change, kernel by kernel; ``graph``: the same as one graph, or ``static`` again where the
+capture fails; ``auto``: ``graph`` if it can be had, else ``eager``."""
 WARM_UP = 2
 """Steps before the capture: libraries and ranks prepare themselves, what cannot be captured."""
 _WAITS = "called a synchronizing"
