@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import multiprocessing
 import os
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from megatron_ultralong.program import owner
+from megatron_ultralong.program import owner, owner_record
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.owner import Owner, check_not_owned, take
 from megatron_ultralong.program.owner_record import (
@@ -23,6 +24,7 @@ from megatron_ultralong.program.owner_record import (
     read_owners,
     this_process,
 )
+from megatron_ultralong.program.refused_file import refused_file
 
 RACERS = 6
 
@@ -199,6 +201,29 @@ def test_whoever_was_taken_over_knows_it(tmp_path: Path, monkeypatch: pytest.Mon
     (record,) = read_owners(tmp_path)
     assert record.number == 2
     assert record.ended
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_record_that_cannot_be_read_for_a_while_is_no_taking_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A run of days would end, and say that another job has its folder."""
+    first = own(tmp_path)
+
+    def fails(path: Path, **_: Any) -> Any:
+        told = refused_file(OSError(number, os.strerror(number), str(path)), "read")
+        assert told is not None
+        raise told
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner_record, "read_json", fails)
+        assert first.is_mine()
+        write_owner(tmp_path, 2)  # whose number is seen all the same
+        assert not first.is_mine()
+    assert not first.is_mine()
+    owner_path(tmp_path, 2).unlink()
+    assert first.is_mine()
+    first.release()
 
 
 def test_a_file_that_was_removed_is_written_again(tmp_path: Path) -> None:

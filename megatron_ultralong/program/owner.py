@@ -57,13 +57,16 @@ class Owner:
         A folder that is gone is nobody else's; what is written into it fails by itself.
         """
         try:
-            records = read_owners(self.folder)
+            records = read_owners(self.folder, may_be_closed=True)
             if not records:  # somebody has removed the file
                 _link(self.folder, self.record)
                 return True
         except OSError:
             return True
-        return records[-1].token == self.record.token
+        newest = records[-1]
+        # Of one that cannot be read now, for the disk fails, the number is known: it has one owner.
+        is_own_number = newest.number == self.record.number
+        return newest.token == self.record.token or (is_own_number and not newest.token)
 
     def check_mine(self) -> None:
         """Raise InputError where another process has taken the folder over: its work continues."""

@@ -49,24 +49,28 @@ class OwnerRecord:
         return escaped(text[:400])
 
 
-def read_owners(folder: Path) -> list[OwnerRecord]:
+def read_owners(folder: Path, *, may_be_closed: bool = False) -> list[OwnerRecord]:
     """Records in ``folder``, the owner last.
+
+    Args:
+        folder: where they stand.
+        may_be_closed: a record that is closed to this user is that of an owner whom nobody knows.
 
     Raises:
         OSError: the folder cannot be read. InputError: a record is closed to this user.
     """
     found = [match for name in os.listdir(folder) if (match := _NAME.fullmatch(name))]
-    records = [_read(folder / match.string, int(match.group(1))) for match in found]
+    records = [_read(folder / its.string, int(its.group(1)), may_be_closed) for its in found]
     return sorted((record for record in records if record), key=lambda record: record.number)
 
 
-def _read(path: Path, number: int) -> OwnerRecord | None:
+def _read(path: Path, number: int, may_be_closed: bool) -> OwnerRecord | None:
     """None: it is gone. What is damaged or of another version is an owner whom nobody knows."""
     try:
         values = read_json(path, max_bytes=_MAX_BYTES)
-    except ClosedFileError:  # of a job of somebody else, which may be alive
-        raise
-    except InputError:
+    except InputError as error:
+        if isinstance(error, ClosedFileError) and not may_be_closed:
+            raise  # of a job of somebody else, which may be alive
         return OwnerRecord(number) if os.path.lexists(path) else None
     known: dict[str, Any] = {}
     for name, default in dataclasses.asdict(OwnerRecord(number)).items():
