@@ -17,7 +17,7 @@ _WAYS_OUT = {
     errno.ENOTDIR: "a part of that path is a file: name a folder",
     errno.ELOOP: "links there lead back to themselves: name the file itself",
     errno.ENAMETOOLONG: "no file system has such a name: shorten it",
-    errno.ENOENT: "it is not there, or not any more",
+    errno.ENOENT: "it is not there, or not any more (ULTRALONG_LOG=DEBUG shows who asks for it)",
     errno.EROFS: "that disk can only be read: name a place on another one",
     **dict.fromkeys(
         _OF_DISKS,
@@ -35,6 +35,11 @@ class ClosedFileError(InputError):
 
 class FailingDiskError(InputError):
     """A disk or its server failed, perhaps for a while: who starts the same again may succeed."""
+
+
+def is_failing_disk(error: OSError) -> bool:
+    """Whether it says that the disk failed, and nothing of the file."""
+    return error.errno in _OF_DISKS
 
 
 def refused_file(error: OSError, what: str = "opened") -> InputError | None:
@@ -56,7 +61,7 @@ def refused_file(error: OSError, what: str = "opened") -> InputError | None:
             "`ls -ld` shows who has it"
         )
     way_out = _WAYS_OUT.get(error.errno or 0, "name another file or folder")
-    kind = FailingDiskError if error.errno in _OF_DISKS else InputError
+    kind = FailingDiskError if is_failing_disk(error) else InputError
     return kind(f"{shown} cannot be {what} ({reason}): {way_out}")
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
+import os
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from megatron_ultralong.checkpoint.disk.checksums import DamagedError, read_checksums
 from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.refused_file import FailingDiskError
 from megatron_ultralong.training.saving.run_folder import newest_good
 from megatron_ultralong.training.verbs import check_run, dry_run
 from tests.training.conftest import MakeConfig
@@ -60,6 +64,23 @@ def test_damage_is_refused_by_name(
     assert resumed.folder == root / "iter_0000004"
     assert resumed.damaged == {6}
     assert f"checkpoint of iteration 6 is refused: {path}" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["checksums.json", "__0_0.distcp"])
+def test_a_disk_that_fails_is_no_damage(
+    run: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A resume from the older one would write over the newer one, which may be whole."""
+    real = Path.open
+
+    def fails(path: Path, *words: Any, **named: Any) -> Any:
+        if path == run / "iter_0000006" / name:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return real(path, *words, **named)
+
+    monkeypatch.setattr(Path, "open", fails)
+    with pytest.raises(FailingDiskError, match=rf"{name} .*remove .*iter_0000006: the run then"):
+        newest_good(run, 0, 1)
 
 
 def test_every_byte_of_the_small_files_counts(run: Path, tmp_path: Path) -> None:

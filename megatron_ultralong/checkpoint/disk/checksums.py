@@ -19,7 +19,11 @@ from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_nam
 from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_bounded, read_json
-from megatron_ultralong.program.refused_file import ClosedFileError
+from megatron_ultralong.program.refused_file import (
+    ClosedFileError,
+    FailingDiskError,
+    is_failing_disk,
+)
 
 FILE_NAME = "checksums.json"
 PIECE_BYTES = 128 * 2**20
@@ -44,6 +48,10 @@ Checksums = Mapping[str, Checksum]
 
 class DamagedError(Exception):
     """A checkpoint that is not as it was written; the message names the file and what is wrong."""
+
+
+class UnreadableError(DamagedError):
+    """A disk did not give its bytes, perhaps for a while: nobody knows how they are."""
 
 
 class Hasher:
@@ -123,6 +131,8 @@ def read_checksums(folder: Path) -> dict[str, Checksum]:
         checksums = {name: _checksum(files.object(name), name) for name in files}
     except ClosedFileError:
         raise
+    except FailingDiskError as error:
+        raise UnreadableError(str(error)) from error
     except InputError as error:
         raise DamagedError(f"{path} is damaged ({error})") from error
     for name, entry in checksums.items():
@@ -208,7 +218,8 @@ def _check_piece(folder: Path, piece: _Piece) -> None:
     except PermissionError:
         raise
     except OSError as error:
-        raise DamagedError(f"{path} cannot be read ({error})") from error
+        kind = UnreadableError if is_failing_disk(error) else DamagedError
+        raise kind(f"{path} cannot be read ({error})") from error
     found = digest.hexdigest()
     if left or found != piece.sha256:
         raise DamagedError(

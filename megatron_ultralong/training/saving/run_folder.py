@@ -23,6 +23,7 @@ from megatron_ultralong.program.owner import Owner, take
 from megatron_ultralong.program.owner_record import read_owners
 from megatron_ultralong.program.rank_values import every_rank, from_main_rank
 from megatron_ultralong.program.ranks import is_main_rank
+from megatron_ultralong.program.refused_file import FailingDiskError
 from megatron_ultralong.training.config_file import CONFIG_FILE, save_config
 from megatron_ultralong.training.earlier_start import (
     DATA_FILE,
@@ -231,14 +232,23 @@ def newest_good(root: Path, rank: int, world_size: int) -> Resumed:
 
     Raises:
         InputError: there are checkpoints, and all of them are damaged.
+        FailingDiskError: the disk does not give the bytes of one. It is not passed over: later
+            checkpoints would replace what may be whole.
     """
     candidates = _candidates(root)
     damaged: dict[int, str] = {}
     for iteration in candidates:
-        found = every_rank(_damage(folders.iteration_folder(root, iteration), rank, world_size))
-        error = next((text for text in found if text), None)
-        if error is None:
-            return Resumed(folders.iteration_folder(root, iteration), frozenset(damaged))
+        folder = folders.iteration_folder(root, iteration)
+        found = [each for each in every_rank(_damage(folder, rank, world_size)) if each]
+        unreadable = next((text for text, is_known in found if not is_known), None)
+        if unreadable:
+            raise FailingDiskError(
+                f"{unreadable}: the disk or its server fails; start again. If the file is lost for "
+                f"good, remove {folder}: the run then resumes from the checkpoint before it"
+            )
+        if not found:
+            return Resumed(folder, frozenset(damaged))
+        error, _ = found[0]
         damaged[iteration] = error
         if is_main_rank():
             _log.warning(
@@ -272,11 +282,11 @@ def _candidates(root: Path) -> list[int]:
     return sorted(numbers, key=lambda number: (0 < named < number, -number))
 
 
-def _damage(folder: Path, rank: int, world_size: int) -> str | None:
-    """What is wrong with this rank's share of a checkpoint's files."""
+def _damage(folder: Path, rank: int, world_size: int) -> tuple[str, bool] | None:
+    """What is wrong with this rank's share of a checkpoint's files, and whether that is known."""
     try:
         listed = checksums.read_checksums(folder)
         checksums.check_files(folder, listed, rank=rank, world_size=world_size)
     except checksums.DamagedError as error:
-        return str(error)
+        return str(error), not isinstance(error, checksums.UnreadableError)
     return None
