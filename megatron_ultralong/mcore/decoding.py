@@ -27,6 +27,7 @@ from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.parallel import broadcast, last_stage_output
 from megatron_ultralong.mcore.projection import CosSin
 from megatron_ultralong.mcore.static_step import StaticStep, StepForm, graph_refusal
+from megatron_ultralong.program.rank_values import every_rank
 from megatron_ultralong.program.ranks import is_main_rank
 from megatron_ultralong.sequence.assignment import zigzag
 
@@ -78,9 +79,10 @@ class Decoder:
     def set_steps(self, steps: StepForm) -> None:
         """How tokens are written from now on; for tests and measurements."""
         config = self._model.config
-        why = graph_refusal(
-            config.params_dtype, config.kv_channels, self._groups.pp.size(), device()
+        refusals = every_rank(  # one that ran otherwise would wait for messages of other shapes
+            graph_refusal(config.params_dtype, config.kv_channels, self._groups.pp.size(), device())
         )
+        why = next((text for text in refusals if text), None)
         assert steps != "graph" or why is None, why
         self._steps = steps if steps != "auto" else "eager" if why else "graph"
         self.step_form = "each token one CUDA graph"
