@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import sys
 
 import pytest
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_ultralong.checkpoint.convert.report import show, show_rows
+from megatron_ultralong.program import progress
 from megatron_ultralong.program.ending import ends_with_message, tell
 from megatron_ultralong.program.errors import InputError, escaped, printable
 from megatron_ultralong.program.terminal import Console, PrintableFormatter
@@ -122,3 +124,17 @@ def test_a_model_cannot_steer_the_terminal(
     assert "\x1b" not in text
     assert "\x9b" not in text
     assert "\\x1b[2J" in text
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_a_bar_is_cut_nowhere(width: int) -> None:
+    console = Console(width=width, file=io.StringIO(), force_terminal=True, no_color=True)
+    bar = Progress(*progress._columns(width), console=console)
+    said = {"amount": "123/400 iterations", "status": "loss 7.2585, 1,002,779 tokens/s"}
+    bar.add_task("training", total=400, completed=123, **said)
+    with console.capture() as shown:
+        console.print(bar.get_renderable())
+    assert "…" not in shown.get()
+    words = shown.get().split()
+    assert {"training", "123/400", "iterations", "31%", "tokens/s", "ETA"} <= {*words}, words
+    assert len([word for word in words if re.fullmatch(r"[\d-]+:[\d-]+:[\d-]+", word)]) == 2

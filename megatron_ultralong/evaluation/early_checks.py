@@ -1,6 +1,7 @@
 """What can be told of an evaluation before torch and Megatron-Core are imported."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ def check_command(command: Any, num_ranks: int) -> None:
     config = getattr(command, name)
     config.check()
     check_ranges(command)
-    for load, (_, folder) in zip(models.load, facts.named_folders(models, num_ranks), strict=True):
+    named = facts.named_folders(models, num_ranks)
+    check_names([name for name, _ in named])
+    for load, (_, folder) in zip(models.load, named, strict=True):
         facts.shape_and_weights(folder)
         if name != "loss":  # it compares ids alone
             PromptTokenizer(facts.tokenizer_folder(load))
@@ -37,8 +40,23 @@ def check_command(command: Any, num_ranks: int) -> None:
     if len(models.load) == 1 and output:  # of several some may be finished
         check_output(output)
     if name in _MANIFESTS:
-        _MANIFESTS[name](config.data_path)
+        splits = _MANIFESTS[name](config.data_path).splits
+        if config.split not in splits:
+            raise InputError(
+                f"{config.data_path} has no split {config.split!r}, only {', '.join(splits)}: take "
+                f"that one with --split, or prepare one with a --{config.split}-fraction above 0"
+            )
     data = getattr(config, "data", ())
     for path in (data,) if isinstance(data, str) else data:
         if not Path(path).exists():
             raise InputError(f"--data {missing(path)}: name a file or folder of questions")
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise InputError where two models have one name: nobody could tell their results apart."""
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(
+                f"two models of --load are called {name!r}: give each a name, --load before=FOLDER "
+                "after=FOLDER"
+            )

@@ -9,6 +9,7 @@ from typing import Any
 
 from megatron_ultralong.data.rows.manifest import load_manifest
 from megatron_ultralong.evaluation.chat import evaluate_chat
+from megatron_ultralong.evaluation.early_checks import check_names
 from megatron_ultralong.evaluation.harness.command import evaluate_harness
 from megatron_ultralong.evaluation.local import local_benchmarks
 from megatron_ultralong.evaluation.local.graphwalks import evaluate_graphwalks
@@ -62,7 +63,7 @@ def _evaluate(
     config.check()
     check_ranges(command.cost)
     facts = [model_facts(load, models.precision) for load in models.load]
-    _check_names([one.name for one in facts])
+    _check_folder_names([one.name for one in facts])
     configs = [_config_of(config, one.name, len(facts)) for one in facts]
     tokenizers = [PromptTokenizer(tokenizer_folder(load)) for load in models.load]
     every = zip(models.load, configs, facts, tokenizers, strict=True)
@@ -78,16 +79,12 @@ def _evaluate(
             gc.collect()
 
 
-def _check_names(names: Sequence[str]) -> None:
-    """Raise InputError where two models have one name, or one that is no name of a folder."""
+def _check_folder_names(names: Sequence[str]) -> None:
+    """As :func:`check_names`, and each has to be the name of a folder."""
     if len(names) == 1:
         return
+    check_names(names)
     for name in names:
-        if names.count(name) > 1:
-            raise InputError(
-                f"two models of --load are called {name!r}: give each a name, --load before=FOLDER "
-                "after=FOLDER"
-            )
         if Path(name).name != name:
             raise InputError(
                 f"--load {name}=...: with several models the name is that of a folder in --output; "

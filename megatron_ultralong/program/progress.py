@@ -8,13 +8,31 @@ from collections.abc import Iterator
 from typing import TextIO
 
 import rich.progress
+from rich.table import Column
 
 from megatron_ultralong.program.ending import drop_unread_output
 from megatron_ultralong.program.quantity import duration, quantity, rate
 from megatron_ultralong.program.terminal import Console
 
+_WIDTH_OF_A_BAR = 100
 LOG_INTERVAL = 10.0
 """Seconds between two lines where standard error is not a terminal."""
+
+
+def _columns(width: int) -> list[rich.progress.ProgressColumn]:
+    """Of a terminal so wide: without a picture of the bar where that would cut the times off."""
+    bar = [rich.progress.BarColumn()] if width >= _WIDTH_OF_A_BAR else []
+    return [
+        rich.progress.TextColumn("{task.description}"),
+        *bar,
+        rich.progress.TextColumn("{task.fields[amount]}"),
+        rich.progress.TaskProgressColumn(),
+        # It takes a second line before anything else gets narrower.
+        rich.progress.TextColumn("{task.fields[status]}", table_column=Column()),
+        rich.progress.TimeElapsedColumn(),
+        rich.progress.TextColumn("ETA"),
+        rich.progress.TimeRemainingColumn(),
+    ]
 
 
 class ProgressBar:
@@ -30,16 +48,10 @@ class ProgressBar:
         self._start = self._last_line = time.monotonic()
         self._bar: rich.progress.Progress | None = None
         if sys.stderr.isatty():
+            console = Console(stderr=True)
             self._bar = rich.progress.Progress(
-                rich.progress.TextColumn("{task.description}"),
-                rich.progress.BarColumn(),
-                rich.progress.TextColumn("{task.fields[amount]}"),
-                rich.progress.TaskProgressColumn(),
-                rich.progress.TextColumn("{task.fields[status]}"),
-                rich.progress.TimeElapsedColumn(),
-                rich.progress.TextColumn("ETA"),
-                rich.progress.TimeRemainingColumn(),
-                console=Console(stderr=True),
+                *_columns(console.width),
+                console=console,
                 redirect_stdout=sys.stdout.isatty(),  # a file gets what is printed, not the bar
             )
             self._task = self._bar.add_task(

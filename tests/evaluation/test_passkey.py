@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import struct
 from pathlib import Path
@@ -231,6 +232,28 @@ def test_what_costs_too_much_is_refused(scorer, encode):
 def test_bad_input_is_refused(scorer, encode, changes, message):
     with pytest.raises(InputError, match=message):
         measure_passkey(dataclasses.replace(CONFIG, **changes), scorer, encode)
+
+
+def test_a_length_that_some_keys_do_not_fit_is_refused_before_any_is_asked(
+    scorer, encode, monkeypatch
+):
+    def uneven(text):
+        return [*encode(text), *encode(text)[:1] * text.count("7")]
+
+    def fits(length, number):
+        config = dataclasses.replace(CONFIG, lengths=(length,), depths=(0.0,))
+        try:
+            passkey_grid(config, uneven).prompt(length, 0.0, number)
+        except InputError:
+            return False
+        return True
+
+    tight = next(length for length in itertools.count(20) if fits(length, 0))
+    assert not all(fits(tight, number) for number in range(9))
+    config = dataclasses.replace(CONFIG, lengths=(tight, 160), depths=(0.0,), num_samples=9)
+    monkeypatch.setattr(scorer, "score", lambda *_: pytest.fail("one is asked"))
+    with pytest.raises(InputError, match=rf"length \({tight}\) is too short"):
+        measure_passkey(config, scorer, uneven)
 
 
 def test_lengths_beyond_the_trained_positions_run_when_asked_for(scorer, encode, capsys):

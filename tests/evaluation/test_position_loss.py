@@ -4,15 +4,18 @@ import dataclasses
 import json
 import math
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
+from megatron_ultralong.evaluation import early_checks
+from megatron_ultralong.evaluation.commands import LossCommand
 from megatron_ultralong.evaluation.loss import evaluate_loss, measure_position_loss
 from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
-from megatron_ultralong.evaluation.options import LossConfig
+from megatron_ultralong.evaluation.options import LossConfig, ModelsConfig
 from megatron_ultralong.evaluation.results import pictures
 from megatron_ultralong.evaluation.results.file import read_results
 from megatron_ultralong.evaluation.results.result import Result
@@ -209,3 +212,22 @@ def test_a_file_that_holds_no_losses_is_refused(tmp_path, text, message):
         (tmp_path / "loss.json").write_text(text)
     with pytest.raises(InputError, match=message):
         read_results(tmp_path / "loss.json", "position_loss")
+
+
+def test_what_is_told_before_a_loss_is_measured(tmp_path, monkeypatch):
+    for name in ("one", "other"):
+        make_llama(max_positions=64).save_pretrained(tmp_path / name / "run")
+    paths = [str(tmp_path / name / "run") for name in ("one", "other")]
+
+    def check(*load: str, split: str = "train") -> None:
+        loss = LossConfig(data_path="rows", split=split)
+        early_checks.check_command(LossCommand(ModelsConfig(load=load), loss), 1)
+
+    splits = SimpleNamespace(splits={"train": None})
+    monkeypatch.setitem(early_checks._MANIFESTS, "loss", lambda path: splits)
+    check(paths[0], f"after={paths[1]}")
+    for load in (paths, [f"a={path}" for path in paths]):
+        with pytest.raises(InputError, match=r"two models of --load are called '(run|a)'"):
+            check(*load)
+    with pytest.raises(InputError, match=r"rows has no split 'valid', only train: .* --split, or"):
+        check(paths[0], split="valid")

@@ -25,6 +25,10 @@ _ANSWER = 5
 """Tokens of an answer, for the estimate: its digits."""
 
 
+_TIGHT = 512
+"""Tokens below which a prompt may have room for one key, and not for another."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Grid:
     """Prompts by length and depth."""
@@ -58,10 +62,13 @@ def evaluate_grid(grid: Grid, subject: Subject[Any]) -> result.Result:
     model, config = subject.model, grid.config
     lengths = sorted(config.lengths)
     check_length(model, lengths[-1], config.beyond_trained_positions)
-    for length in {lengths[0], lengths[-1]}:  # before the work starts
-        grid.prompt(length, min(config.depths), 0)
     depths = sorted(map(float, config.depths))
-    places = itertools.product(lengths, depths, range(config.num_samples))
+    places = list(itertools.product(lengths, depths, range(config.num_samples)))
+    # Before the work starts; all of a length that some keys do not fit.
+    for place in places:
+        is_first = place[1:] == (depths[0], 0) and place[0] in (lengths[0], lengths[-1])
+        if is_first or place[0] < _TIGHT:
+            grid.prompt(*place)
     benchmark: Benchmark[Any] = Benchmark(
         kind=grid.kind,
         config=config,
