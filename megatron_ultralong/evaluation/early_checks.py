@@ -1,12 +1,12 @@
 """What can be told of an evaluation before torch and Megatron-Core are imported."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
-from megatron_ultralong.data.rows.manifest import load_manifest
+from megatron_ultralong.data.rows.chat_manifest import ChatManifest, load_chat_manifest
+from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
 from megatron_ultralong.evaluation.models import facts
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError, missing
@@ -14,7 +14,10 @@ from megatron_ultralong.program.fields import check_ranges
 from megatron_ultralong.program.output import check_output
 from megatron_ultralong.program.required import check_required
 
-_MANIFESTS = {"loss": load_manifest, "chat": load_chat_manifest}
+_MANIFESTS: dict[str, Callable[[str], Manifest | ChatManifest]] = {
+    "loss": load_manifest,
+    "chat": load_chat_manifest,
+}
 """Of the rows that a benchmark reads."""
 
 
