@@ -58,6 +58,16 @@ from tests.edges import flags, parse, parsed_class, with_needed
             "--gpu 8: that is no GPU's name; their number is --gpus",
         ),
         (("plan", "demo-cpu", "--gpu=8"), "their number is --gpus 8"),
+        (
+            ("--load", "my base", "pretrain", "small"),
+            "--load stands before the verb, which comes first: write `ultralong pretrain small "
+            "--load 'my base'`",
+        ),
+        (
+            ("--length=8", "evaluate", "passkey", "--load", "b"),
+            "write `ultralong evaluate passkey --load b --length=8`",
+        ),
+        (("--xyzzy",), "comes first: write `ultralong VERB --xyzzy ...`; see `ultralong --help`"),
         (("pretrain", "--config", "nowhere.yaml"), "configuration nowhere.yaml does not exist"),
     ],
 )

@@ -41,6 +41,20 @@ def test_a_report_has_no_empty_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert "kl" in shown
 
 
+def test_a_report_writes_names_of_files_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    changes = {"tokenizer_config.json": ["a key"]}
+    show({"good_for": {"new_files": 1}, "changed_files": changes}, as_json=False)
+    shown = capsys.readouterr().out
+    assert all(f"{word} " in shown for word in ("good for", "  new files", "changed files"))
+    assert "  tokenizer_config.json  a key" in shown
+
+
+@pytest.mark.parametrize("load", ["after=", ""])
+def test_a_model_without_a_folder_is_named(capsys: pytest.CaptureFixture[str], load: str) -> None:
+    message = refusal(capsys, "evaluate", "passkey", "--load", load, "--lengths", "512")
+    assert f"--load {load!r} names no folder: give FOLDER, or NAME=FOLDER" in message
+
+
 def test_what_llama_cpp_does_with_an_export_is_a_verdict() -> None:
     told = readers(YarnConfig(128.0), MODELS["llama3.1-8b"])
     assert told == (

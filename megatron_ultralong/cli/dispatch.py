@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from megatron_ultralong.cli.meant_verb import meant_verb
+from megatron_ultralong.cli.meant_verb import meant_verb, verb_comes_first
 from megatron_ultralong.cli.origin import says_who_set, with_shorter_warm_up
 from megatron_ultralong.cli.start_of_run import HELP_FLAGS, begin, with_start_first
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
@@ -93,6 +93,8 @@ def _run(words: list[str]) -> None:
             run_verb(name, VERBS[name], words[width:])
             return
     first = words[0]
+    if first.startswith("-"):
+        raise InputError(verb_comes_first(words))
     known = [name for name in VERBS if name.split()[0] == first]
     if known:
         rest = [word for word in words[1:] if not word.startswith("-")]

@@ -1,8 +1,10 @@
 """What verb was meant by words that are none."""
 
+import shlex
 from collections.abc import Sequence
 
 from megatron_ultralong.cli.verbs import VERBS
+from megatron_ultralong.program.ending import PROGRAM
 from megatron_ultralong.program.not_known import nearest
 
 ELSEWHERE = {
@@ -35,3 +37,15 @@ def meant_verb(words: Sequence[str]) -> str | None:
         return near
     last = nearest(second, by_group[near])
     return f"{near} {last}" if last else near
+
+
+def verb_comes_first(words: Sequence[str]) -> str:
+    """What a message says of flags before the verb: ``--load b pretrain small``."""
+    flags = f"{words[0]} stands before the verb, which comes first: write `{PROGRAM}"
+    for place in range(1, len(words)):
+        for width in (2, 1):
+            verb = " ".join(words[place : place + width])
+            if verb in VERBS:
+                rest = shlex.join([*words[place + width :], *words[:place]])
+                return f"{flags} {verb} {rest}`"
+    return f"{flags} VERB {words[0]} ...`; see `{PROGRAM} --help`"

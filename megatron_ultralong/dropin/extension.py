@@ -217,7 +217,7 @@ class Extension:
             attention.softmax_scale *= yarn.attention_factor(scaling) ** 2
         base = yarn.effective_rotary_base(scaling, head_dim, rotary_base)
         precision = self.config.angle_precision
-        _tell(f"rotary embedding: {scaling} over base {base:g}, angles {precision}")
+        _tell(f"rotary embedding: {yarn.in_words(scaling)} over base {base:g}, angles {precision}")
 
     def _reset_mask(self, model: GPTModel) -> None:
         from megatron.training import get_tokenizer

@@ -108,6 +108,14 @@ RopeScaling = YarnConfig | NtkConfig | LinearConfig | None
 """What is done to the rotary frequencies; ``None`` leaves them as they are."""
 
 
+def in_words(scaling: RopeScaling) -> str:
+    """``linear, scaling_factor 8.0``, for messages."""
+    if scaling is None:
+        return "no scaling"
+    method = type(scaling).__name__.removesuffix("Config").lower()
+    return ", ".join([method, *(f"{name} {value}" for name, value in vars(scaling).items())])
+
+
 def published_scaling(name: str) -> RopeScaling:
     """The scaling in the ``config.json`` of a published model: llama3 over 8,192, or none."""
     factor = {"llama3.1": 8.0, "llama3.2": 32.0}.get(name.split("-")[0])

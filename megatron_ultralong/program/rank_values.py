@@ -5,6 +5,7 @@ from typing import TypeVar, cast
 
 import torch.distributed as dist
 
+from megatron_ultralong.program.difference import first_difference
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.refused_file import refused_file
 
@@ -51,8 +52,10 @@ def check_agreement(values: Mapping[str, object]) -> None:
     for name, value in everyone[0].items():
         differing = [rank for rank, other in enumerate(everyone) if other.get(name) != value]
         if differing:
+            other = str(everyone[differing[0]].get(name))
+            name, value, other = first_difference(name, value, other)
             raise InputError(
                 f"ranks disagree on {name}: rank 0 has {value}, rank {differing[0]} has "
-                f"{everyone[differing[0]].get(name)} (ranks that differ from rank 0: "
+                f"{other} (ranks that differ from rank 0: "
                 f"{differing}); start every rank with the same arguments and the same files"
             )

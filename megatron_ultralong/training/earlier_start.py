@@ -11,6 +11,7 @@ from megatron_ultralong.config.plain_values import flat_fields
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.program.aside import partial_path
+from megatron_ultralong.program.difference import first_difference
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.owner_record import is_owner_file
@@ -135,11 +136,12 @@ def _check_same_rows(path: Path, data: Mapping[str, str]) -> None:
     for name in [*before, *(name for name in data if name not in before)]:
         old, new = before.get(name, _UNKNOWN), data.get(name, _UNKNOWN)
         if old != new:
+            name, old, new = first_difference(name, str(old), new)
+            name = name.replace("data manifest.inputs", "the list of sources", 1)
             raise InputError(
-                f"--save {path.parent} holds a run over other rows: {name} was {_short(str(old))}, "
-                f"is {_short(new)}; a resumed run continues in the rows that it began with: name "
-                f"them with --data-path, or another --save for a new run with --load "
-                f"{path.parent}"
+                f"--save {path.parent} holds a run over other rows: {name} was {old}, is {new}; "
+                "a resumed run continues in the rows that it began with: name them with "
+                f"--data-path, or another --save for a new run with --load {path.parent}"
             )
 
 

@@ -240,7 +240,11 @@ class Saving:
         if self._writer is None:
             return 0, 0, "no --save"
         last = self._writer.last_iteration
-        place = f"the last is iteration {last} in {self.folder.root}" if last else "none written"
+        place = (
+            f"the last is iteration {last} in {self.folder.root}"
+            if last
+            else "no checkpoint was written"
+        )
         return self._writer.num_written, self._writer.total_failures, place
 
     def _start(self, writer: CheckpointWriter, *, waits: bool = False) -> None:

@@ -83,7 +83,7 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no tokenizer": (
         "single",
         lambda f: (f / "tokenizer.json").unlink(),
-        r"has no tokenizer .* --no-tokenizer",
+        r"has no tokenizer\.json .* --no-tokenizer",
     ),
     "unknown architecture": (
         "single",

@@ -230,5 +230,5 @@ def test_meta_with_a_tokenizer_json_alone_is_read_back(model: Path, tmp_path: Pa
     flags: dict[str, Any] = {"format": "meta"}
     report = export_checkpoint(ExportConfig(tmp_path / "bare", tmp_path / "out", **flags))
     assert report.good_for == {"tokenizer": "none: the checkpoint was imported without one"}
-    with pytest.raises(InputError, match=r"has no tokenizer .*--no-tokenizer"):
+    with pytest.raises(InputError, match=r"has no tokenizer\.json .*--no-tokenizer"):
         import_checkpoint(dataclasses.replace(config, src=tmp_path / "out", tokenizer=True))

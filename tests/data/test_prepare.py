@@ -148,10 +148,10 @@ def test_separator_is_one_option(
     assert set(tokens) & {1000, 1001} == set(expected)
 
 
-def test_documents_that_hold_the_separator_are_counted(
+def test_documents_that_hold_the_separator_and_copies_are_counted(
     config: PrepareConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name, text in (("a", "x <s> y" * 50), ("b", "nothing " * 50)):
+    for name, text in (("a", "x <s> y" * 50), ("b", "nothing " * 50), ("c", "nothing " * 50)):
         (tmp_path / f"{name}.txt").write_text(text)
     result = prepare(
         dataclasses.replace(
@@ -165,7 +165,9 @@ def test_documents_that_hold_the_separator_are_counted(
         )
     )
     assert result.num_documents_with_separator == 1
-    assert "1 document has the separator ' <s>' (ids [" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 document has the separator ' <s>' (ids [" in said
+    assert "documents left out: 1 copy of an earlier one\n" in said
 
 
 def refuse(config: PrepareConfig, message: str, **changes: object) -> None:

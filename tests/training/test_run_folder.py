@@ -78,6 +78,14 @@ def test_other_rows_are_refused(run: Path, make_config: MakeConfig) -> None:
     (run / DATA_FILE).write_text(json.dumps(values))
     with pytest.raises(InputError, match=r"over other rows: data manifest.seed was 99, is \d+;"):
         dry_run(check_run(config, 1))
+    values = json.loads(text)
+    values["data manifest.inputs"] = values["data manifest.inputs"].replace(
+        "path='", "path='old/", 1
+    )
+    (run / DATA_FILE).write_text(json.dumps(values))
+    told = r"over other rows: the list of sources was (\w+)=old/(\S+), is \1=\2; a resumed run"
+    with pytest.raises(InputError, match=told):
+        dry_run(check_run(config, 1))
     (run / DATA_FILE).write_text("{")
     with pytest.raises(InputError, match=r"data\.json is not JSON .*: remove it if the rows"):
         dry_run(check_run(config, 1))
@@ -139,6 +147,7 @@ def test_a_start_with_nothing_left_says_so_and_changes_nothing(
     assert pretrain(config) == []
     printed = capsys.readouterr().out
     assert said in printed
+    assert "nothing was left to do; no checkpoint was written\n" in printed
     assert "resumed at" not in printed
     assert files(root) == before
 

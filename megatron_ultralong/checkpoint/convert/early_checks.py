@@ -31,9 +31,9 @@ def check_import(config: ImportConfig, num_ranks: int = 1) -> None:
     check_ranges(config)
     if kind_of(config.src) == "megatron":
         raise InputError(f"{config.src} is a Megatron checkpoint already: use it as it is")
+    _check_model(config.src)
     if config.tokenizer:
         small_files.check_tokenizer(config.src)
-    _check_model(config.src)
     check_output(config.dst, OUTPUT)
 
 

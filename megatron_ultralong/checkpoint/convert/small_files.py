@@ -11,6 +11,7 @@ from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_nam
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, seal_small_files
 from megatron_ultralong.checkpoint.formats import hugging_face_config, tokenizer_files
 from megatron_ultralong.checkpoint.formats.kind import PARAMS_FILE
+from megatron_ultralong.data.tokenize.refused_tokenizer import NAMES, no_tokenizer
 from megatron_ultralong.program.aside import whole
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
@@ -22,7 +23,6 @@ _NOT_KEPT = (CHECKSUMS_FILE, "adapter_config.json")
 """transformers loads another model where it finds the configuration of an adapter."""
 _FAST, _CONFIG = tokenizer_files.FAST_FILE, tokenizer_files.CONFIG_FILE
 _META_TOKENIZER = "tokenizer.model"
-_TOKENIZERS = (_FAST, _META_TOKENIZER)
 _OF_FAST = (_FAST, _CONFIG, "special_tokens_map.json", tokenizer_files.TEMPLATE_FILE)
 _WRITTEN_ANEW = (hugging_face_config.CONFIG_FILE, PARAMS_FILE, _CONFIG)
 
@@ -40,11 +40,9 @@ def small_files(folder: Path) -> list[Path]:
 
 def check_tokenizer(folder: Path) -> None:
     """Raise InputError where ``folder`` has no tokenizer."""
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
-        raise InputError(
-            f"{folder} has no tokenizer ({' or '.join(_TOKENIZERS)}): download it too, or convert "
-            "the weights alone with --no-tokenizer"
-        )
+    if not any((folder / name).is_file() for name in NAMES):
+        told = no_tokenizer(folder, "download the tokenizer too")
+        raise InputError(f"{folder} {told}; or convert the weights alone with --no-tokenizer")
 
 
 def check_tokenizer_names(folder: Path) -> None:
@@ -146,7 +144,7 @@ def restore(
         else:
             _copy(path, target)
     path = kept / _CONFIG
-    if any((kept / name).is_file() for name in (*_TOKENIZERS, _CONFIG)):
+    if any((kept / name).is_file() for name in (*NAMES, _CONFIG)):
         plain, left_out = _without_code(tokenizer.values)
         new, said = tokenizer.config(plain)
         length = new.get("model_max_length")

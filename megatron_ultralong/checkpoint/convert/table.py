@@ -25,7 +25,7 @@ def show(values: Mapping[str, Any], as_json: bool) -> None:
     for key, text in _lines(values):
         if len(text) == _SHA256_LENGTH and " " not in text:
             text = f"{text[:_SHA256_SHOWN]}... (whole: --json)"
-        table.add_row(key.replace("_", " "), text)
+        table.add_row(key if "." in key else key.replace("_", " "), text)  # names of files stay
     Console().print(table)
 
 

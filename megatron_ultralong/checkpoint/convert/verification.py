@@ -12,7 +12,7 @@ from megatron_ultralong.checkpoint.formats.tensor_file import read_ahead
 from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
 from megatron_ultralong.checkpoint.logits.comparison import LogitsComparison
 from megatron_ultralong.model.parameters import num_parameters
-from megatron_ultralong.model.yarn import attention_factor, inv_freq
+from megatron_ultralong.model.yarn import attention_factor, in_words, inv_freq
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import progress
@@ -149,4 +149,5 @@ def _rope_differences(source: WeightSource, output: WeightSource) -> list[str]:
     factors = [attention_factor(model.rope_scaling) for model in (source, output)]
     if np.array_equal(frequencies[0], frequencies[1]) and factors[0] == factors[1]:
         return []
-    return [f"rotary embedding: {source.rope_scaling} against {output.rope_scaling}"]
+    texts = [in_words(model.rope_scaling) for model in (source, output)]
+    return [f"rotary embedding: {' against '.join(texts)}"]

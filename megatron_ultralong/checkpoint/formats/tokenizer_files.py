@@ -5,8 +5,9 @@ of that file. What differs between releases stands beside it, in ``tokenizer_con
 """
 
 import contextlib
+import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tokenizers import Encoding, Tokenizer
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside
 from megatron_ultralong.data.tokenize.folder_template import MAX_TEMPLATE_BYTES
+from megatron_ultralong.data.tokenize.refused_tokenizer import not_a_tokenizer
 from megatron_ultralong.data.tokenize.tokenising import MAX_TOKENIZER_BYTES, named_tokens
 from megatron_ultralong.model.shape import MOST_IDS
 from megatron_ultralong.program.errors import InputError
@@ -201,7 +203,7 @@ def load_fast(path: Path) -> Tokenizer:
         InputError: it is damaged, larger than such a file is, or of more tokens than a model has.
     """
     data = read_bounded(path, MAX_TOKENIZER_BYTES)
-    with _no_bare_errors(f"{path} is not a tokenizer: {{}}; is it cut short?"):
+    with _no_bare_errors(functools.partial(not_a_tokenizer, path, data)):
         tokenizer = Tokenizer.from_str(data.decode())
         most = max(tokenizer.get_vocab().values(), default=0)
     if most > MOST_IDS:  # the library counts up to it
@@ -220,20 +222,24 @@ def encode(tokenizer: Tokenizer, text: str, path: Path, *, add_special_tokens: b
     Raises:
         InputError: it has no tokens for it.
     """
-    message = f"{path} has no tokens for {text!r} ({{}}): take the file that belongs to the model"
+
+    def message(error: BaseException) -> str:
+        reason = str(error)[:_SHOWN]
+        return f"{path} has no tokens for {text!r} ({reason}): take the file of the model itself"
+
     with _no_bare_errors(message):
         return tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
 @contextlib.contextmanager
-def _no_bare_errors(message: str) -> Iterator[None]:
+def _no_bare_errors(message: Callable[[BaseException], str]) -> Iterator[None]:
     """InputError for what the library raises: bare exceptions, and panics of its Rust."""
     try:
         yield
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise InputError(message.replace("{}", str(error)[:_SHOWN])) from error
+        raise InputError(message(error)) from error
 
 
 def template_files(folder: Path) -> list[Path]:

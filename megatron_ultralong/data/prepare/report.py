@@ -176,8 +176,9 @@ def print_summary(manifest: Manifest, output: Path) -> None:
                 f"{name}: {split.num_padding_tokens:,} tokens ({share:.2%}) are padding: "
                 "predictions there must not count in the loss"
             )
+    duplicates = sum(i.num_duplicates for i in manifest.inputs)
     notes = {
-        "copies of an earlier one": sum(i.num_duplicates for i in manifest.inputs),
+        f"{'copy' if duplicates == 1 else 'copies'} of an earlier one": duplicates,
         "empty": sum(i.num_empty for i in manifest.inputs),
         "unreadable": sum(i.num_bad for i in manifest.inputs),
     }

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from megatron_ultralong import __version__
 from megatron_ultralong.data.read.record import MAX_DOCUMENT_BYTES
-from megatron_ultralong.data.tokenize import tokenising, tokenizer_model
+from megatron_ultralong.data.tokenize import refused_tokenizer, tokenising, tokenizer_model
+from megatron_ultralong.data.tokenize.refused_tokenizer import NAMES
 from megatron_ultralong.program.errors import InputError, missing
 
 SAMPLE_CHARACTERS = 2048
@@ -161,9 +162,6 @@ def versions(*packages: str) -> dict[str, str]:
 
 Result = TypeVar("Result")
 
-NAMES = ("tokenizer.json", "tokenizer.model")
-"""What is looked for in a folder, in this order."""
-
 TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\r?\n")
 
 
@@ -193,19 +191,13 @@ def open_reference(path: Path) -> tokenising.DocumentTokenizer:
         raise InputError(f"--tokenizer {missing(path)}")
     if not file.is_file():
         kept = path / "huggingface"  # of a checkpoint of this project
-        its = (
-            f"give {kept}"
-            if any((kept / name).is_file() for name in NAMES)
-            else "give such a file or its folder"
-        )
-        raise InputError(f"--tokenizer {path} has no {' or '.join(NAMES)}; {its}")
-    if path == file and file.suffix not in (".json", ".model"):
-        beside = [name for name in NAMES if (file.parent / name).is_file()]
-        if beside:
-            raise InputError(
-                f"--tokenizer {path} is not a tokenizer, and {beside[0]} is beside it: give "
-                f"{file.parent / beside[0]}, or its folder"
-            )
+        if any((kept / name).is_file() for name in NAMES):
+            raise InputError(f"--tokenizer {path} has no {' or '.join(NAMES)}; give {kept}")
+        told = refused_tokenizer.no_tokenizer(path, "give such a file or its folder")
+        raise InputError(f"--tokenizer {path} {told}")
+    is_odd = path == file and file.suffix not in (".json", ".model")
+    if is_odd and (where := refused_tokenizer.beside(file)):
+        raise InputError(f"--tokenizer {path} is not a tokenizer{where}")
     tokenising.check_file_sizes(file.parent)
     if file.suffix == ".json":
         return tokenising.HuggingFaceTokenizer(file)

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_ultralong.data.tokenize.engines import NAMES, open_reference
+from megatron_ultralong.data.tokenize.engines import open_reference
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, folder_template
+from megatron_ultralong.data.tokenize.refused_tokenizer import NAMES
 from megatron_ultralong.data.tokenize.tokenising import side_file
 from megatron_ultralong.program.errors import InputError
 

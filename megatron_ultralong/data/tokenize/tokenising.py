@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from megatron_ultralong.data.tokenize.refused_tokenizer import no_tokenizer, not_a_tokenizer
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_bounded, read_json
 from megatron_ultralong.sequence.documents import document_boundaries
@@ -78,14 +79,13 @@ class HuggingFaceTokenizer:
     def __init__(self, path: Path) -> None:
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
-            raise InputError(
-                f"--tokenizer {path} has no tokenizer.json; give that file or its folder"
-            )
+            told = no_tokenizer(path, "give such a file or its folder")
+            raise InputError(f"--tokenizer {path} {told}")
         data = read_bounded(file, MAX_TOKENIZER_BYTES)
         try:
             self._tokenizer = Tokenizer.from_str(data.decode())
         except Exception as error:  # the library raises bare Exception
-            raise InputError(f"{file} is not a tokenizer: {error}; is it cut short?") from error
+            raise InputError(not_a_tokenizer(file, data, error)) from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.file = file

@@ -157,13 +157,17 @@ def is_panic(error: BaseException) -> bool:
 
 def _ranks(data: bytes, file: Path) -> dict[bytes, int]:
     """Rank of every token: lines of its bytes in base 64, a space and the rank."""
+    ranks, line = {}, b""
     try:
-        pairs = (line.split() for line in data.splitlines() if line)
-        return {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
+        for line in filter(None, data.splitlines()):
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
     except ValueError as error:
         raise InputError(
-            f"{file} is not a tokenizer.model of tiktoken ({error}); is it cut short?"
+            f"{file} is not a tokenizer.model of tiktoken ({error})"
+            + ("; is it cut short?" if data.endswith(line) else "")
         ) from error
+    return ranks
 
 
 def _byte_level_table() -> dict[int, int]:

@@ -12,8 +12,9 @@ from typing import NamedTuple
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest
 from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER
 from megatron_ultralong.data.tokenize.chat_template import END, TEMPLATES
-from megatron_ultralong.data.tokenize.engines import NAMES, open_reference
+from megatron_ultralong.data.tokenize.engines import open_reference
 from megatron_ultralong.data.tokenize.folder_template import folder_template
+from megatron_ultralong.data.tokenize.refused_tokenizer import NAMES
 from megatron_ultralong.data.tokenize.stop_tokens import GENERATION_FILE, named_stop_ids
 from megatron_ultralong.data.tokenize.tokenising import named_tokens, side_file, well_formed
 from megatron_ultralong.program.aside import remove, write_aside

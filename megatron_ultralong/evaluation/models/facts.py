@@ -68,6 +68,8 @@ def tokenizer_folder(argument: str) -> Path:
 
 def _name_and_folder(argument: str) -> tuple[str, Path]:
     name, found, folder = argument.partition("=")
+    if not (folder if found else argument):
+        raise InputError(f"--load {argument!r} names no folder: give FOLDER, or NAME=FOLDER")
     path = Path(folder if found else argument)
     if not path.is_dir():
         raise InputError(f"--load {argument}: folder {missing(path)}")

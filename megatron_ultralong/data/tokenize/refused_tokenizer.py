@@ -1,0 +1,52 @@
+"""What a message says of a file or folder that is not a tokenizer which this program reads."""
+
+from pathlib import Path
+
+NAMES = ("tokenizer.json", "tokenizer.model")
+"""Files that hold a tokenizer, the first one in a folder is read."""
+_OTHERS = (
+    *("vocab.json", "merges.txt", "vocab.txt"),
+    *("spiece.model", "sentencepiece.bpe.model", "spm.model"),
+)
+"""Of transformers' classes in Python, which make a tokenizer of them by rules of their own."""
+_SHOWN = 300
+"""Characters of the library's messages."""
+
+
+def no_tokenizer(folder: Path, otherwise: str) -> str:
+    """Of a folder without one of :data:`NAMES`: what to do, ``otherwise`` if it has no other."""
+    return f"has no {' or '.join(NAMES)}{_others(folder) or f'; {otherwise}'}"
+
+
+def beside(file: Path) -> str:
+    """``, and tokenizer.json is beside it: give F/tokenizer.json, or its folder``; or empty."""
+    found = [file.parent / name for name in NAMES if (file.parent / name).is_file()]
+    if not found or file in found:
+        return "" if found else _others(file.parent)
+    return f", and {found[0].name} is beside it: give {found[0]}, or its folder"
+
+
+def not_a_tokenizer(file: Path, data: bytes, error: BaseException) -> str:
+    """Of a file of JSON, with these ``data``, that the library refuses with ``error``."""
+    reason = str(error)[:_SHOWN]
+    is_cut = "EOF while parsing" in reason or "unexpected end of data" in reason
+    if is_cut:
+        reason += "; is it cut short?"
+    elif b'"vocab"' not in data:  # what the library says of other keys hides what is wrong
+        reason = 'it is not written like a tokenizer.json, which has a "vocab"'
+    if where := beside(file):
+        return f"{file} is not a tokenizer ({reason}){where}"
+    return f"{file} is not a tokenizer: {reason}"
+
+
+def _others(folder: Path) -> str:
+    """The line that writes ``tokenizer.json`` of files that are not read; empty: there are none."""
+    found = [name for name in _OTHERS if (folder / name).is_file()]
+    if not found:
+        return ""
+    call = f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+    return (
+        f", and {' and '.join(found)} {'are' if len(found) > 1 else 'is'} not read: write "
+        f'tokenizer.json with transformers: python -c "from transformers import AutoTokenizer; '
+        f'{call}"'
+    )
