@@ -198,10 +198,10 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (chat(("user", ""), ANSWER), "empty turn", r"turn 0 \(user\) is empty"),
     (chat(USER, ("assistant", ["b"])), "wrong type", "part 0 is a str, not an object"),
     (chat(USER, ("assistant", "\ud800")), "unreadable", "a lone surrogate at character 0"),
-    ({"messages": 3}, "wrong type", "messages is a int, not a list"),
+    ({"messages": 3}, "wrong type", "messages is an int, not a list"),
     ({"messages": "a"}, "wrong type", r"messages is a text that is not JSON: .*, in 'a'"),
     ({"messages": ["a"]}, "wrong type", "turn 0 is a text that is not JSON"),
-    ({"messages": ["3"]}, "wrong type", "turn 0 is a int, not an object"),
+    ({"messages": ["3"]}, "wrong type", "turn 0 is an int, not an object"),
     (
         {"messages": [{"role": "user", "content": "a", "wieght": 0}]},
         "unknown keys",

@@ -100,7 +100,7 @@ def cut(data: bytes) -> bytes:
 GOOD = jsonl([{"text": text} for text in TEXTS])
 BAD_FILES = {
     "cut_json.jsonl": (GOOD[:-4], r"cut_json\.jsonl:4: not JSON .* is the file cut short"),
-    "number.jsonl": (GOOD + b"7\n", r"number\.jsonl:5: a int, where one JSON object"),
+    "number.jsonl": (GOOD + b"7\n", r"number\.jsonl:5: an int, where one JSON object"),
     "no_key.jsonl": (
         jsonl([{"text": "a"}, {"body": "b"}]),
         r"no_key\.jsonl:2: key 'text' has no value, .* \(keys here: body\)",

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from megatron_ultralong.data.read import record
+from megatron_ultralong.program.quantity import named
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -42,13 +43,15 @@ def require_type(
     after: str = "",
     problem: Problem = "wrong type",
 ) -> None:
-    """Refuse a value of another type; the message: ``{before} TYPE{after}``.
+    """Refuse a value of another type; the message: ``{before} TYPE{after}``, ``... is a TYPE...``.
 
     Raises:
         ConversationError: it is of another.
     """
     if not isinstance(value, kind):
-        raise ConversationError(problem, f"{before} {type(value).__name__}{after}")
+        name = type(value).__name__
+        name = named(name) if before.endswith(" is") else name
+        raise ConversationError(problem, f"{before} {name}{after}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,5 +255,5 @@ def list_of(place: str, value: Any) -> list[Any]:
     Raises:
         ConversationError: it is none.
     """
-    require_type(value, list, f"{place} is a", ", not a list")
+    require_type(value, list, f"{place} is", ", not a list")
     return list(value)

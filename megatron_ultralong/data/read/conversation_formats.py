@@ -194,7 +194,7 @@ def _alpaca(fields: Fields, options: TurnOptions) -> list[chat.Message]:
         messages += [chat.Message("user", pair[0]), chat.Message("assistant", pair[1])]
     question, more = fields["instruction"], fields.get("input", "")
     for key, value in (("instruction", question), ("input", more)):
-        chat.require_type(value, str, f"{key} is a", ", not a text")
+        chat.require_type(value, str, f"{key} is", ", not a text")
     if more.strip():
         question = f"{question.strip()}\n\n{more.strip()}"
     return [*messages, chat.Message("user", question), chat.Message("assistant", fields["output"])]
@@ -238,7 +238,7 @@ def _tools_of(value: Any, texts: chat.JsonTexts) -> tuple[Mapping[str, Any], ...
     tools = []
     for number, tool in enumerate(chat.list_of("tools", value)):
         tool = texts.value(f"tool {number}", tool)
-        chat.require_type(tool, Mapping, f"tool {number} is a", f": {tool!r:.80}", "bad tool call")
+        chat.require_type(tool, Mapping, f"tool {number} is", f": {tool!r:.80}", "bad tool call")
         tools.append(_with_schema(number, tool, texts))
     return tuple(tools) or None
 

@@ -82,7 +82,7 @@ def read_turns(value: Any, name: str, options: TurnOptions) -> list[chat.Message
     for number, turn in enumerate(chat.list_of(name, value)):
         if isinstance(turn, str):
             turn = texts.value(f"turn {number}", turn, "wrong type")
-        chat.require_type(turn, Mapping, f"turn {number} is a", ", not an object")
+        chat.require_type(turn, Mapping, f"turn {number} is", ", not an object")
         given = {
             key: inner
             for key, inner in turn.items()
@@ -178,7 +178,7 @@ def _call_of(number: int, call: Any, texts: chat.JsonTexts) -> chat.ToolCall:
     _refuse_others(place, call, {"name", "arguments"})
     arguments = texts.value(f"{place}: arguments", call.get("arguments") or {})
     arguments = {} if arguments is None else arguments  # of the text null
-    before = f"{place}: arguments are a"
+    before = f"{place}: what stands under arguments is"
     chat.require_type(arguments, Mapping, before, ", not an object", "bad tool call")
     return chat.ToolCall(call["name"], dict(arguments))
 
@@ -208,7 +208,7 @@ def content_of(place: str, role: str, content: Any, options: TurnOptions) -> Any
 
 
 def _part(place: str, part: Any, ignored: frozenset[str]) -> str:
-    chat.require_type(part, Mapping, f"{place} is a", ", not an object with a text")
+    chat.require_type(part, Mapping, f"{place} is", ", not an object with a text")
     kind = part.get("type", "text")
     if kind not in _PART_TYPES:
         raise chat.ConversationError(

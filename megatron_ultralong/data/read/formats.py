@@ -15,6 +15,7 @@ from megatron_ultralong.data.read.file_kind import format_of
 from megatron_ultralong.data.read.json_array import Element, array_elements
 from megatron_ultralong.data.read.options import FileFormat
 from megatron_ultralong.data.read.parquet import read_parquet
+from megatron_ultralong.program.quantity import named
 
 
 def read_jsonl(
@@ -80,8 +81,8 @@ def _json_record(
     except json.JSONDecodeError as error:
         return record.Record(place, position, {}, f"not JSON ({not_json(error)}")
     if not isinstance(fields, dict):
-        kind = type(fields).__name__
-        return record.Record(place, position, {}, f"a {kind}, where one JSON object belongs")
+        kind = named(type(fields).__name__)
+        return record.Record(place, position, {}, f"{kind}, where one JSON object belongs")
     for key in keys:
         if reason := record.value_error(fields.get(key)):
             return record.Record(place, position, {}, f"key {key!r} has {reason}")
