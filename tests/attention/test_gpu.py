@@ -112,17 +112,22 @@ def test_heads_are_split_where_a_tensor_cannot_be_indexed(kernel, monkeypatch):
 @pytest.mark.parametrize("backend", ["p2p", "all_gather"])
 @pytest.mark.parametrize("edges", [None, [0, 1, 300, 1030, 2048]])
 def test_the_ring_errs_at_most_twice_as_much_as_one_kernel(kernel, backend, edges):
+    ratios = _errors_over_one_rank(kernel, backend, edges)
+    assert all(ratio <= 2 for ratio in ratios), ratios
+
+
+def _errors_over_one_rank(kernel, backend, edges) -> list[float]:
+    """Errors of out, dq, dk and dv of rings of 2 and 16 over those of a ring of one."""
     tensors = _inputs(2048)
     cu_seqlens = None if edges is None else torch.tensor(edges)
     exact = dense(tensors, cu_seqlens)
-    options = {"backend": backend, "kernel": kernel.name}
     errors = []
     for cp_size in (1, 2, 16):
-        found = ring(tensors, cp_size, cu_seqlens, **options)
+        found = ring(tensors, cp_size, cu_seqlens, backend=backend, kernel=kernel.name)
         assert not any(x.isnan().any() for x in found)
         errors.append([(a.double() - b).norm() for a, b in zip(found, exact, strict=True)])
     plain, *others = errors
-    assert all(x <= 2 * y for its in others for x, y in zip(its, plain, strict=True))
+    return [float(x / y) for its in others for x, y in zip(its, plain, strict=True)]
 
 
 def test_deterministic_runs_are_bit_equal(kernel):
@@ -200,14 +205,5 @@ def test_parts_of_the_output_have_the_bits_of_two_numbers(
 @pytest.mark.parametrize("backend", ["p2p", "all_gather"])
 @pytest.mark.parametrize("edges", [None, [0, 1, 300, 1030, 2048]])
 def test_the_ring_of_fa4_errs_as_one_rank(fa4, backend, edges):
-    tensors = _inputs(2048)
-    cu_seqlens = None if edges is None else torch.tensor(edges)
-    exact = dense(tensors, cu_seqlens)
-    errors = []
-    for cp_size in (1, 2, 16):
-        found = ring(tensors, cp_size, cu_seqlens, backend=backend, kernel=fa4.name)
-        errors.append([(a.double() - b).norm() for a, b in zip(found, exact, strict=True)])
-    plain, *others = errors
-    for its in others:
-        ratios = [float(x / y) for x, y in zip(its, plain, strict=True)]
-        assert max(ratios) <= 1.05, ratios
+    ratios = _errors_over_one_rank(fa4, backend, edges)
+    assert all(ratio <= 1.05 for ratio in ratios), ratios

@@ -190,6 +190,11 @@ class Kernel(abc.ABC):
     def backward(self, inputs: Inputs, saved: Saved) -> Gradients:
         """Gradients of q, k and v, given out and lse over all keys, of any dtype of floats."""
 
+
+class RowsKernel(Kernel):
+    """A kernel that also reads from the device how many keys of a row count."""
+
+    @abc.abstractmethod
     def forward_rows(
         self, q: Tensor, keys: Tensor, values: Tensor, rows: RowLengths, scale: float
     ) -> Result:
@@ -202,7 +207,6 @@ class Kernel(abc.ABC):
             rows: how many of them count; the result of a row without any is zero, and -inf.
             scale: factor of the scores.
         """
-        raise NotImplementedError(f"{self.name} takes no lengths from the device")
 
 
 def heads_first(*tensors: Tensor) -> list[Tensor]:

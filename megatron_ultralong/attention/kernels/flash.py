@@ -13,7 +13,7 @@ from torch.nn import attention as implementations
 from megatron_ultralong.attention.kernels import base
 
 
-class FlashKernel(base.Kernel):
+class FlashKernel(base.RowsKernel):
     """One of the versions, [b, s, heads, d] inside, [s, heads, d] for documents.
 
     Args:
@@ -64,7 +64,7 @@ class FlashKernel(base.Kernel):
     def forward_rows(
         self, q: Tensor, keys: Tensor, values: Tensor, rows: base.RowLengths, scale: float
     ) -> base.Result:
-        """See :class:`Kernel`; how many parts keys are split into depends on the slots alone.
+        """See :class:`RowsKernel`; how many parts keys are split into depends on the slots alone.
 
         PyTorch's public ``varlen_attn`` takes no ``seqused_k`` in 2.11; it does in 2.13.
         """

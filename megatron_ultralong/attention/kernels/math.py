@@ -9,7 +9,7 @@ from torch import Tensor
 from megatron_ultralong.attention.kernels import base
 
 
-class MathKernel(base.Kernel):
+class MathKernel(base.RowsKernel):
     """Plain formulas."""
 
     name = "math"
@@ -47,7 +47,7 @@ class MathKernel(base.Kernel):
     def forward_rows(
         self, q: Tensor, keys: Tensor, values: Tensor, rows: base.RowLengths, scale: float
     ) -> base.Result:
-        """See :class:`Kernel`."""
+        """See :class:`RowsKernel`."""
         wide = base.accumulation_dtype(q.dtype)
         k, v = (x.to(wide).transpose(0, 1) for x in (keys, values))
         left_out = torch.arange(len(k), device=q.device) >= rows.lengths[:, None]
