@@ -15,6 +15,7 @@ import pytest
 
 from megatron_ultralong.checkpoint.disk.checksums import DamagedError, read_checksums
 from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE
+from megatron_ultralong.checkpoint.formats.megatron import check_tensors, listed_files
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.refused_file import FailingDiskError
 from megatron_ultralong.training.saving.run_folder import newest_good
@@ -81,6 +82,9 @@ def test_a_disk_that_fails_is_no_damage(
     monkeypatch.setattr(Path, "open", fails)
     with pytest.raises(FailingDiskError, match=rf"{name} .*remove .*iter_0000006: the run then"):
         newest_good(run, 0, 1)
+    folder = run / "iter_0000006"
+    with pytest.raises(FailingDiskError, match=rf"{name} .*fails; try again$"):
+        check_tensors(folder, listed_files(folder) or {})
 
 
 def test_every_byte_of_the_small_files_counts(run: Path, tmp_path: Path) -> None:

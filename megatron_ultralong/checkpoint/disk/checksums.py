@@ -54,6 +54,13 @@ class UnreadableError(DamagedError):
     """A disk did not give its bytes, perhaps for a while: nobody knows how they are."""
 
 
+def refused(error: DamagedError, way_out: str) -> InputError:
+    """What a user is told of it; the ``way_out`` is that of damage."""
+    if isinstance(error, UnreadableError):
+        return FailingDiskError(f"{error}: the disk or its server fails; try again")
+    return InputError(f"{error}; {way_out}")
+
+
 class Hasher:
     """Hashes bytes in their order."""
 
@@ -132,7 +139,7 @@ def read_checksums(folder: Path) -> dict[str, Checksum]:
     except ClosedFileError:
         raise
     except FailingDiskError as error:
-        raise UnreadableError(str(error)) from error
+        raise UnreadableError(f"{path} cannot be read ({error.__cause__ or error})") from error
     except InputError as error:
         raise DamagedError(f"{path} is damaged ({error})") from error
     for name, entry in checksums.items():

@@ -126,10 +126,10 @@ def _check_seal(root: Path) -> None:
         names = [name for name in sealed if "/" not in name or is_main_rank()]
         checksums.check_files(root, sealed, names)
     except checksums.DamagedError as error:
-        raise InputError(
-            f"{error}; copy it again, or remove {root / checksums.FILE_NAME} if you changed it "
-            "yourself"
-        ) from error
+        way_out = (
+            f"copy it again, or remove {root / checksums.FILE_NAME} if you changed it yourself"
+        )
+        raise checksums.refused(error, way_out) from error
 
 
 def load_metadata(checkpoint: Path, *, any_model: bool = False) -> CheckpointMetadata:

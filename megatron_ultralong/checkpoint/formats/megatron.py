@@ -65,7 +65,7 @@ def check_tensors(folder: Path, listed: checksums.Checksums) -> None:
     share = sum(listed[name].size for name in names) / world_size
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     is_shown = rank == 0 and share >= _SHOWN_BYTES
-    found: str | None = None
+    found: InputError | None = None
     try:
         with progress("checksums", share, "B") if is_shown else nullcontext() as bar:
             checksums.check_files(
@@ -76,16 +76,17 @@ def check_tensors(folder: Path, listed: checksums.Checksums) -> None:
                 advance=bar.advance if bar else None,
             )
     except checksums.DamagedError as error:
-        found = str(_refused(error))
+        found = _refused(error)
     first = next((error for error in every_rank(found) if error), None)
     if first is not None:
-        raise InputError(first)
+        raise first
 
 
 def _refused(error: checksums.DamagedError) -> InputError:
-    return InputError(
-        f"{error}; copy the checkpoint again, or go back to an earlier one (--no-verify-checksums "
-        "reads it as it is)"
+    return checksums.refused(
+        error,
+        "copy the checkpoint again, or go back to an earlier one (--no-verify-checksums reads it "
+        "as it is)",
     )
 
 
