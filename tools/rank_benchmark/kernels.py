@@ -17,7 +17,8 @@ def kernel_times(run: Callable[[], object]) -> list[tuple[float, int, str]]:
     activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities) as profile:
         run()
-        torch.cuda.synchronize()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
     rows = [
         (row.self_device_time_total / 1e3, row.count, row.key)
         for row in profile.key_averages()
