@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import mmap
 import os
 import sys
@@ -23,6 +24,8 @@ from megatron_ultralong.plan.job import PAGE_BYTES, in_pages
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.quantity import quantity
 
+_log = logging.getLogger(__name__)
+
 SLAB_BYTES = 2**30
 """Of buffers that are made together by one thread; a larger buffer is one alone."""
 _MOST_THREADS = 16
@@ -31,9 +34,16 @@ _MOST_THREADS = 16
 class PinnedMemory:
     """Buffers of a rank."""
 
-    def __init__(self, *, pins: bool = True) -> None:
-        """``pins``: for copies from and to a GPU, where there is one; else ordinary memory."""
+    def __init__(self, *, pins: bool = True, is_required: bool = True) -> None:
+        """Memory of none yet.
+
+        Args:
+            pins: for copies from and to a GPU, where there is one; else ordinary memory.
+            is_required: what cannot be pinned is refused; else it stays ordinary memory, whose
+                copies are slower and hold up the host, with a warning.
+        """
         self._pins = pins and torch.cuda.is_available()
+        self._is_required = is_required
         self.num_bytes = 0
         """Of all buffers made so far."""
         self._free: defaultdict[int, list[Tensor]] = defaultdict(list)
@@ -48,7 +58,7 @@ class PinnedMemory:
             advance: told the bytes that were made.
 
         Raises:
-            InputError: the system has no such memory.
+            InputError: the system has no such memory, or cannot pin it where that is required.
         """
         there = Counter({size: len(buffers) for size, buffers in self._free.items()})
         lacking = Counter(map(in_pages, sizes)) - there
@@ -64,11 +74,19 @@ class PinnedMemory:
         ) as threads:
             made = {threads.submit(_make, sum(slab), device is not None): slab for slab in slabs}
             for future in as_completed(made):
-                memory, slab = future.result(), made[future]
+                (memory, refusal), slab = future.result(), made[future]
+                if refusal:
+                    self._accept(refusal)
                 for size, buffer in zip(slab, memory.split(slab), strict=True):
                     self._free[size].append(buffer)
                 self.num_bytes += memory.nbytes
                 advance(memory.nbytes)
+
+    def _accept(self, refusal: str) -> None:
+        """Do without pinning, if that may be."""
+        if self._is_required:
+            raise InputError(refusal)
+        _log.warning("WARNING: %s. It is used without; copies are slower", refusal)
 
     def take(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """A buffer for a tensor; made if there is none."""
@@ -107,8 +125,12 @@ class _Mapping(mmap.mmap):
             self.forget()
 
 
-def _make(num_bytes: int, pins: bool) -> Tensor:
-    """Memory that has pages, and the GPU knows of if ``pins``; [num_bytes] of uint8."""
+def _make(num_bytes: int, pins: bool) -> tuple[Tensor, str]:
+    """Memory that has pages, [num_bytes] of uint8; and why the GPU does not know of it if ``pins``.
+
+    A status of CUDA that is not zero is also what ``cudaGetLastError`` says next in this thread:
+    call it in one that does nothing else on the GPU.
+    """
     try:
         memory = _Mapping(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
@@ -120,14 +142,14 @@ def _make(num_bytes: int, pins: bool) -> Tensor:
             memory.madvise(getattr(mmap, advice))
     flat = torch.frombuffer(memory, dtype=torch.uint8)
     flat[::PAGE_BYTES].zero_()  # without Python's lock: each thread finds pages of its own
-    if pins:
-        runtime, address = torch.cuda.cudart(), flat.data_ptr()
-        status = int(runtime.cudaHostRegister(address, num_bytes, 0))
-        if status:
-            reason = torch.cuda.CudaError(status) if status else ""
-            raise InputError(_no_memory(num_bytes, f"cudaHostRegister: {reason}"))
-        memory.forget = functools.partial(runtime.cudaHostUnregister, address)
-    return flat
+    if not pins:
+        return flat, ""
+    runtime, address = torch.cuda.cudart(), flat.data_ptr()
+    status = int(runtime.cudaHostRegister(address, num_bytes, 0))
+    if status:
+        return flat, _no_memory(num_bytes, f"cudaHostRegister: {torch.cuda.CudaError(status)}")
+    memory.forget = functools.partial(runtime.cudaHostUnregister, address)
+    return flat, ""
 
 
 def _no_memory(num_bytes: int, reason: str) -> str:

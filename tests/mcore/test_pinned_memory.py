@@ -6,6 +6,7 @@ import gc
 import mmap
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -95,6 +96,36 @@ def test_a_kernel_without_huge_pages_has_memory_all_the_same(
 ) -> None:
     monkeypatch.setattr(mmap, "MADV_HUGEPAGE", -1, raising=False)  # no advice: EINVAL
     assert PinnedMemory().take(torch.Size((8,)), torch.float32).fill_(1.0).sum() == 8
+
+
+# A runtime that pins nothing more (cudaErrorMemoryAllocation), nor is asked to let anything go.
+FULL_RUNTIME = SimpleNamespace(cudaHostRegister=lambda address, num_bytes, flags: 2)
+
+
+@pytest.mark.parametrize("on_gpu", [False, pytest.param(True, marks=pytest.mark.gpu)])
+def test_memory_that_cannot_be_pinned_is_refused_or_used_with_a_warning(
+    on_gpu: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if on_gpu and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: FULL_RUNTIME)
+    if not on_gpu:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+        monkeypatch.setattr(torch.cuda, "CudaError", lambda status: f"out of memory ({status})")
+    with pytest.raises(InputError, match=r"4.1 kB of host memory cannot be pinned \(cudaHostReg"):
+        PinnedMemory().reserve([8])
+    memory = PinnedMemory(is_required=False)
+    buffer = memory.take(torch.Size((2**20,)), torch.float32)
+    source = torch.randn(2**20, device="cuda" if on_gpu else "cpu")
+    buffer.copy_(source, non_blocking=True)
+    assert torch.equal(buffer, source.cpu())
+    assert "cannot be pinned (cudaHostRegister: " in caplog.text
+    assert "copies are slower" in caplog.text
+    memory.give_back(buffer)
+    assert memory.take(torch.Size((2**20,)), torch.float32).data_ptr() == buffer.data_ptr()
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.gpu

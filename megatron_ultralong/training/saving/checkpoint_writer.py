@@ -79,7 +79,9 @@ class CheckpointWriter:
         self._config = config
         self._job: _Job | None = None
         # Made at the first save, for all of them.
-        self._staging = {on_gpu: PinnedMemory(pins=on_gpu) for on_gpu in (True, False)}
+        self._staging = {
+            on_gpu: PinnedMemory(pins=on_gpu, is_required=False) for on_gpu in (True, False)
+        }
         self._was_validated = False
         self._damaged: set[int] = set()
         if is_main_rank() and root.is_dir():
