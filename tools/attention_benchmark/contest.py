@@ -175,7 +175,7 @@ class Contestant(ABC):
         """Before any message to other ranks.
 
         Raises:
-            Exception: it cannot run here; :class:`UnableError` with the reason as it is to be shown.
+            Exception: it cannot run here; :class:`UnableError` has the reason as it is shown.
         """
         return
 
