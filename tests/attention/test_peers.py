@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import subprocess
 import sys
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,14 +17,17 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_ultralong.attention import reference
 from tests.ranks import run_on_ranks
-from tools.attention_benchmark.contest import PADDING
+from tools.attention_benchmark.contest import PADDING, Groups, Task, local
 from tools.attention_benchmark.own_attention import OwnRing
-from tools.attention_benchmark.peers import compare, document_edges
+from tools.attention_benchmark.peers import compare, contestants, document_edges
 from tools.attention_benchmark.torch_attention import torch_contestants
+from tools.attention_benchmark.torch_flex_attention import FlexAttention
 from tools.attention_benchmark.transformer_engine_attention import padded, padded_positions
 
 ROOT = Path(__file__).parents[2]
+SIZES = {"heads": 4, "kv_heads": 2, "head_dim": 16, "contestants": [""], "repeat": 1}
 # Of float32 over 512 keys: its rounding is 6e-8, and a result is a sum of many.
 FLOAT32 = 1e-6
 RUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -33,37 +38,92 @@ def _cells(output: str) -> list[list[str]]:
     return [line.strip("| ").split(" | ") for line in output.splitlines() if line[:2] == "| "]
 
 
+def _all_contestants() -> str:
+    """As the program has them."""
+    return _said(
+        {(documents, "same"): contestants("same", documents) for documents in (False, True)},
+        lengths=[512, 1024],
+        check_tokens=512,
+        rows=32,
+    )
+
+
+def _said(field, **sizes):
+    """What a rank prints."""
+    arguments = argparse.Namespace(**SIZES, **sizes, seconds=60.0, seconds_of_a_call=60.0)
+    said = io.StringIO()
+    with redirect_stdout(said):
+        compare(arguments, torch.device("cpu"), field)
+    dist.barrier()  # no rank leaves while another still works
+    return said.getvalue()
+
+
 def test_all_that_runs_on_a_cpu_is_exact_and_the_rest_says_why():
+    said, nothing = run_on_ranks(2, _all_contestants)
+    assert not nothing, "one rank prints"
+    _check(said)
+
+
+@pytest.mark.slow
+def test_the_program_under_torchrun():
     words = [str(ROOT / "tools" / "benchmark_attention.py"), "peers", *SMALL.split()]
     run = subprocess.run([*RUN, *words], capture_output=True, text=True, timeout=240, check=False)
     assert run.returncode == 0, run.stderr
-    rows = _cells(run.stdout)
-    checked = {(row[1], row[2]): row[3:] for row in rows if len(row) == 8}
-    own = [its for (_, name), its in checked.items() if name.startswith("megatron-ultralong")]
-    torch_rows = [
-        its for (mask, name), its in checked.items() if "PyTorch" in name and mask == "none"
-    ]
-    assert (len(own), len(torch_rows)) == (9, 2)
-    for kernel, *errors in own + torch_rows:
-        if not kernel.startswith("cannot run: a2a+p2p has pairs of ranks"):
-            assert all(float(error) < FLOAT32 for error in errors), (kernel, errors)
-    engine = [its[0] for (_, name), its in checked.items() if name.startswith("Transformer")]
-    assert len(engine) == 8
-    assert all(reason.startswith("cannot run: ") for reason in engine)
-    with_documents = [
-        its[0] for (mask, name), its in checked.items() if "PyTorch" in name and mask != "none"
-    ]
-    assert all(reason.startswith("cannot run: rank") for reason in with_documents)
+    _check(run.stdout)
+
+
+def _check(said: str) -> None:
+    rows = _cells(said)
+    checked = [(row[1], row[2], row[3], row[4:]) for row in rows if len(row) == 8][2:]
+    runs, refused = {}, {}
+    for mask, name, kernel, errors in checked:
+        (refused if kernel.startswith("cannot run: ") else runs)[name, mask == "none"] = kernel
+        if "cannot run" not in kernel:
+            assert all(float(error) < FLOAT32 for error in errors), (name, mask, errors)
+    own = {"p2p", "all_gather", "a2a"}
+    assert {name for name, is_plain in runs if is_plain} == {
+        *(f"megatron-ultralong {exchange}" for exchange in own),
+        *(f"PyTorch context_parallel {rotation}" for rotation in ("allgather", "alltoall")),
+    }
+    with_documents = {"p2p, balanced", "p2p", "all_gather, balanced", "a2a"}
+    assert {name for name, is_plain in runs if not is_plain} == {
+        f"megatron-ultralong {exchange}" for exchange in with_documents
+    }
+    assert "4, 6, 8, ... ranks, not 2" in refused["megatron-ultralong a2a+p2p", True]
+    for exchange in ("p2p", "all_gather", "a2a", "a2a+p2p"):
+        assert refused[f"Transformer Engine {exchange}", False].startswith("cannot run: ")
+    for rotation in ("allgather", "alltoall"):
+        reason = refused[f"PyTorch context_parallel {rotation}", False]
+        assert "size of the tensor (256) must match the existing size (512)" in reason
     timed = [row for row in rows if len(row) == 12 and row[0][0].isdigit()]
-    names = {(row[0], row[3]) for row in timed}
-    for length in ("512", "1,024"):
-        assert {
-            (length, "megatron-ultralong p2p"),
-            (length, "megatron-ultralong p2p, balanced"),
-            (length, "megatron-ultralong a2a"),
-            (length, "PyTorch context_parallel alltoall"),
-        } <= names
+    assert {row[0] for row in timed} == {"512", "1,024"}
+    assert len(timed) == 2 * len(runs)
     assert all(max(float(row[8]), float(row[9])) < FLOAT32 for row in timed)
+
+
+def _flex_forward() -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions of this rank's tokens, and their output."""
+    arguments = argparse.Namespace(**SIZES)
+    groups = Groups(torch.device("cpu"))
+    task = Task(512, document_edges(512), arguments, torch.float32, groups)
+    flex = FlexAttention("best")
+    with torch.no_grad():
+        flex.prepare(task)
+        out = flex.attention(task, *local(task, flex)[:3])
+    dist.barrier()
+    return flex.positions(task), flex.returned(out)
+
+
+def test_flex_attention_sees_the_same_documents():
+    """Its backward pass is for GPUs alone."""
+    task = Task(512, document_edges(512), argparse.Namespace(**SIZES), torch.float32, _ONE)
+    exact = reference.attention(*task.tensors[:3], cu_seqlens=task.cu_seqlens)
+    for positions, out in run_on_ranks(2, _flex_forward):
+        error = (out - exact[positions]).norm() / exact[positions].norm()
+        assert error < FLOAT32
+
+
+_ONE = SimpleNamespace(device=torch.device("cpu"))
 
 
 class _Fails(OwnRing):
@@ -110,26 +170,21 @@ class _LeavesBackward(torch.autograd.Function):
 
 
 def _with_one_that_fails(where, rank, length):
-    arguments = argparse.Namespace(
-        heads=4, kv_heads=2, head_dim=16, lengths=[64, 128], check_tokens=32, rows=16, repeat=1,
-        contestants=[""], seconds=60.0, seconds_of_a_call=60.0,
-    )  # fmt: skip
     reference = OwnRing("same", "p2p")
     reference.is_reference = True
     its = [reference, _Fails(where, rank, length), *torch_contestants("same")[:1]]
-    said = io.StringIO()
-    with redirect_stdout(said):
-        compare(arguments, torch.device("cpu"), {(False, "same"): its})
-    dist.barrier()
-    return said.getvalue()
+    return _said({(False, "same"): its}, lengths=[64, 128], check_tokens=32, rows=16)
 
 
-@pytest.mark.parametrize("length", [32, 128], ids=["at first", "at a later length"])
+PLACES = [
+    ("check", 32),
+    *((where, n) for where in ("running", "forward", "backward") for n in (32, 128)),
+]
+
+
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("where", ["check", "running", "forward", "backward"])
+@pytest.mark.parametrize(("where", "length"), PLACES)
 def test_one_rank_that_raises_is_a_row_and_the_others_continue(where, rank, length):
-    if (where, length) == ("check", 128):
-        pytest.skip("all are checked once")
     said, nothing = run_on_ranks(2, _with_one_that_fails, where, rank, length)
     assert not nothing, "one rank prints"
     rows = _cells(said)
@@ -169,4 +224,4 @@ def test_short_rows_have_documents_too(length):
     edges = document_edges(length)
     assert edges[0] == 0
     assert edges[-1] == length
-    assert all(a < b for a, b in zip(edges, edges[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(edges))

@@ -144,6 +144,9 @@ class Contestant(ABC):
     is_reference = False
     """Its time is what that of the others is compared with."""
 
+    is_by_name = False
+    """It takes part only if it is named."""
+
     def __init__(self, kernel: str) -> None:
         """``kernel``: ``same``, that of all, or ``best``, the fastest that it has here."""
         self.kernel = kernel
@@ -153,6 +156,10 @@ class Contestant(ABC):
     @abstractmethod
     def positions(self, task: Task) -> Tensor:
         """Positions in the row of this rank's tokens, int64 [s_local]; ``PADDING`` for none."""
+
+    def prepare(self, task: Task) -> None:
+        """Make what all layers of a row share; not part of its time."""
+        return
 
     @abstractmethod
     def attention(self, task: Task, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

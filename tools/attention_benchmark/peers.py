@@ -19,6 +19,7 @@ from .peer_table import COLUMNS, Ratio, Table, block, verdict
 from .race import Clock, Race, able
 from .recipe_lengths import recipe_lengths
 from .torch_attention import torch_contestants
+from .torch_flex_attention import FlexAttention
 from .transformer_engine_attention import transformer_engine_contestants
 
 LENGTHS = [65_536, 131_072, 262_144, 524_288, 1_048_576]
@@ -45,6 +46,7 @@ def contestants(kernel: str, documents: bool) -> list[Contestant]:
         *own_contestants(kernel, documents),
         *transformer_engine_contestants(kernel),
         *torch_contestants(kernel),
+        *([FlexAttention(kernel)] if kernel == "best" else []),
     ]
 
 
@@ -121,7 +123,8 @@ def _kernels(arguments: argparse.Namespace, device: torch.device) -> list[str]:
 def _named(arguments: argparse.Namespace, its: list[Contestant]) -> Iterator[Contestant]:
     """Those whose name has one of the words; the reference always."""
     for each in its:
-        if each.is_reference or any(word in each.name for word in arguments.contestants):
+        words = [word for word in arguments.contestants if word or not each.is_by_name]
+        if each.is_reference or any(word in each.name for word in words):
             yield each
 
 
@@ -133,8 +136,9 @@ def _conditions(arguments: argparse.Namespace, size: int, dtype: torch.dtype) ->
         f"{arguments.repeat} turns, in which all contestants of a block follow each other, of the "
         "slowest rank; GiB at the peak of forward and backward beyond inputs and results, of the "
         f"fullest rank; errors over {arguments.rows} queries. Kernels: same is cuDNN for all, best "
-        "the fastest that each has here. Transformer Engine pads every document to a multiple of "
-        f"{2 * size} tokens."
+        "the fastest that each has here. PyTorch's FlexAttention takes part if --contestants "
+        "names it (its kernel is compiled for every length). Transformer Engine pads every "
+        f"document to a multiple of {2 * size} tokens."
     )
 
 

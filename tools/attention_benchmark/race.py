@@ -72,6 +72,7 @@ def one_call(task: Task, contestant: Contestant) -> Call:
     *inputs, dout = local(task, contestant)
     for x in inputs:
         x.requires_grad_()
+    contestant.prepare(task)
     with contestant.running(task):
         task.groups.meet()
         before = 0
