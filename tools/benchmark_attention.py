@@ -54,7 +54,10 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--kernels", nargs="+", default=["fa3", "fa4", "cudnn", "fa2"])
         each.add_argument("--parts", nargs="+", default=["rank", "documents", "none", "accuracy"])
         each.add_argument(
-            "--seconds", type=float, default=3.0, help="of each single kernel; of peers: in all"
+            "--seconds",
+            type=float,
+            default=3.0,
+            help="of each single kernel; of peers: of all lengths",
         )
         each.add_argument("--repeat", type=int, default=repeat)
         each.add_argument("--seeds", type=int, default=3)

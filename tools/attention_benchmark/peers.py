@@ -55,7 +55,6 @@ def compare(arguments: argparse.Namespace, device: torch.device, field: Field) -
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     groups = Groups(device)
     agreement = Agreement(groups, arguments.seconds_of_a_call)
-    clock = Clock(arguments.seconds)
     table = Table(groups.rank == 0)
     table.say(_conditions(arguments, groups.size, dtype))
 
@@ -67,7 +66,7 @@ def compare(arguments: argparse.Namespace, device: torch.device, field: Field) -
     table.header("kernels", "documents", "contestant", "kernel", "error of out", "dq", "dk", "dv")
     for (documents, kernel), its in chosen.items():
         its[:] = _able(table, agreement, task(arguments.check_tokens, documents), kernel, its)
-    race = Race(agreement, groups, clock, arguments.repeat, arguments.rows)
+    race = Race(agreement, groups, Clock(arguments.seconds), arguments.repeat, arguments.rows)
     found: list[Ratio] = []
     table.header(*COLUMNS)
     for length in arguments.lengths:
@@ -104,6 +103,8 @@ def _start(arguments: argparse.Namespace) -> torch.device:
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         device = torch.device("cuda", torch.cuda.current_device())
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's name may lead nowhere
     dist.init_process_group("gloo")
     return device
 

@@ -6,6 +6,7 @@ runs (``_templated_ring_attention``), over PyTorch's kernel of the CPU.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -17,7 +18,6 @@ import torch.nn.functional as functional
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor.experimental import _attention as context_parallelism
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megatron_ultralong.sequence.assignment import zigzag
@@ -25,6 +25,7 @@ from megatron_ultralong.sequence.documents import document_numbers
 
 from .contest import Contestant, Task, UnableError
 
+EXPERIMENTAL = "torch.distributed.tensor.experimental._attention"
 ROTATIONS = ("allgather", "alltoall")
 KERNELS = {
     "same": ("cudnn",),
@@ -57,6 +58,7 @@ class TorchContextParallel(Contestant):
 
     def check(self, task: Task) -> None:
         """See :class:`Contestant`."""
+        importlib.import_module(EXPERIMENTAL)
         if self._implementation in ("FA3", "FA4") and task.groups.device.type == "cuda":
             with _flash_implementation(self._implementation):
                 pass
@@ -78,6 +80,8 @@ class TorchContextParallel(Contestant):
     @contextmanager
     def running(self, task: Task) -> Iterator[None]:
         """See :class:`Contestant`."""
+        from torch.distributed.tensor.experimental import _attention as context_parallelism
+
         context_parallelism.set_rotate_method(self._rotation)
         if task.groups.device.type != "cuda":
             yield
@@ -155,7 +159,10 @@ class _CpuRing(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, group: Any, masks: dict[str, Tensor]
     ) -> Tensor:
-        its = context_parallelism._templated_ring_attention
+        from torch.distributed.tensor.experimental._attention import (
+            _templated_ring_attention as its,
+        )
+
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         out, lse = its(group, 2, kernel, q, k, v, is_causal=True, **masks)
         ctx.save_for_backward(q, k, v, out, lse)

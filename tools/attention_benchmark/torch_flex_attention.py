@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor.experimental._attention import _ContextParallel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from megatron_ultralong.sequence.assignment import zigzag
@@ -63,6 +62,7 @@ class FlexAttention(Contestant):
 
     def check(self, task: Task) -> None:
         """See :class:`Contestant`."""
+        _style()
         if task.length % (task.groups.size * BLOCK):
             raise UnableError(f"a rank must have whole blocks of {BLOCK} tokens")
 
@@ -96,10 +96,16 @@ class FlexAttention(Contestant):
         world = task.groups.world
         if self._module is None or self._module[0] is not world:
             mesh = DeviceMesh.from_group(world, task.groups.device.type)
-            style = _ContextParallel(2, _ContextParallel.AttentionType.FLEX)
-            self._module = (world, style._apply(_Flex(task.groups.device), mesh))
+            self._module = (world, _style()._apply(_Flex(task.groups.device), mesh))
         return self._module[1]
 
     def kernel_name(self, task: Task) -> str:
         """See :class:`Contestant`."""
         return "flex" if task.groups.device.type == "cuda" else "cpu"
+
+
+def _style() -> Any:
+    """Keys are gathered before each call; imported here, since it is no public name."""
+    from torch.distributed.tensor.experimental._attention import _ContextParallel
+
+    return _ContextParallel(2, _ContextParallel.AttentionType.FLEX)
