@@ -40,6 +40,7 @@ class Groups:
         self.device = device
         self.size, self.rank = dist.get_world_size(), dist.get_rank()
         self._made: list[dist.ProcessGroup] = []
+        self.were_renewed = False
         self._make()
 
     @property
@@ -76,6 +77,7 @@ class Groups:
 
     def renew(self) -> None:
         """New groups, after a failure that all ranks know of."""
+        self.were_renewed = True
         self.abandon()
         self._make()
 

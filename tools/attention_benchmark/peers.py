@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -35,8 +36,11 @@ def peers(arguments: argparse.Namespace) -> None:
         for documents in (part == "documents" for part in arguments.parts if part != "accuracy")
         for kernel in _kernels(arguments, device)
     }
-    compare(arguments, device, field)
+    were_renewed = compare(arguments, device, field)
     dist.barrier()  # no rank leaves while another still works
+    if were_renewed and device.type == "cuda":
+        sys.stdout.flush()
+        os._exit(0)  # a communicator that was aborted may never be closed in order
     dist.destroy_process_group()
 
 
@@ -50,8 +54,12 @@ def contestants(kernel: str, documents: bool) -> list[Contestant]:
     ]
 
 
-def compare(arguments: argparse.Namespace, device: torch.device, field: Field) -> None:
-    """Check all, then run those that can over all lengths, and say what was asked for."""
+def compare(arguments: argparse.Namespace, device: torch.device, field: Field) -> bool:
+    """Check all, then run those that can over all lengths, and say what was asked for.
+
+    Returns:
+        Whether a contestant failed among others' messages, so that groups were made again.
+    """
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     groups = Groups(device)
     agreement = Agreement(groups, arguments.seconds_of_a_call)
@@ -73,6 +81,7 @@ def compare(arguments: argparse.Namespace, device: torch.device, field: Field) -
         for (documents, kernel), its in chosen.items():
             found += block(table, race, task(length, documents), kernel, its)
     verdict(table, found)
+    return groups.were_renewed
 
 
 def document_edges(length: int) -> list[int]:
