@@ -12,6 +12,9 @@ Under torchrun the ranks are real, and so is what travels: the same step with no
 
     torchrun --nproc-per-node 2 tools/benchmark_rank.py --recipe llama3.1-8b-1m --num-layers 4 \
         --tensor-model-parallel-size 1 --context-parallel-size 2
+
+``--beside-transformer-engine p2p`` prints the step beside that of Megatron-Core with the context
+parallelism of Transformer Engine, the same model on the same ranks, in turns.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ import torch
 from rank_benchmark import lone_group
 from rank_benchmark.job import Measurement, RankJob
 from rank_benchmark.kernels import print_kernels
+from rank_benchmark.ways import EXCHANGES, print_turns
 
 from megatron_ultralong.attention.kernels import block_attention
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata
@@ -93,6 +97,10 @@ def main() -> None:
     if not is_real:
         lone_group.start(0, arguments.world_size)
     with parallel_groups(parallel, seed=1) as groups:
+        if arguments.beside_transformer_engine:
+            _say_command()
+            print_turns(arguments, config, model, groups)
+            return
         job = RankJob(config, model, groups)
         ballast = _other_layers(job, arguments.held_layers)
         for length in arguments.warm_up:  # compiles kernels
@@ -185,13 +193,18 @@ def _report(
             "MFU with communication": round(mfu(job), 4),
             "job: step, s": round(job, 3),
         }
-    print(f"`python {' '.join(sys.argv)}`, {datetime.date.today().isoformat()}\n")
+    _say_command()
     width = max(map(len, figures))
     for name, value in figures.items():
         print(f"{name:{width}}  {value}", flush=True)
     if arguments.json:
         with arguments.json.open("a") as file:
             file.write(json.dumps(figures) + "\n")
+
+
+def _say_command() -> None:
+    if is_main_rank():
+        print(f"`python {' '.join(sys.argv)}`, {datetime.date.today().isoformat()}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -223,6 +236,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--nvlink-gbps", type=float, default=370.0, help="GB/s of a collective inside a node")
     add("--network-gbps", type=float, default=45.0, help="GB/s a rank between nodes")
     add("--peak-tflops", type=float, default=0.0, help="0: the device's dense bf16 peak")
+    add("--beside-transformer-engine", nargs="+", choices=EXCHANGES, default=[], help="print a "
+        "table of the step and of these of its --cp-comm-type, in turns; all are held")  # fmt: skip
+    add("--turns", type=int, default=3, help="steps of each, whose median is printed")
     add("--json", type=Path, default=None, help="append the figures to this file")
     return parser
 

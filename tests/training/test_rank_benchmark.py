@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
+import runpy
+import sys
 from pathlib import Path
 
-from tests.ranks import run_program
+from tests.ranks import run_on_ranks, run_program
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,3 +26,26 @@ def test_one_rank_of_sixteen_runs_alone(tiny: Path, tmp_path: Path) -> None:
     assert 0 < found["measured: loss"] < math.log(10_000)
     sent = found["measured: GB that leave the rank"]
     assert {"all-gather over 2", "reduce-scatter over 2", "send over 4"} <= set(sent)
+
+
+def _beside(words: list[str]) -> str:
+    said = io.StringIO()
+    sys.argv = ["benchmark_rank.py", *words]
+    sys.path.insert(0, str(ROOT / "tools"))
+    with contextlib.redirect_stdout(said):
+        runpy.run_path(str(ROOT / "tools" / "benchmark_rank.py"), run_name="__main__")
+    return said.getvalue()
+
+
+def test_two_ranks_print_steps_beside_those_of_transformer_engine(tiny: Path) -> None:
+    options = "--recipe demo-cpu --seq-length 256 --context-parallel-size 2 --turns 2"
+    options += " --tensor-model-parallel-size 1 --beside-transformer-engine p2p all_gather"
+    said, nothing = run_on_ranks(2, _beside, [*options.split(), "--load", str(tiny / "base")])
+    assert not nothing, "one rank prints"
+    rows = [line.strip("| ").split(" | ") for line in said.splitlines() if line[:2] == "| "][2:]
+    names = [row[0] for row in rows]
+    assert names[:2] == ["megatron-ultralong", "megatron-ultralong, layers recomputed as a whole"]
+    refused = said.count("cannot run: transformer_impl 'transformer_engine'")
+    assert len(names) + refused == 4
+    # The same weights and tokens: sums in tiles and in whole differ in float32's last digits.
+    assert len({round(float(row[3]), 3) for row in rows}) == 1

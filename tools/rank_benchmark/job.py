@@ -46,9 +46,10 @@ class _RandomState(TrainingState):
     """Weights are drawn, not loaded."""
 
     def load_weights(self, chunks: Sequence[GPTModel]) -> None:
-        parameters = [parameter for chunk in chunks for parameter in chunk.parameters()]
-        generator = torch.Generator(parameters[0].device).manual_seed(0)
-        for parameter in parameters:
+        # By name: layers of Transformer Engine have the same matrices in another order.
+        parameters = [its for chunk in chunks for its in sorted(chunk.named_parameters())]
+        generator = torch.Generator(parameters[0][1].device).manual_seed(0)
+        for _, parameter in parameters:
             if parameter.ndim == 1:  # of a norm
                 torch.nn.init.ones_(parameter)
             else:
