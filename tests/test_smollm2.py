@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
+import operator as op
 import os
 import random
 import re
@@ -76,7 +78,7 @@ def test_arms_differ_in_one_thing_and_take_the_same_tokens(
     """The commands of every arm are read as the program reads them."""
     ablations, commands = module("ablations"), []
     monkeypatch.setattr(ablations, "run", lambda *words: commands.append([*map(str, words)]))
-    monkeypatch.setattr(ablations, "rows", lambda work, *of: work / "-".join(map(str, of)))
+    monkeypatch.setattr(ablations, "rows", lambda work, arm, length: work / f"rows-{length}")
     monkeypatch.setattr(ablations, "held_out_rows", lambda work: work)
     tokens, last = {}, {}
     for name in ablations.ARMS:
@@ -87,13 +89,80 @@ def test_arms_differ_in_one_thing_and_take_the_same_tokens(
         for run in runs:
             run.check(1)
         tokens[name] = sum(r.train_iters * r.global_batch_size * r.data.seq_length for r in runs)
-        last[name] = (runs[-1].rope, runs[-1].data.document_mask, ablations.ARMS[name].separator)
+        arm = ablations.ARMS[name]
+        of_rows = arm.separator, arm.documents, arm.length_sampling
+        last[name] = (runs[-1].rope, runs[-1].data.document_mask, *of_rows)
     assert set(tokens.values()) == {ablations.TRAIN_ITERS * ablations.SEQ_LENGTH}
     differ = {name for name, setting in last.items() if setting == last["recipe"]}
     assert differ == {"recipe", "two-steps"}
     assert len({repr(setting) for setting in last.values()}) == len(ablations.ARMS) - 1
+    for name, setting in last.items():  # from the first arm that has its documents
+        first = next(other for other in last.values() if other[3] == setting[3])
+        assert sum(map(op.ne, first, setting)) <= 1, name
     ablations.evaluate(tmp_path, "recipe=run", tmp_path / "results")
     assert [words[:2] for words in commands[-2:]] == [["evaluate", "loss"], ["evaluate", "passkey"]]
+
+
+def test_documents_are_cut_at_lines_and_nothing_is_lost() -> None:
+    ablations, seed = module("ablations"), random.Random(3)
+    texts = ["".join(f"{seed.random()}\n" for _ in range(9000)) + "no end" for _ in range(4)]
+    texts.append("x" * 100_000)  # one line
+    lines = [json.dumps({"text": text, "package": "p"}).encode() + b"\n" for text in texts]
+    for kind, documents in ablations.DOCUMENTS.items():
+        parts = [json.loads(line) for line in ablations.cut(lines, documents)]
+        assert "".join(part["text"] for part in parts) == "".join(texts)
+        assert {part["package"] for part in parts} == {"p"}
+        whole = [text for text in texts if {"text": text, "package": "p"} in parts]
+        assert len(whole) == {"long": 5, "short": 0, "mixed": 2}[kind]
+        bytes_of = [len(part["text"]) for part in parts if part["text"] not in whole]
+        for size in bytes_of if kind != "long" else ():
+            assert size / ablations.BYTES_OF_A_TOKEN <= documents.tokens[1]
+        assert all(part["text"][-1] in "\ndx" for part in parts)
+
+
+def test_rows_of_arms_are_the_separators_documents_and_sampling_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ablations, commands = module("ablations"), []
+    (tmp_path / "corpus" / "train").mkdir(parents=True)
+    (tmp_path / "corpus" / "train" / "code.jsonl").write_text('{"text": "line\\n"}\n')
+
+    def run(*words: object) -> None:
+        commands.append(flags := [*map(str, words)])
+        Path(flags[flags.index("--output") + 1]).mkdir()
+
+    monkeypatch.setattr(ablations, "run", run)
+    made = {name: ablations.rows(tmp_path, arm, 64).name for name, arm in ablations.ARMS.items()}
+    assert made["recipe"] == made["mask"] == "rows-s-64"
+    assert made["short"] == made["short-mask"] == "rows-short-s-64"
+    assert made["mixed-sampling"] == "rows-mixed-ultralong-s-64"
+    assert len(commands) == len({*made.values()}) == 8
+    for flags in commands:
+        read_verb = dict(itertools.pairwise(flags))
+        expected = "ultralong" if "mixed-ultralong" in read_verb["--output"] else "none"
+        assert read_verb["--length-sampling"] == expected
+
+
+def test_runs_are_taken_in_their_order_and_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ablations, ran = module("ablations"), []
+    monkeypatch.setattr(ablations, "run_arm", lambda work, label: ran.append(label))
+
+    def main(*words: str) -> list[str]:
+        ran.clear()
+        monkeypatch.setattr(sys, "argv", ["ablations.py", str(tmp_path), *words])
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        ablations.main()
+        return [*ran]
+
+    every = [*main("--share", "0/2"), *main("--share", "1/2")]
+    assert len(every) == len({*every}) == 1 + len(ablations.ARMS) * len(ablations.SEEDS)
+    assert main("--runs", "short-2", "before", "recipe-1") == ["short-2", "before", "recipe-1"]
+    assert main("--runs", "short-2", "before", "recipe-1", "--share", "1/2") == ["before"]
+    with pytest.raises(SystemExit):
+        main("--runs", "shor-2")
+    assert "--runs shor-2: an arm and a seed, such as recipe-1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("target", ["128k", "256k"])
@@ -132,7 +201,8 @@ def test_every_source_has_a_licence_and_none_is_on_both_sides() -> None:
             names[source.is_held_out].add(name)
         versions = {package.partition("==")[0] for package in source.packages}
         assert len(versions) == 1, "several packages of one source are versions of one thing"
-        assert (len(source.packages) > 1) == (source.group == "revisions")
+        assert (len(source.packages) > 1) == (source.group in ("revisions", "distant"))
+        assert source.is_for_target == (source.group == "distant")
         assert not (source.is_held_out and len(source.packages) > 1)
     assert not names[True] & names[False]
     assert len(names[True]) == 4

@@ -6,6 +6,7 @@
     python examples/smollm2/ablations.py smollm2     # rows, then every arm with every seed
     python examples/smollm2/ablations.py smollm2 --only-rows    # before several processes
     python examples/smollm2/ablations.py smollm2 --share 0/2    # on the first of two GPUs
+    python examples/smollm2/ablations.py smollm2 --runs short-1 short-mask-1    # these, in order
     python examples/smollm2/ablations.py smollm2 --only-table   # of what is there
 
 All arms start from the same weights, take the same number of tokens of the same documents, and are
@@ -19,12 +20,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
+import json
 import os
+import random
 import shutil
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from megatron_ultralong.cli import main as ultralong
@@ -37,6 +40,25 @@ TRAIN_ITERS = 32
 SEEDS = (1, 2)
 EVERY = 12
 """Every so-many-th document of the corpus is used: twice the tokens that an arm takes."""
+BYTES_OF_A_TOKEN = 3.4
+"""Of these texts, with this tokenizer."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents:
+    """What is made of the documents of the corpus, which have 118,000 tokens on average."""
+
+    cut_every: int = 0
+    """Every so-many-th one is cut at ends of lines; 0: none."""
+    tokens: tuple[int, int] = (0, 0)
+    """Least and greatest length of a part, roughly."""
+
+
+DOCUMENTS = {
+    "long": Documents(),
+    "short": Documents(cut_every=1, tokens=(2000, 8000)),
+    "mixed": Documents(cut_every=2, tokens=(500, 3500)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +71,9 @@ class Arm:
     separator: str = "<s>"
     first_length: int = 0
     """Rows of this length for the first half of the tokens, with the scaling that they need."""
+    documents: str = "long"
+    """Of DOCUMENTS."""
+    length_sampling: str = "none"
 
 
 ARMS = {
@@ -64,7 +89,25 @@ ARMS = {
     "ntk": Arm("NTK-aware scaling", ("--rope-scaling", "ntk", "--attention-factor", "1")),
     "linear": Arm("linear scaling", ("--rope-scaling", "linear", "--attention-factor", "1")),
     "two-steps": Arm("two steps: 32,768 first, then 65,536", first_length=32_768),
+    "short": Arm("documents of 2,000 to 8,000 tokens, else as the recipe", documents="short"),
+    "short-eos": Arm(
+        "the same, separator: the end-of-text token", separator="eos", documents="short"
+    ),
+    "short-none": Arm("the same, separator: none", separator="none", documents="short"),
+    "short-mask": Arm(
+        "the same, documents do not attend to each other",
+        ("--document-mask", "block"),
+        documents="short",
+    ),
+    "mixed": Arm(
+        "half of the tokens in documents of 500 to 3,500, no length sampling", documents="mixed"
+    ),
+    "mixed-sampling": Arm(
+        "the same, length sampling of the paper", documents="mixed", length_sampling="ultralong"
+    ),
 }
+BEFORE = "before"
+"""The name of the original model, which is asked the same."""
 
 
 def run(*words: object) -> None:
@@ -73,11 +116,15 @@ def run(*words: object) -> None:
     ultralong([str(word) for word in words])
 
 
-def rows(work: Path, separator: str, seq_length: int) -> Path:
-    """The folder of the rows, made if it is not there."""
-    folder = work / "ablations" / f"rows-{separator.strip('<>')}-{seq_length}"
+def rows(work: Path, arm: Arm, seq_length: int) -> Path:
+    """The folder of an arm's rows, made if it is not there."""
+    others = [arm.documents] * (arm.documents != "long")
+    others += [arm.length_sampling] * (arm.length_sampling != "none")
+    name = "-".join(["rows", *others, arm.separator.strip("<>"), str(seq_length)])
+    folder = work / "ablations" / name
     if not folder.exists():
-        prepare(some_documents(work), folder, seq_length, separator)
+        corpus = some_documents(work, arm.documents)
+        prepare(corpus, folder, seq_length, arm.separator, arm.length_sampling)
     return folder
 
 
@@ -89,19 +136,38 @@ def held_out_rows(work: Path) -> Path:
     return folder
 
 
-def some_documents(work: Path) -> Path:
-    """A part of the corpus of step 2, of the same kinds."""
-    folder = work / "ablations" / "corpus"
+def some_documents(work: Path, kind: str) -> Path:
+    """A part of the corpus of step 2, of the same kinds, whole or cut."""
+    folder = work / "ablations" / "-".join(["corpus", *[kind] * (kind != "long")])
     if not folder.exists():
         with whole(folder) as aside:
             aside.mkdir(parents=True)
             for file in sorted((work / "corpus" / "train").glob("*.jsonl")):
                 with file.open("rb") as lines, (aside / file.name).open("wb") as some:
-                    some.writelines(itertools.islice(lines, 0, None, EVERY))
+                    some.writelines(cut(itertools.islice(lines, 0, None, EVERY), DOCUMENTS[kind]))
     return folder
 
 
-def prepare(corpus: Path, folder: Path, seq_length: int, separator: str) -> None:
+def cut(lines: Iterable[bytes], documents: Documents) -> Iterator[bytes]:
+    """JSON Lines of the same texts, some in parts of random lengths."""
+    lengths = random.Random(1)
+    least, greatest = (round(BYTES_OF_A_TOKEN * tokens) for tokens in documents.tokens)
+    for number, line in enumerate(lines):
+        if not documents.cut_every or number % documents.cut_every:
+            yield line
+            continue
+        document = json.loads(line)
+        text = document["text"]
+        while text:
+            size = lengths.randint(least, greatest)
+            end = text.rfind("\n", 0, size) + 1 or size
+            yield json.dumps({**document, "text": text[:end]}).encode() + b"\n"
+            text = text[end:]
+
+
+def prepare(
+    corpus: Path, folder: Path, seq_length: int, separator: str, length_sampling: str = "none"
+) -> None:
     """Rows of a folder of JSON Lines, a source a file."""
     sources = [
         word
@@ -109,7 +175,7 @@ def prepare(corpus: Path, folder: Path, seq_length: int, separator: str) -> None
         for word in ("--source", f"{file.stem}={file}")
     ]
     run("prepare", *sources, "--tokenizer", folder.parent.parent / "hf", "--output", folder,
-        "--seq-length", seq_length, "--separator", separator, "--length-sampling", "none",
+        "--seq-length", seq_length, "--separator", separator, "--length-sampling", length_sampling,
         "--valid-fraction", 0, "--seed", 1)  # fmt: skip
 
 
@@ -127,25 +193,27 @@ def train(work: Path, name: str, seed: int, folder: Path) -> None:
         iterations //= 2
         short, first = SEQ_LENGTH // arm.first_length, first_part(folder)
         run("pretrain", *common, "--load", load, "--save", first, "--data-path",
-            rows(work, arm.separator, arm.first_length), "--seq-length", arm.first_length,
+            rows(work, arm, arm.first_length), "--seq-length", arm.first_length,
             "--global-batch-size", short, "--train-iters", iterations, "--rope-scaling-factor",
             arm.first_length / ORIGINAL_LENGTH, *arm.flags)  # fmt: skip
         load = first
     run("pretrain", *common, "--load", load, "--save", folder, "--seq-length", SEQ_LENGTH,
-        "--data-path", rows(work, arm.separator, SEQ_LENGTH), "--train-iters", iterations,
+        "--data-path", rows(work, arm, SEQ_LENGTH), "--train-iters", iterations,
         *arm.flags)  # fmt: skip
 
 
 def evaluate(work: Path, model: str, results: Path) -> None:
-    """Loss by position and passkeys of a checkpoint, ``NAME=FOLDER``."""
+    """Loss by position and passkeys of a checkpoint, ``NAME=FOLDER``, as it was just written."""
     if not (results / "loss").exists():
         run("evaluate", "loss", "--load", model, "--data-path", held_out_rows(work), "--split",
             "train", "--num-samples", 12, "--smallest-bin", ORIGINAL_LENGTH,
-            "--beyond-trained-positions", "--output", results / "loss")  # fmt: skip
+            "--beyond-trained-positions", "--no-verify-checksums", "--output",
+            results / "loss")  # fmt: skip
     if not (results / "passkey").exists():
         run("evaluate", "passkey", "--load", model, "--lengths", SEQ_LENGTH // 2, SEQ_LENGTH,
             "--depths", *(0, 11, 22, 33, 44, 56, 67, 78, 89, 100), "--num-samples", 2,
-            "--beyond-trained-positions", "--output", results / "passkey")  # fmt: skip
+            "--beyond-trained-positions", "--no-verify-checksums", "--output",
+            results / "passkey")  # fmt: skip
 
 
 def figures(results: Path) -> list[float | None]:
@@ -168,8 +236,8 @@ def table(work: Path, seeds: Sequence[int] = SEEDS) -> Iterator[str]:
     )
     yield "| --- " * 6 + "|"
     results = work / "ablations" / "results"
-    for name, arm in {"before": Arm("the original model, not trained"), **ARMS}.items():
-        ran = [results / name] if name == "before" else [results / f"{name}-{s}" for s in seeds]
+    for name, arm in {BEFORE: Arm("the original model, not trained"), **ARMS}.items():
+        ran = [results / name] if name == BEFORE else [results / f"{name}-{s}" for s in seeds]
         found = [figures(one) for one in ran if (one / "loss").exists()]
         columns = [
             _mean([one[place] for one in found], digits=3 if place < 2 else 0) for place in range(4)
@@ -186,6 +254,23 @@ def _mean(values: Sequence[float | None], digits: int) -> str:
     return f"{statistics.fmean(known):.{digits}f} ({each})"
 
 
+def run_arm(work: Path, label: str) -> None:
+    """Train and ask ``NAME-SEED``, or ask the original model alone, if that is not done yet."""
+    results = work / "ablations" / "results" / label
+    if label == BEFORE:
+        evaluate(work, f"{label}={work / 'base'}", results)
+        return
+    if (results / "passkey").exists():
+        return
+    start, folder = time.monotonic(), work / "ablations" / label
+    name, _, seed = label.rpartition("-")
+    train(work, name, int(seed), folder)
+    evaluate(work, f"{name}={folder}", results)
+    for done in (folder, first_part(folder)):
+        shutil.rmtree(done, ignore_errors=True)
+    print(f"== {label}: {time.monotonic() - start:.0f} s", flush=True)
+
+
 def main() -> None:
     """Run what is asked and print the table."""
     parser = argparse.ArgumentParser(
@@ -194,6 +279,10 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="WORK of the numbered scripts")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument(
+        "--runs", nargs="+", metavar="ARM-SEED",
+        help=f"instead of every arm with every seed, in this order; {BEFORE}: the original model",
+    )  # fmt: skip
     parser.add_argument("--share", default="0/1", help="K/N: the K-th of N processes, on GPU K")
     parser.add_argument("--only-rows", action="store_true", help="prepare the rows; needs no GPU")
     parser.add_argument("--only-table", action="store_true", help="of the results that are there")
@@ -205,25 +294,17 @@ def main() -> None:
     if arguments.only_rows:
         held_out_rows(work)
         for arm in ARMS.values():
-            rows(work, arm.separator, SEQ_LENGTH)
+            rows(work, arm, SEQ_LENGTH)
             if arm.first_length:
-                rows(work, arm.separator, arm.first_length)
+                rows(work, arm, arm.first_length)
         return
+    every = [BEFORE, *(f"{arm}-{seed}" for seed in arguments.seeds for arm in arguments.arms)]
+    runs = arguments.runs or every
+    if unknown := [run for run in runs if run != BEFORE and run.rpartition("-")[0] not in ARMS]:
+        parser.error(f"--runs {unknown[0]}: an arm and a seed, such as recipe-1; arms: {[*ARMS]}")
     if not arguments.only_table:
-        results = work / "ablations" / "results"
-        if place == 0:
-            evaluate(work, f"before={work / 'base'}", results / "before")
-        jobs = [(seed, name) for seed in arguments.seeds for name in arguments.arms]
-        for seed, name in jobs[place::shares]:
-            start, label = time.monotonic(), f"{name}-{seed}"
-            if (results / label / "passkey").exists():
-                continue
-            folder = work / "ablations" / label
-            train(work, name, seed, folder)
-            evaluate(work, f"{name}={folder}", results / label)
-            for done in (folder, first_part(folder)):
-                shutil.rmtree(done, ignore_errors=True)
-            print(f"== {label}: {time.monotonic() - start:.0f} s", flush=True)
+        for label in runs[place::shares]:
+            run_arm(work, label)
     sys.stdout.write("\n".join(table(work, arguments.seeds)) + "\n")
 
 

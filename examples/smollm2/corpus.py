@@ -2,7 +2,7 @@
 
 ::
 
-    python corpus.py OUTPUT               # OUTPUT/train/GROUP.jsonl, OUTPUT/held_out/GROUP.jsonl
+    python corpus.py OUTPUT               # OUTPUT/train/GROUP.jsonl, also of target and held_out
     python corpus.py OUTPUT --indexes pypi    # where there is no apt-get
 
 The packages in ``sources.py`` are fetched by pip and apt-get and read as archives; none is
@@ -36,6 +36,8 @@ from megatron_ultralong.program.aside import whole
 
 REVISION_BYTES = (24_000, 80_000, 240_000)
 """Of each version in a document of revisions, in turn: 6,000 to 70,000 tokens apart."""
+DISTANT_BYTES = (200_000, 270_000, 340_000)
+"""The same for rows of the target's length: mostly 60,000 to 120,000 tokens apart."""
 SMALLEST_DOCUMENT = 200
 _LEFT_OUT = ("/_vendor/", "/locale/", "/locales/", "/translations/")
 """Parts of paths: other people's code once more, and other languages."""
@@ -90,8 +92,13 @@ def _write(source: Source, packages: Path, output: Path, largest: int) -> dict[s
     """Append the documents of a source to its file; return its line of ``corpus.json``."""
     archives = [_fetched(source, package, packages) for package in source.packages]
     versions = [_files(source, archive) for archive in archives]
-    texts = _revisions(*versions) if len(versions) > 1 else _documents(versions[0], largest)
-    folder = output / ("held_out" if source.is_held_out else "train")
+    if len(versions) > 1:
+        limits = DISTANT_BYTES if source.is_for_target else REVISION_BYTES
+        texts = _revisions(*versions, limits)
+    else:
+        texts = _documents(versions[0], largest)
+    side = "target" if source.is_for_target else "train"
+    folder = output / ("held_out" if source.is_held_out else side)
     folder.mkdir(parents=True, exist_ok=True)
     num_documents = num_bytes = 0
     name = source.packages[-1].partition("==")[0]
@@ -198,14 +205,14 @@ def _parts(text: str, largest: int) -> Iterator[str]:
     yield text
 
 
-def _revisions(old: Files, new: Files) -> Iterator[str]:
+def _revisions(old: Files, new: Files, limits: tuple[int, ...]) -> Iterator[str]:
     """Files of the old version, then those of the new one that have the same paths."""
     document: Files = {}
     count = 0
     both = [path for path in old if path in new]
     for path in both:
         document[path] = _with_path(path, old[path])
-        limit = REVISION_BYTES[count % len(REVISION_BYTES)]
+        limit = limits[count % len(limits)]
         if sum(map(len, document.values())) >= limit or path == both[-1]:
             yield "\n".join([*document.values(), *(_with_path(p, new[p]) for p in document)])
             document = {}

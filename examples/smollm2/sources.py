@@ -12,7 +12,7 @@ MEGABYTE = 1_000_000
 class Source:
     """Texts of one package, or of several versions of one."""
 
-    group: Literal["manuals", "code", "books", "law", "revisions"]
+    group: Literal["manuals", "code", "books", "law", "revisions", "distant"]
     """Name of the source for ``ultralong prepare``, which keeps the groups' shares."""
     index: Literal["pypi", "debian"]
     packages: tuple[str, ...]
@@ -20,6 +20,9 @@ class Source:
     licence: str
     files: tuple[str, ...]
     """Patterns of the texts inside the package (fnmatch: ``*`` takes slashes too)."""
+    is_for_target: bool = False
+    """For rows of the target's length alone: shorter ones do not hold what makes it worth reading.
+    """
     is_held_out: bool = False
     """For the figures alone: the whole package, so that no other part of it is trained on."""
     most_bytes: int = 100 * MEGABYTE
@@ -53,6 +56,10 @@ _TRAINED = (
     ),
     Source("revisions", "pypi", ("networkx==3.2.1", "networkx==3.4.2"), _BSD, _PYTHON),
 )  # fmt: skip
+_TARGET = (
+    Source("distant", "pypi", ("pandas==2.2.3", "pandas==2.3.3"), _BSD, _PYTHON),
+    Source("distant", "pypi", ("scikit-learn==1.6.1", "scikit-learn==1.7.2"), _BSD, _PYTHON),
+)
 _HELD_OUT = (
     Source("manuals", "debian", ("git-doc",), "GPL-2.0", ("*.txt",)),
     Source(
@@ -61,5 +68,9 @@ _HELD_OUT = (
     Source("books", "debian", ("jargon-text",), "public domain", ("*jargon*.gz",)),
     Source("code", "pypi", ("sphinx==8.1.3",), "BSD-2-Clause", _PYTHON, most_bytes=3 * MEGABYTE),
 )
-SOURCES = (*_TRAINED, *(dataclasses.replace(source, is_held_out=True) for source in _HELD_OUT))
+SOURCES = (
+    *_TRAINED,
+    *(dataclasses.replace(source, is_for_target=True) for source in _TARGET),
+    *(dataclasses.replace(source, is_held_out=True) for source in _HELD_OUT),
+)
 """All of them."""
