@@ -98,7 +98,7 @@ def test_a_kernel_without_huge_pages_has_memory_all_the_same(
     assert PinnedMemory().take(torch.Size((8,)), torch.float32).fill_(1.0).sum() == 8
 
 
-# A runtime that pins nothing more (cudaErrorMemoryAllocation), nor is asked to let anything go.
+# A runtime that pins nothing more (cudaErrorMemoryAllocation), and is never asked to let it go.
 FULL_RUNTIME = SimpleNamespace(cudaHostRegister=lambda address, num_bytes, flags: 2)
 
 
