@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from tests.order import sort
 from tests.patience import patience, slowness
+from tests.ranks import FORKED
 from tests.warm.programs import warm_programs
 
 # No deadline: the machines are shared. In CI the examples are the same every time.
@@ -71,6 +72,19 @@ def pytest_configure(config: pytest.Config) -> None:
     slowness()
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What ``--quick`` leaves out is not imported either."""
+    if not config.getoption("quick"):
+        return None
+    tests = Path(__file__).parent
+    left_out = {tests / name for name in NOT_QUICK}
+    assert all(path.exists() for path in left_out), "a file that is not quick has another name"
+    training = tests / QUICK_TRAINING
+    is_kept = collection_path in {training, *training.parents}
+    is_long = left_out & {collection_path, *collection_path.parents}
+    return True if is_long and not is_kept else None
+
+
 def pytest_report_header() -> str:
     """Say what the waits are stretched by."""
     return f"waits: {slowness():.2f} times those of a quiet machine"
@@ -86,8 +100,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(limit))
     sort(items)
-    if config.getoption("quick"):
-        _leave_out_what_is_not_quick(config, items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
+    """Fork the processes that run the tests from one that has imported everything."""
+    folder = config._tmp_path_factory.getbasetemp() / "programs"  # type: ignore[attr-defined]
+    os.environ[FORKED] = f"{warm_programs(folder, os.getpid())['PATH'].split(':')[0]}/forked"
+    for spec in specs:
+        if spec.popen and not spec.python:
+            spec.python = os.environ[FORKED]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -104,18 +126,6 @@ def pytest_collection_finish() -> None:
     """Keep all that the imports have made out of the sight of tests that collect garbage."""
     gc.collect()
     gc.freeze()
-
-
-def _leave_out_what_is_not_quick(config: pytest.Config, items: list[pytest.Item]) -> None:
-    tests = Path(__file__).parent
-    left_out = {tests / name for name in NOT_QUICK}
-    assert all(path.exists() for path in left_out), "a file that is not quick has another name"
-    kept, dropped = [], []
-    for item in items:
-        is_long = left_out & {item.path, *item.path.parents} and item.path != tests / QUICK_TRAINING
-        (dropped if is_long else kept).append(item)
-    items[:] = kept
-    config.hook.pytest_deselected(items=dropped)
 
 
 @pytest.fixture(scope="session")
