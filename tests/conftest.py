@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 from pathlib import Path
@@ -76,13 +77,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """What ``--quick`` leaves out is not imported either."""
     if not config.getoption("quick"):
         return None
-    tests = Path(__file__).parent
-    left_out = {tests / name for name in NOT_QUICK}
-    assert all(path.exists() for path in left_out), "a file that is not quick has another name"
-    training = tests / QUICK_TRAINING
-    is_kept = collection_path in {training, *training.parents}
-    is_long = left_out & {collection_path, *collection_path.parents}
-    return True if is_long and not is_kept else None
+    left_out, kept = _quick_paths()
+    is_long = collection_path in left_out or not left_out.isdisjoint(collection_path.parents)
+    return True if is_long and collection_path not in kept else None
 
 
 def pytest_report_header() -> str:
@@ -126,6 +123,15 @@ def pytest_collection_finish() -> None:
     """Keep all that the imports have made out of the sight of tests that collect garbage."""
     gc.collect()
     gc.freeze()
+
+
+@functools.cache
+def _quick_paths() -> tuple[set[Path], set[Path]]:
+    tests = Path(__file__).parent
+    left_out = {tests / name for name in NOT_QUICK}
+    assert all(path.exists() for path in left_out), "a file that is not quick has another name"
+    training = tests / QUICK_TRAINING
+    return left_out, {training, *training.parents}
 
 
 @pytest.fixture(scope="session")
