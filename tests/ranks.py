@@ -27,8 +27,8 @@ FORKED = "ULTRALONG_TEST_FORKED"
 def start_forkserver() -> None:
     """Start the server of this process that ranks are forked from, with everything imported.
 
-    A rank then starts in hundredths of a second instead of seven seconds, and so does the server
-    itself where :data:`FORKED` is set.
+    A rank then starts in hundredths of a second instead of seven seconds; the server too
+    where :data:`FORKED` is set.
     """
     multiprocessing.set_forkserver_preload(["tests.warm.imports"])
     resource_tracker.ensure_running()
