@@ -42,6 +42,7 @@ NOT_QUICK = (
     "dropin",
     "evaluation/test_benchmark.py",
     "evaluation/test_chat.py",
+    "evaluation/test_generate.py",
     "evaluation/test_harness.py",
     "evaluation/test_megatron_scorer.py",
     "evaluation/test_passkey.py",
@@ -55,6 +56,7 @@ NOT_QUICK = (
     "test_docker.py",
     "test_doctor.py",
     "test_examples.py",
+    "test_unreadable.py",
     "training",
 )
 """Files and folders that `make quick` leaves out."""
