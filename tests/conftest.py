@@ -104,6 +104,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
     """Fork the processes that run the tests from one that has imported everything."""
+    if torch.cuda.is_available():  # CUDA does not survive a fork
+        return
     folder = config._tmp_path_factory.getbasetemp() / "programs"  # type: ignore[attr-defined]
     os.environ[FORKED] = f"{warm_programs(folder, os.getpid())['PATH'].split(':')[0]}/forked"
     for spec in specs:
