@@ -39,6 +39,8 @@ NOT_QUICK = (
     "data/test_engines.py",
     "data/test_resume.py",
     "docs/test_blocks.py",
+    "docs/test_sizes.py",
+    "docs/test_words.py",
     "dropin",
     "evaluation/test_benchmark.py",
     "evaluation/test_chat.py",
@@ -56,6 +58,7 @@ NOT_QUICK = (
     "test_docker.py",
     "test_doctor.py",
     "test_examples.py",
+    "test_smollm2.py",
     "test_unreadable.py",
     "training",
 )
