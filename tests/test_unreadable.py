@@ -25,6 +25,7 @@ from megatron_ultralong.program.refused_file import refused_file
 from tests.evaluation.results import AFTER, BEFORE, loss_of
 from tests.models import TEXT, prepare_rows
 from tests.patience import patience
+from tests.ranks import start_forkserver
 from tests.rights import as_ordinary_user, closed
 from tests.training.chats import conversations, write_chat_model
 from tests.warm.server import open_streams, run_module
@@ -138,8 +139,8 @@ def child(words: list[str], folder: Path, said: Path, hidden: Path | None) -> No
 
 def ended(words: list[str], folder: Path, said: Path, hidden: Path | None = None) -> int | None:
     """The status of a command in a process of its own."""
+    start_forkserver()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.warm.imports"])
     process = context.Process(target=child, args=(words, folder, said, hidden))
     mode = hidden.stat().st_mode if hidden is not None else 0
     said.write_text("")

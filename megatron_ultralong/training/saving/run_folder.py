@@ -25,12 +25,7 @@ from megatron_ultralong.program.rank_values import every_rank, from_main_rank
 from megatron_ultralong.program.ranks import is_main_rank
 from megatron_ultralong.program.refused_file import FailingDiskError
 from megatron_ultralong.training.config_file import CONFIG_FILE, save_config
-from megatron_ultralong.training.earlier_start import (
-    DATA_FILE,
-    changes,
-    check_nobodys,
-    check_save,
-)
+from megatron_ultralong.training.earlier_start import DATA_FILE, changes, check_nobodys, check_save
 
 STATUS_FILE = "exit_status"
 TAKEN_OVER = 73
