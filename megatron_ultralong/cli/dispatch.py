@@ -37,11 +37,11 @@ FIRST_STEPS = (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; bad input ends with one message and exit status 2, docs/running.md has more."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter("%(message)s"))
-    logging.basicConfig(level=os.environ.get("ULTRALONG_LOG", "WARNING"), handlers=[handler])
-    _quiet_upstream()
     with ends_with_message(), status_of_start() if _starts_ranks(words) else nullcontext():
+        handler = logging.StreamHandler()
+        handler.setFormatter(PrintableFormatter("%(message)s"))
+        logging.basicConfig(level=os.environ.get("ULTRALONG_LOG", "WARNING"), handlers=[handler])
+        _quiet_upstream()
         try:
             _run(words)
         except ImportError as error:

@@ -1,4 +1,4 @@
-"""Files of YAML: numbers as people mean them, no key twice, and texts that are read back as such."""
+"""YAML: numbers as people mean them, no key twice, and texts that are read as they were."""
 
 import itertools
 import re
