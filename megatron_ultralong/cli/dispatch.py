@@ -13,6 +13,7 @@ from megatron_ultralong.cli.origin import says_who_set, with_shorter_warm_up
 from megatron_ultralong.cli.start_of_run import HELP_FLAGS, begin, with_start_first
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
+from megatron_ultralong.program.environment import check_current_folder
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.exit_status import status_of_start
 from megatron_ultralong.program.launch import run_ranks, take_ranks
@@ -131,6 +132,7 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
     if any(word in HELP_FLAGS for word in words) or (verb.recipes and not words):
         _write_help(name, verb, words)
         return
+    check_current_folder()
     for variable, value in verb.environment.items():
         os.environ.setdefault(variable, value)
     if verb.takes_words:

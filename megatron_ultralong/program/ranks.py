@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from megatron_ultralong.program.environment import variables
 from megatron_ultralong.program.quantity import counted
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
@@ -21,16 +22,8 @@ def is_launched() -> bool:
 def as_job_of(num_ranks: int | None) -> Iterator[None]:
     """Check inside for so many ranks of this machine; None: for those that there are."""
     names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE") if num_ranks else ()
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, str(num_ranks)))
-    try:
+    with variables(dict.fromkeys(names, str(num_ranks))):
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def world_size() -> int:
