@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_ultralong.program.errors import InputError, RunStopped, printable
 from megatron_ultralong.program.exit_status import forget_status, leave_status
-from megatron_ultralong.program.ranks import ERROR_FILE, is_launched, is_main_rank
+from megatron_ultralong.program.ranks import ERROR_FILE, is_launched, is_main_rank, number_of
 from megatron_ultralong.program.refused_file import FailingDiskError, refused_file
 from megatron_ultralong.program.streams import make_lasting, take_failure
 
@@ -149,7 +149,7 @@ def _tell_from_any_rank(message: str) -> None:
 
     Where the first rank of its machine has the same error, torchrun ends this one meanwhile.
     """
-    rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
+    rank, local_rank = map(number_of, ("RANK", "LOCAL_RANK"))
     if rank == 0:
         _tell(message)
         return
