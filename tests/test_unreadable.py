@@ -266,6 +266,35 @@ def test_every_closed_file_ends_with_a_message(with_run: Path, tmp_path: Path, n
     assert not wrong, "\n".join(wrong)
 
 
+@contextlib.contextmanager
+def read_only(paths: list[Path]) -> Iterator[None]:
+    """Inside, nobody may write them: a model that many share."""
+    modes = {path: path.stat().st_mode for path in paths}
+    for path, mode in modes.items():
+        path.chmod(mode & ~0o222)
+    try:
+        yield
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
+
+
+@pytest.mark.parametrize("name", ["import", "export", "prepare chat", "pretrain", "sft"])
+def test_what_comes_from_a_shared_folder_is_the_users(
+    with_run: Path, tmp_path: Path, name: str
+) -> None:
+    """It can be written on, and removed, whatever the rights of what it was made of."""
+    line, read = HEAVY[name]
+    shutil.rmtree(with_run / "out", ignore_errors=True)
+    with read_only(list(parts(with_run, read))):
+        assert ended(line.split(), with_run, tmp_path / "said") == 0, (
+            tmp_path / "said"
+        ).read_text()
+    written = list(parts(with_run, "out"))
+    assert len(written) > 5
+    assert [path for path in written if not path.stat().st_mode & 0o200] == []
+
+
 def begin(folder: Path) -> None:
     """``out`` is not there, ``copy`` is a fresh one of ``run``."""
     for name in ("out", "copy"):

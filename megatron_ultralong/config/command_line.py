@@ -19,6 +19,7 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges, numbers_of
 from megatron_ultralong.program.quantity import Unit
 from megatron_ultralong.program.required import check_required, flag_of
+from megatron_ultralong.program.texts import check_texts
 
 
 def parse(config_class: Any, program: str, words: Sequence[str], default: Any = None) -> Any:
@@ -47,6 +48,7 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
         )
     check_required(config, given_flags(words))
     check_ranges(config)
+    check_texts(config)
     return config
 
 
