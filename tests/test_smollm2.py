@@ -152,7 +152,7 @@ def test_runs_are_taken_in_their_order_and_shared(
     def main(*words: str) -> list[str]:
         ran.clear()
         monkeypatch.setattr(sys, "argv", ["ablations.py", str(tmp_path), *words])
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
         ablations.main()
         return [*ran]
 

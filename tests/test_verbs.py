@@ -39,10 +39,11 @@ def test_ranks_say_that_they_start_before_they_import(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str | None
 ) -> None:
     """Once, on the main rank alone, and to standard error."""
-    monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    if rank is not None:
-        monkeypatch.setenv("RANK", rank)
+    job = {"WORLD_SIZE": "2", "RANK": rank, "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in job.items():
+        monkeypatch.delenv(name, raising=False)
+        if rank is not None and value is not None:
+            monkeypatch.setenv(name, value)
     line = "ultralong: starting 2 ranks: loading libraries ...\n"
     said: dict[str, str] = {}
 

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ultralong.attention import reference
+from tests.patience import patience
 from tests.ranks import run_on_ranks
 from tools.attention_benchmark.contest import PADDING, Groups, Task, local
 from tools.attention_benchmark.own_attention import OwnRing
@@ -67,7 +68,9 @@ def test_all_that_runs_on_a_cpu_is_exact_and_the_rest_says_why():
 @pytest.mark.slow
 def test_the_program_under_torchrun():
     words = [str(ROOT / "tools" / "benchmark_attention.py"), "peers", *SMALL.split()]
-    run = subprocess.run([*RUN, *words], capture_output=True, text=True, timeout=240, check=False)
+    run = subprocess.run(
+        [*RUN, *words], capture_output=True, text=True, timeout=patience(240), check=False
+    )
     assert run.returncode == 0, run.stderr
     _check(run.stdout)
 
