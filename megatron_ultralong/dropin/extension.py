@@ -51,6 +51,7 @@ from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.ranks import is_main_rank
 from megatron_ultralong.sequence.assignment import zigzag
+from megatron_ultralong.training import early_checks
 
 
 @contextlib.contextmanager
@@ -173,7 +174,25 @@ class Extension:
         if identity.result.rope_scaling is not None and "rotary" not in used:
             used = (*used, "rotary")
             check_arguments(config, args, used)
-        return cls(config, args, manifest, identity, used)
+        config = identity.config  # and so that checkpoints keep it:
+        args.ultralong_original_max_position_embeddings = config.original_max_position_embeddings
+        found = cls(config, args, manifest, identity, used)
+        if manifest is not None:
+            found._check_rows(manifest)
+        for line in identity.notes:
+            tell(line)
+        return found
+
+    def _check_rows(self, manifest: Manifest) -> None:
+        args, config, source = self.args, self.config, self.identity.source
+        early_checks.check_row_length(args.seq_length, manifest.seq_length, config.data_path)
+        if self.identity.folder is None:  # Megatron-LM's own, which may be padded
+            vocab_size = max(source.model.vocab_size, manifest.vocab_size)
+            model = dataclasses.replace(source.model, vocab_size=vocab_size)
+            source = dataclasses.replace(source, model=model)
+        early_checks.check_packed_rows(
+            config.data_path, str(self.identity.folder), source, manifest, config.document_mask
+        )
 
     def apply(self, model: GPTModel) -> GPTModel:
         """Give ``model`` (one stage, not wrapped yet) our rotary embedding, tiles and layers.
@@ -192,7 +211,7 @@ class Extension:
             self._replace_rotary(model, attentions)
         else:
             kind = self.args.position_embedding_type
-            _tell(f"rotary embedding: Megatron-LM's own, --position-embedding-type {kind}")
+            tell(f"rotary embedding: Megatron-LM's own, --position-embedding-type {kind}")
         if "reset mask" in self.parts:
             self._reset_mask(model)
         if self.config.recompute_granularity != "none":
@@ -217,7 +236,7 @@ class Extension:
             attention.softmax_scale *= yarn.attention_factor(scaling) ** 2
         base = yarn.effective_rotary_base(scaling, head_dim, rotary_base)
         precision = self.config.angle_precision
-        _tell(f"rotary embedding: {yarn.in_words(scaling)} over base {base:g}, angles {precision}")
+        tell(f"rotary embedding: {yarn.in_words(scaling)} over base {base:g}, angles {precision}")
 
     def _reset_mask(self, model: GPTModel) -> None:
         from megatron.training import get_tokenizer
@@ -234,13 +253,13 @@ class Extension:
         args = self.args
         counts_alike = args.calculate_per_token_loss or args.context_parallel_size == 1
         if args.eod_mask_loss and not counts_alike:
-            _tell(
+            tell(
                 f"--eod-mask-loss with --context-parallel-size {args.context_parallel_size}: "
                 "Megatron-LM takes the mean of each rank's own tokens, however many count; "
                 "--calculate-per-token-loss makes it the mean of all"
             )
         ResetMask(eod, parallel_state.get_context_parallel_group()).install(model)
-        _tell(f"documents end at token {eod}: attention stays within them")
+        tell(f"documents end at token {eod}: attention stays within them")
 
     def _recompute(self, model: GPTModel) -> None:
         recomputation = recomputed_layer.Recomputation(
@@ -261,7 +280,8 @@ class Extension:
             tiles.TiledEmbedding(model, recomputation.tile_size).install(model)
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
+    """A line for the user, by the main rank."""
     if is_main_rank():
         _log.warning("%s", text)
 

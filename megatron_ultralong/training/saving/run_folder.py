@@ -1,7 +1,6 @@
 """The folder of a run: its configuration, its metadata, and the checkpoint it continues from."""
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Mapping
@@ -30,6 +29,7 @@ from megatron_ultralong.training.earlier_start import (
     changes,
     check_nobodys,
     check_save,
+    save_rows,
 )
 
 STATUS_FILE = "exit_status"
@@ -187,7 +187,7 @@ class RunFolder:
         if not (root / CONFIG_FILE).is_file():
             save_config(root / CONFIG_FILE, self._config)
         if not (root / DATA_FILE).is_file():
-            write_aside(root / DATA_FILE, json.dumps(self._data, indent=1) + "\n")
+            save_rows(root, self._data)
         source = root / metadata.SOURCE_FOLDER
         if not (root / metadata.FILE_NAME).is_file():
             metadata.save_metadata(root, self._metadata)
