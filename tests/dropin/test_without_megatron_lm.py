@@ -44,7 +44,9 @@ def test_without_megatron_lm_it_says_how_to_get_it(
 
 def test_a_rank_of_the_example_ends_with_one_line(tmp_path: Path) -> None:
     """In a process of its own, before whatever a script imports: no traceback."""
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['megatron.training'] = None")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nsys.modules['megatron.training'] = None"
+    )
     path = os.pathsep.join([str(tmp_path), str(EXAMPLE.parents[1])])
     done = subprocess.run(
         [sys.executable, EXAMPLE, "--spec", "megatron_ultralong.spec", "ring_local_spec"],
