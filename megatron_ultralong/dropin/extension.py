@@ -183,16 +183,25 @@ class Extension:
             tell(line)
         return found
 
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the rows may have."""
+        vocab_size = self.identity.source.model.vocab_size
+        if self.identity.folder is None and self.manifest:  # Megatron-LM's own, which may be padded
+            vocab_size = min(vocab_size, self.manifest.vocab_size)
+        return vocab_size
+
     def _check_rows(self, manifest: Manifest) -> None:
-        args, config, source = self.args, self.config, self.identity.source
-        early_checks.check_row_length(args.seq_length, manifest.seq_length, config.data_path)
-        if self.identity.folder is None:  # Megatron-LM's own, which may be padded
+        config, identity, folder = self.config, self.identity, self.config.data_path
+        mask = config.document_mask
+        rows = early_checks.packed_rows(folder, "train", manifest, self.vocab_size, mask)
+        early_checks.check_row_length(self.args.seq_length, rows.seq_length, folder)
+        source = identity.source
+        if identity.folder is None:  # of which no file tells the tokenizer
             vocab_size = max(source.model.vocab_size, manifest.vocab_size)
             model = dataclasses.replace(source.model, vocab_size=vocab_size)
             source = dataclasses.replace(source, model=model)
-        early_checks.check_packed_rows(
-            config.data_path, str(self.identity.folder), source, manifest, config.document_mask
-        )
+        early_checks.check_packed_rows(folder, str(identity.folder), source, manifest, mask)
 
     def apply(self, model: GPTModel) -> GPTModel:
         """Give ``model`` (one stage, not wrapped yet) our rotary embedding, tiles and layers.

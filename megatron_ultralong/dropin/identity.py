@@ -104,63 +104,97 @@ class Identity:
         dist.barrier()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+    """What Megatron-LM is to load, and what is known of it."""
+
+    path: Path | None
+    """Its folder; None: the weights are random."""
+    has_file: bool
+    """Whether an ``ultralong.json`` is there."""
+    source: CheckpointMetadata
+    """Of that file; without one it is what this run's arguments describe."""
+    resumed: Path | None
+    """The folder, of a run that is continued."""
+    stored: argparse.Namespace | None
+    """Arguments that it was saved with, where they are needed."""
+
+    @classmethod
+    def of(cls, args: Any) -> _Weights:
+        """``--load`` is looked at first, as Megatron-LM does, then ``--pretrained-checkpoint``."""
+        folders = [Path(x) for x in (args.load, getattr(args, "pretrained_checkpoint", None)) if x]
+        names = (FILE_NAME, LATEST_FILE)
+        path = next((p for p in folders if any((p / name).is_file() for name in names)), None)
+        if path is None:
+            return cls(None, False, _described(args), None, None)
+        has_file = (path / FILE_NAME).is_file()
+        source = metadata.load_metadata(path, any_model=True) if has_file else _described(args)
+        is_resumed = path == Path(args.load or "") and _iteration(path) and not args.finetune
+        stored = None
+        if not has_file or source.not_exportable or is_resumed:
+            stored = stored_arguments(path, getattr(args, "ckpt_step", None))
+        return cls(path, has_file, source, path if is_resumed else None, stored)
+
+    def check_model(self, args: Any, *, scales: bool) -> tuple[str, ...]:
+        """Warnings of what the command line has otherwise, which is refused where it is silent."""
+        if self.path is not None and self.has_file:
+            check_shape(args, self.source, self.path)
+        if self.path is None or self.stored is None:
+            return ()
+        if not self.has_file:
+            check_has_metadata(self.stored, self.path, FILE_NAME)
+        elif not self.source.not_exportable:
+            return ()
+        return check_stored(args, self.stored, self.path, scales=scales)
+
+    @property
+    def context(self) -> int | None:
+        """Positions before any scaling; None: nothing says it."""
+        if not self.has_file:
+            return stored_context(self.stored)
+        model = self.source.model
+        return yarn.raw_context(self.source.rope_scaling, model.max_position_embeddings)
+
+
 def find_identity(config: DropInConfig, args: Any, manifest: Manifest | None) -> Identity:
     """What the run's weights are: by the ``ultralong.json`` they come with, or by arguments.
 
-    ``--load`` is looked at first, as Megatron-LM does, then ``--pretrained-checkpoint``. Without
-    that file it is the arguments that the checkpoint was saved with, and those of this run.
+    Without that file it is by the arguments that the checkpoint was saved with, and by those of
+    this run.
 
     Raises:
         InputError: the arguments describe another model than the checkpoint, do not fit its rotary
             embedding, or change that or the rows of a run that is resumed.
     """
-    weights = _weights(args)
-    stored = stored_arguments(weights, getattr(args, "ckpt_step", None)) if weights else None
-    folder = weights if weights and (weights / FILE_NAME).is_file() else None
-    notes: tuple[str, ...] = ()
-    context: int | None
-    if folder is not None:
-        source = metadata.load_metadata(folder, any_model=True)
-        check_shape(args, source, folder)
-    else:
-        source = _described(args)
-        if stored is not None:
-            check_has_metadata(stored, weights, FILE_NAME)
-    if stored is not None and (folder is None or source.not_exportable):
-        notes += check_stored(args, stored, weights, scales=config.rope_scaling != "keep")
-    if folder is not None:
-        context = yarn.raw_context(source.rope_scaling, source.model.max_position_embeddings)
-    else:
-        context = stored_context(stored)
-        notes += _beyond(args, stored, weights) if config.rope_scaling == "keep" else ()
-    notes += config.taken(context, weights)
-    config = config.over(context, weights, args)
-    if folder is None and config.rope_scaling != "keep":
-        source = _before_scaling(source, context or config.original_max_position_embeddings, stored)
-    if weights is not None and weights == Path(args.load or "") and not args.finetune:
-        _check_resume(config, source, folder, manifest)
-        if stored is not None and _iteration(weights):
-            check_same_run(args, stored, weights)
+    weights, keeps = _Weights.of(args), config.rope_scaling == "keep"
+    notes = weights.check_model(args, scales=not keeps)
+    notes += config.taken(weights.context, weights.path)
+    config = config.over(weights.context, weights.path, args)
+    source = weights.source
+    if not weights.has_file and keeps:
+        notes += _beyond(args, weights)
+    elif not weights.has_file:
+        context = weights.context or config.original_max_position_embeddings
+        source = _before_scaling(source, context, weights.stored)
+    if weights.resumed is not None:
+        if weights.has_file:
+            _check_resume(config, source, weights.resumed, manifest)
+        if weights.stored is not None:
+            check_same_run(args, weights.stored, weights.resumed)
     config.check_scaling(source.rope_scaling)
-    has_rope = args.position_embedding_type == "rope"
-    if has_rope:
-        positions = source.model.max_position_embeddings
-        config.check_extension(args.seq_length, positions, source.rope_scaling)
-    separator_ids = tuple(manifest.separator_ids) if manifest else source.separator_ids
-    result = dataclasses.replace(
-        early_checks.extended(config, source, args.seq_length), separator_ids=separator_ids
+    positions, has_rope = (
+        source.model.max_position_embeddings,
+        args.position_embedding_type == "rope",
     )
     if has_rope:
+        config.check_extension(args.seq_length, positions, source.rope_scaling)
+    separator_ids = tuple(manifest.separator_ids) if manifest else source.separator_ids
+    result = early_checks.extended(config, source, args.seq_length)
+    result = dataclasses.replace(result, separator_ids=separator_ids)
+    if has_rope:
         notes += early_checks.extension_notes(config, source, result)
+    folder = weights.path if weights.has_file else None
     return Identity(source, result, folder, config, manifest, notes)
-
-
-def _weights(args: Any) -> Path | None:
-    """The folder whose weights Megatron-LM is to load."""
-    for folder in (args.load, getattr(args, "pretrained_checkpoint", None)):
-        if folder and any((Path(folder) / name).is_file() for name in (FILE_NAME, LATEST_FILE)):
-            return Path(folder)
-    return None
 
 
 def _before_scaling(
@@ -178,15 +212,15 @@ def _before_scaling(
     return dataclasses.replace(source, model=model, rope_scaling=scaling)
 
 
-def _beyond(args: Any, stored: argparse.Namespace | None, weights: Path | None) -> tuple[str, ...]:
+def _beyond(args: Any, weights: _Weights) -> tuple[str, ...]:
     """A warning where rows are longer than what weights of Megatron-LM's own were made for."""
-    positions = getattr(stored, "max_position_embeddings", None) or args.seq_length
+    positions = getattr(weights.stored, "max_position_embeddings", None) or args.seq_length
     if args.seq_length <= positions:
         return ()
     return (
         f"warning: --seq-length is {args.seq_length}, beyond the {positions} positions of the "
-        f"checkpoint in {weights}, and its rotary embedding is kept: --ultralong-rope-scaling yarn "
-        f"--ultralong-rope-scaling-factor {math.ceil(args.seq_length / positions)} extends it",
+        f"checkpoint in {weights.path}, and its rotary embedding is kept: --ultralong-rope-scaling "
+        f"yarn --ultralong-rope-scaling-factor {math.ceil(args.seq_length / positions)} extends it",
     )
 
 
@@ -216,11 +250,9 @@ def _iteration(folder: Path) -> int:
 
 
 def _check_resume(
-    config: DropInConfig, source: CheckpointMetadata, folder: Path | None, manifest: Manifest | None
+    config: DropInConfig, source: CheckpointMetadata, folder: Path, manifest: Manifest | None
 ) -> None:
     """Refuse to continue with another rotary embedding or other rows than a run was begun with."""
-    if folder is None or not _iteration(folder):
-        return
     scaling = config.scaling(source.rope_scaling)
     for name, here, there in (
         ("--ultralong-rope-scaling", scaling, source.rope_scaling),

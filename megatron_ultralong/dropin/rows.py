@@ -54,14 +54,13 @@ def local_batches(
     """
     args, config, manifest = extension.args, extension.config, extension.manifest
     assert manifest is not None
-    vocab_size = extension.identity.source.model.vocab_size
-    if extension.identity.folder is None:  # Megatron-LM's own, which may be padded
-        vocab_size = min(vocab_size, manifest.vocab_size)
 
     def batches(
         split: str, first_sample: int, last_sample: int, micro_batch_size: int
     ) -> Iterator[Batch]:
-        rows = packed_rows(config.data_path, split, manifest, vocab_size, config.document_mask)
+        rows = packed_rows(
+            config.data_path, split, manifest, extension.vocab_size, config.document_mask
+        )
         for line in row_notes(last_sample, len(rows)) if split == "train" else ():
             tell(line)
         source = PackedRowSource(rows, args.seed, tuple(manifest.separator_ids))

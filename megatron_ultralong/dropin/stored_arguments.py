@@ -56,7 +56,7 @@ def stored_arguments(folder: Path, step: int | None) -> argparse.Namespace | Non
 
 
 def check_stored(
-    args: Any, stored: argparse.Namespace, folder: Path | None, *, scales: bool
+    args: Any, stored: argparse.Namespace, folder: Path, *, scales: bool
 ) -> tuple[str, ...]:
     """Compare the arguments of a run with those that its weights were saved with.
 
@@ -78,9 +78,10 @@ def check_stored(
             continue
         said = f"{ASKED.flag(name)} is {here}, and the checkpoint in {folder} was saved with"
         if name not in given:
+            takes_most = ", or add --use-checkpoint-args" * (not args.use_checkpoint_args)
             raise InputError(
                 f"{said} {there}: its weights mean something else then; pass what was passed for "
-                f"it, or add --use-checkpoint-args, or give {ASKED.flag(name)} if you mean it"
+                f"it{takes_most}, or name {here} on the command line if you mean it"
             )
         warnings.append(f"warning: {said} {there}: its weights were trained with the second")
     return tuple(warnings)
