@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import settings
 
 from tests.order import sort
 from tests.patience import patience, slowness
+from tests.ranks import FORKED
 from tests.warm.programs import warm_programs
 
 # No deadline: the machines are shared. In CI the examples are the same every time.
@@ -37,9 +39,12 @@ NOT_QUICK = (
     "data/test_engines.py",
     "data/test_resume.py",
     "docs/test_blocks.py",
+    "docs/test_sizes.py",
+    "docs/test_words.py",
     "dropin",
     "evaluation/test_benchmark.py",
     "evaluation/test_chat.py",
+    "evaluation/test_generate.py",
     "evaluation/test_harness.py",
     "evaluation/test_megatron_scorer.py",
     "evaluation/test_passkey.py",
@@ -53,6 +58,8 @@ NOT_QUICK = (
     "test_docker.py",
     "test_doctor.py",
     "test_examples.py",
+    "test_smollm2.py",
+    "test_unreadable.py",
     "training",
 )
 """Files and folders that `make quick` leaves out."""
@@ -71,6 +78,15 @@ def pytest_configure(config: pytest.Config) -> None:
     slowness()
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What ``--quick`` leaves out is not imported either."""
+    if not config.getoption("quick"):
+        return None
+    left_out, kept = _quick_paths()
+    is_long = collection_path in left_out or not left_out.isdisjoint(collection_path.parents)
+    return True if is_long and collection_path not in kept else None
+
+
 def pytest_report_header() -> str:
     """Say what the waits are stretched by."""
     return f"waits: {slowness():.2f} times those of a quiet machine"
@@ -86,8 +102,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(limit))
     sort(items)
-    if config.getoption("quick"):
-        _leave_out_what_is_not_quick(config, items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
+    """Fork the processes that run the tests from one that has imported everything."""
+    if torch.cuda.is_available():  # CUDA does not survive a fork
+        return
+    folder = config._tmp_path_factory.getbasetemp() / "programs"  # type: ignore[attr-defined]
+    os.environ[FORKED] = f"{warm_programs(folder, os.getpid())['PATH'].split(':')[0]}/forked"
+    for spec in specs:
+        if spec.popen and not spec.python:
+            spec.python = os.environ[FORKED]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -106,16 +132,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def _leave_out_what_is_not_quick(config: pytest.Config, items: list[pytest.Item]) -> None:
+@functools.cache
+def _quick_paths() -> tuple[set[Path], set[Path]]:
     tests = Path(__file__).parent
     left_out = {tests / name for name in NOT_QUICK}
     assert all(path.exists() for path in left_out), "a file that is not quick has another name"
-    kept, dropped = [], []
-    for item in items:
-        is_long = left_out & {item.path, *item.path.parents} and item.path != tests / QUICK_TRAINING
-        (dropped if is_long else kept).append(item)
-    items[:] = kept
-    config.hook.pytest_deselected(items=dropped)
+    training = tests / QUICK_TRAINING
+    return left_out, {training, *training.parents}
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver, resource_tracker, spawn
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,24 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
-# Ranks are forked from a server that has imported everything once: a rank starts in hundredths of a
-# second instead of seven seconds.
-_PRELOADED = ["tests.warm.imports"]
+FORKED = "ULTRALONG_TEST_FORKED"
+"""Names a program, ``-c CODE`` of which is run by a fork of :mod:`tests.warm.server`."""
+
+
+def start_forkserver() -> None:
+    """Start the server of this process that ranks are forked from, with everything imported.
+
+    A rank then starts in hundredths of a second instead of seven seconds; the server too
+    where :data:`FORKED` is set.
+    """
+    multiprocessing.set_forkserver_preload(["tests.warm.imports"])
+    resource_tracker.ensure_running()
+    python = spawn.get_executable()
+    multiprocessing.set_executable(os.environ.get(FORKED, python))
+    try:
+        forkserver.ensure_running()
+    finally:
+        multiprocessing.set_executable(python)
 
 
 def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -29,7 +45,7 @@ def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> l
 
     The ranks meet in a file, so that test runs side by side do not collide on a port.
     """
-    multiprocessing.set_forkserver_preload(_PRELOADED)
+    start_forkserver()
     return _run(world_size, "forkserver", "gloo", function, args)
 
 
@@ -40,7 +56,7 @@ def run_on_gpus(world_size: int, function: Callable[..., Any], *args: Any) -> li
 
 def run_program(path: Path, *words: str) -> None:
     """Run a program of this repository as ``python path words...`` would, its imports done."""
-    multiprocessing.set_forkserver_preload(_PRELOADED)
+    start_forkserver()
     multiprocessing.start_processes(
         _program, args=(path, words, dict(os.environ)), nprocs=1, start_method="forkserver"
     )

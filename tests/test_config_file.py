@@ -14,14 +14,16 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
-from megatron_ultralong.config.plain_values import from_dict
+from megatron_ultralong.config.plain_values import from_dict, with_fields
 from megatron_ultralong.config.recipes import PRETRAIN_RECIPES, SFT_RECIPES
 from megatron_ultralong.config.training import PretrainConfig, SftConfig
 from megatron_ultralong.program import yaml_file
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_ranges, numbers_of
-from megatron_ultralong.training.config_file import load_config
+from megatron_ultralong.training.config_file import load_config, save_config, with_absolute_paths
 from tests.edges import inside, nested_classes, outside
 
 
@@ -193,3 +195,20 @@ def test_whatever_a_file_holds_it_is_read_or_refused() -> None:
             check_ranges(config)
             assert from_dict(PretrainConfig, dataclasses.asdict(config)) == config
     assert 5 < num_read < 450
+
+
+TEXTS = (
+    *("1e5", "1e-5", "+.5", "1.", ".inf", "010", "1_000", "0x1f", "0o7", "1:30", "12", "-3"),
+    *("yes", "null", "~", "=", "<<", "2026-01-01", "a: b", "# x", " x ", "*a", "- a", "{", "\n"),
+    *("\udcff", "\x85", "\u2028", "\x07", "\ufeffx", "日本", "😀"),
+)
+
+
+@given(st.one_of(st.sampled_from(TEXTS), st.text(), st.from_regex(r"[-+.0-9eE_:x]{1,8}")))
+def test_texts_are_read_as_they_were_written(tmp_path_factory: Any, text: str) -> None:
+    """Whatever a text looks like, a run finds it in its configuration when it resumes."""
+    file = tmp_path_factory.getbasetemp() / "texts.yaml"
+    written = PretrainConfig(load=f"/x/{text}x", save=f"/y/{text}x", train_iters=1)
+    written = with_fields(written, data_path=f"/z/{text}x", wandb_project=text)
+    save_config(file, written)
+    assert load_config(file, PretrainConfig) == with_absolute_paths(written)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
-from pathlib import Path
+import functools
+from collections.abc import Iterable, Iterator
 
 import pytest
 
-import megatron_ultralong
+from tests.sources import PACKAGE, modules
 
-PACKAGE = Path(megatron_ultralong.__file__).parent
 PICKLES = "checkpoint/formats/pickles.py"
 LOADING = "checkpoint/formats/model_state.py"
 
@@ -98,16 +97,19 @@ def names(tree: ast.AST) -> Iterator[str]:
             yield READS_FOLDERS
 
 
-def forbidden(source: str) -> set[str]:
+def forbidden(used: Iterable[str]) -> set[str]:
     banned = UNPICKLES | LOADS_CHECKPOINTS | PARSES | {READS_FOLDERS}
-    return set(names(ast.parse(source))) & banned
+    return set(used) & banned
 
 
-MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+@functools.cache
+def used() -> dict[str, set[str]]:
+    """The names that each module of the package uses."""
+    return {path.relative_to(PACKAGE).as_posix(): set(names(tree)) for path, tree in modules()}
 
 
 def test_the_doors_are_the_only_ones() -> None:
-    found = {name: forbidden((PACKAGE / name).read_text("utf-8")) for name in MODULES}
+    found = {name: forbidden(its) for name, its in used().items()}
     wrong = {
         f"{name}: {what}"
         for name, uses in found.items()
@@ -121,7 +123,7 @@ def test_the_doors_are_the_only_ones() -> None:
 
 def test_every_allowance_is_used() -> None:
     for name, uses in ALLOWED.items():
-        found = forbidden((PACKAGE / name).read_text("utf-8"))
+        found = forbidden(used()[name])
         assert set(uses) <= found, (
             f"{name} uses no {sorted(set(uses) - found)}: take it off the list"
         )
@@ -149,13 +151,12 @@ def test_every_allowance_is_used() -> None:
     ],
 )
 def test_the_search_finds_them(source: str, name: str) -> None:
-    assert name in forbidden(source)
+    assert name in forbidden(names(ast.parse(source)))
 
 
 def test_consoles_are_ours() -> None:
     """rich's own would hand a terminal whatever a file calls itself."""
-    for name in MODULES:
-        uses = set(names(ast.parse((PACKAGE / name).read_text("utf-8"))))
+    for name, uses in used().items():
         if name != "program/terminal.py":
             assert "rich.console.Console" not in uses, (
                 f"{name}: use megatron_ultralong.program.terminal"
@@ -176,11 +177,10 @@ LISTS = {
 def test_folders_are_listed_in_one_place() -> None:
     """`glob` takes a folder that this user may not list for an empty one."""
     found = set()
-    for name in MODULES:
-        tree = ast.parse((PACKAGE / name).read_text("utf-8"))
+    for path, tree in modules():
         calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
         if any(
             isinstance(f, ast.Attribute) and f.attr in ("glob", "rglob", "iglob") for f in calls
         ):
-            found.add(name)
+            found.add(path.relative_to(PACKAGE).as_posix())
     assert found == LISTS.keys(), "use megatron_ultralong.program.listing"

@@ -12,11 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from megatron_ultralong.checkpoint.formats.hugging_face_config import model_config, read_config
-from megatron_ultralong.model.flops import (
-    forward_flops,
-    peak_tflops,
-    training_flops,
-)
+from megatron_ultralong.model.flops import forward_flops, peak_tflops, training_flops
 from megatron_ultralong.sequence.documents import causal_area
 from tests.models import write_llama
 

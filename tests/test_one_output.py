@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-import megatron_ultralong
 from megatron_ultralong import cli
 from megatron_ultralong.cli import VERBS as ALL_VERBS
 from megatron_ultralong.program import exit_status, output
@@ -22,6 +21,7 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import open_journal
 from megatron_ultralong.program.output import output_folder
 from megatron_ultralong.program.owner_record import owner_path, read_owners
+from tests.sources import PACKAGE, modules
 
 Maker = Callable[[Path], AbstractContextManager[Any]]
 
@@ -82,9 +82,7 @@ def test_every_verb_is_decided_on() -> None:
 
 def test_there_is_no_other_lock() -> None:
     """And nothing else puts work aside in a folder: it would have no owner."""
-    root = Path(megatron_ultralong.__file__).parent
-    for path in root.rglob("*.py"):
-        tree = ast.parse(path.read_text())
+    for path, tree in modules():
         imported = {
             alias.name
             for node in ast.walk(tree)
@@ -105,11 +103,10 @@ RENAMES = {
 
 
 def test_one_module_writes_aside_and_renames() -> None:
-    root = Path(megatron_ultralong.__file__).parent
     found = {
-        path.relative_to(root).as_posix()
-        for path in root.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        path.relative_to(PACKAGE).as_posix()
+        for path, tree in modules()
+        for node in ast.walk(tree)
         if isinstance(node, ast.Attribute)
         and isinstance(node.value, ast.Name)
         and (node.value.id, node.attr) in {("os", "replace"), ("os", "rename")}

@@ -13,11 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ultralong import cli
-from megatron_ultralong.checkpoint.disk.metadata import (
-    load_metadata,
-    save_metadata,
-    unseal,
-)
+from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata, unseal
 from megatron_ultralong.cli.dispatch import read_training
 from megatron_ultralong.cli.verbs import TrainingVerb
 from megatron_ultralong.config.extension import (

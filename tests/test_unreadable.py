@@ -25,6 +25,7 @@ from megatron_ultralong.program.refused_file import refused_file
 from tests.evaluation.results import AFTER, BEFORE, loss_of
 from tests.models import TEXT, prepare_rows
 from tests.patience import patience
+from tests.ranks import start_forkserver
 from tests.rights import as_ordinary_user, closed
 from tests.training.chats import conversations, write_chat_model
 from tests.warm.server import open_streams, run_module
@@ -138,8 +139,8 @@ def child(words: list[str], folder: Path, said: Path, hidden: Path | None) -> No
 
 def ended(words: list[str], folder: Path, said: Path, hidden: Path | None = None) -> int | None:
     """The status of a command in a process of its own."""
+    start_forkserver()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.warm.imports"])
     process = context.Process(target=child, args=(words, folder, said, hidden))
     mode = hidden.stat().st_mode if hidden is not None else 0
     said.write_text("")
@@ -263,6 +264,35 @@ def test_every_closed_file_ends_with_a_message(with_run: Path, tmp_path: Path, n
         if found := fault(status, said.read_text(), path, inputs, str(path) in opened):
             wrong.append(f"{path.relative_to(inputs)}: {found}")
     assert not wrong, "\n".join(wrong)
+
+
+@contextlib.contextmanager
+def read_only(paths: list[Path]) -> Iterator[None]:
+    """Inside, nobody may write them: a model that many share."""
+    modes = {path: path.stat().st_mode for path in paths}
+    for path, mode in modes.items():
+        path.chmod(mode & ~0o222)
+    try:
+        yield
+    finally:
+        for path, mode in modes.items():
+            path.chmod(mode)
+
+
+@pytest.mark.parametrize("name", ["import", "export", "prepare chat", "pretrain", "sft"])
+def test_what_comes_from_a_shared_folder_is_the_users(
+    with_run: Path, tmp_path: Path, name: str
+) -> None:
+    """It can be written on, and removed, whatever the rights of what it was made of."""
+    line, read = HEAVY[name]
+    shutil.rmtree(with_run / "out", ignore_errors=True)
+    with read_only(list(parts(with_run, read))):
+        assert ended(line.split(), with_run, tmp_path / "said") == 0, (
+            tmp_path / "said"
+        ).read_text()
+    written = list(parts(with_run, "out"))
+    assert len(written) > 5
+    assert [path for path in written if not path.stat().st_mode & 0o200] == []
 
 
 def begin(folder: Path) -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.checkpoint.convert.table import show
+from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER
 from megatron_ultralong.checkpoint.formats.gguf_rope import readers
 from megatron_ultralong.data.read.conversation import ConversationError
 from megatron_ultralong.data.read.conversation_formats import keys_read
+from megatron_ultralong.evaluation.models.facts import tokenizer_folder
 from megatron_ultralong.model.shape import MODELS
 from megatron_ultralong.model.yarn import YarnConfig
 from megatron_ultralong.program.errors import InputError
@@ -53,6 +55,23 @@ def test_a_report_writes_names_of_files_as_they_are(capsys: pytest.CaptureFixtur
 def test_a_model_without_a_folder_is_named(capsys: pytest.CaptureFixture[str], load: str) -> None:
     message = refusal(capsys, "evaluate", "passkey", "--load", load, "--lengths", "512")
     assert f"--load {load!r} names no folder: give FOLDER, or NAME=FOLDER" in message
+
+
+def test_a_folder_may_have_the_name_of_a_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``runs/lr=1e-5`` is a folder where it is one, and never two."""
+    monkeypatch.chdir(tmp_path)
+    run = Path("runs", "lr=1e-5")
+    (run / SOURCE_FOLDER).mkdir(parents=True)
+    for argument in (f"{run}", f"after={run}", str(tmp_path / run)):
+        assert tokenizer_folder(argument).resolve() == (tmp_path / run / SOURCE_FOLDER)
+    Path("1e-5").mkdir()
+    message = refusal(capsys, "evaluate", "passkey", "--load", str(run), "--lengths", "512")
+    first, second = f"runs/lr={tmp_path}/1e-5", f"runs/lr={run}"
+    assert f"give {first} or {second}\n" in message
+    assert tokenizer_folder(first).parent == tmp_path / "1e-5"
+    assert tokenizer_folder(second).parent == run
 
 
 def test_what_llama_cpp_does_with_an_export_is_a_verdict() -> None:

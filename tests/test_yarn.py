@@ -57,9 +57,7 @@ def test_rivals_are_those_of_transformers(scaling: yarn.RopeScaling) -> None:
 
 @pytest.mark.parametrize(("target", "factor"), TARGETS.items())
 def test_dimension_ramp_is_megatrons(target: int, factor: float) -> None:
-    from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
-        YarnRotaryEmbedding,
-    )
+    from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import YarnRotaryEmbedding
 
     from megatron_ultralong.mcore.cpu import cpu_backend
 

@@ -36,8 +36,8 @@ from megatron_ultralong.program.aside import whole
 
 REVISION_BYTES = (24_000, 80_000, 240_000)
 """Of each version in a document of revisions, in turn: 6,000 to 70,000 tokens apart."""
-DISTANT_BYTES = (200_000, 270_000, 340_000)
-"""The same for rows of the target's length: mostly 60,000 to 120,000 tokens apart."""
+DISTANT_BYTES = (200_000, 280_000, 360_000)
+"""The same for rows of the length of the target: mostly 60,000 to 120,000 tokens apart."""
 SMALLEST_DOCUMENT = 200
 _LEFT_OUT = ("/_vendor/", "/locale/", "/locales/", "/translations/")
 """Parts of paths: other people's code once more, and other languages."""

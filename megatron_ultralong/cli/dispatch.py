@@ -13,6 +13,7 @@ from megatron_ultralong.cli.origin import says_who_set, with_shorter_warm_up
 from megatron_ultralong.cli.start_of_run import HELP_FLAGS, begin, with_start_first
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
+from megatron_ultralong.program.environment import check_current_folder
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.exit_status import status_of_start
 from megatron_ultralong.program.launch import run_ranks, take_ranks
@@ -20,6 +21,8 @@ from megatron_ultralong.program.not_known import not_known
 from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.ranks import (
     as_job_of,
+    check_start,
+    check_variables,
     is_launched,
     is_told_world_size,
     under_torchrun,
@@ -32,16 +35,22 @@ FIRST_STEPS = (
     *("doctor", "plan", "prepare", "convert import", "pretrain", "evaluate", "convert export"),
 )
 """Verbs in the order that a new user calls them."""
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; bad input ends with one message and exit status 2, docs/running.md has more."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter("%(message)s"))
-    logging.basicConfig(level=os.environ.get("ULTRALONG_LOG", "WARNING"), handlers=[handler])
-    _quiet_upstream()
     with ends_with_message(), status_of_start() if _starts_ranks(words) else nullcontext():
+        level = os.environ.get("ULTRALONG_LOG", "WARNING")
+        if level not in _LEVELS:
+            raise InputError(
+                f"ULTRALONG_LOG is {level!r} in the environment: use {' or '.join(_LEVELS)}"
+            )
+        handler = logging.StreamHandler()
+        handler.setFormatter(PrintableFormatter("%(message)s"))
+        logging.basicConfig(level=level, handlers=[handler])
+        _quiet_upstream()
         try:
             _run(words)
         except ImportError as error:
@@ -131,6 +140,9 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
     if any(word in HELP_FLAGS for word in words) or (verb.recipes and not words):
         _write_help(name, verb, words)
         return
+    check_current_folder()
+    if verb.is_for_ranks:
+        check_variables()
     for variable, value in verb.environment.items():
         os.environ.setdefault(variable, value)
     if verb.takes_words:
@@ -147,6 +159,8 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
         if status := run_ranks([*name.split(), *words], ranks, saves=saves, way_on=way_on):
             sys.exit(status)
         return
+    if verb.is_for_ranks:
+        check_start()
     _say_starting(verb)
     run = _load_run(verb)
     say_loaded()

@@ -18,11 +18,7 @@ from megatron_ultralong.config.command_line import parse
 from megatron_ultralong.config.plain_values import flat_fields, with_fields
 from megatron_ultralong.config.recipes import EXTENSIONS, RECIPES
 from megatron_ultralong.config.training import PretrainConfig, SftConfig, TrainingConfig
-from megatron_ultralong.model.shape import (
-    ModelConfig,
-    model_by_name,
-    model_of_recipe,
-)
+from megatron_ultralong.model.shape import ModelConfig, model_by_name, model_of_recipe
 from megatron_ultralong.model.yarn import RopeScaling, published_scaling
 from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.plan.options import PlanConfig

@@ -19,6 +19,7 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges, numbers_of
 from megatron_ultralong.program.quantity import Unit
 from megatron_ultralong.program.required import check_required, flag_of
+from megatron_ultralong.program.texts import check_texts
 
 
 def parse(config_class: Any, program: str, words: Sequence[str], default: Any = None) -> Any:
@@ -43,10 +44,11 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
             args=list(words),
             default=tyro.MISSING_NONPROP if default is None else default,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-            registry=_with_ranges(),
+            registry=_with_ranges(is_help=not {"-h", "--help"}.isdisjoint(words)),
         )
     check_required(config, given_flags(words))
     check_ranges(config)
+    check_texts(config)
     return config
 
 
@@ -104,8 +106,12 @@ def _plain_numbers(
     return found
 
 
-def _with_ranges() -> ConstructorRegistry:
-    """Tyro's rules, with the range of each number behind its help: ``Rows in ... [at least 1]``."""
+def _with_ranges(is_help: bool) -> ConstructorRegistry:
+    """Tyro's rules, with the range of each number behind its help: ``Rows in ... [at least 1]``.
+
+    Where no help is asked for, groups of flags have none: tyro would read their source for it, a
+    third of the time that a command line takes.
+    """
     registry = ConstructorRegistry()
     is_asking = False
 
@@ -125,9 +131,10 @@ def _with_ranges() -> ConstructorRegistry:
             for number in numbers_of(info.type)
             if number.range is not None
         }
-        return dataclasses.replace(
-            spec, fields=tuple(_with_help(field, ranges.get(field.name)) for field in spec.fields)
-        )
+        fields = [_with_help(field, ranges.get(field.name)) for field in spec.fields]
+        if not is_help:
+            fields = [_without_text(field) for field in fields]
+        return dataclasses.replace(spec, fields=tuple(fields))
 
     registry.struct_rule(rule)
     return registry
@@ -141,6 +148,12 @@ def _with_help(field: StructFieldSpec, its_range: Range | None) -> StructFieldSp
         kind: Any = Annotated[field.type, tyro.conf.arg(help_behavior_hint="")]
         field = dataclasses.replace(field, type=kind)
     return field
+
+
+def _without_text(field: StructFieldSpec) -> StructFieldSpec:
+    """The field, where it is a group of flags without the text above them."""
+    kind = typing.get_args(field.type)[0] if hasattr(field.type, "__metadata__") else field.type
+    return dataclasses.replace(field, helptext="") if dataclasses.is_dataclass(kind) else field
 
 
 def _with_range(helptext: Any, its_range: Range) -> Callable[[], str]:

@@ -8,6 +8,7 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range, check_ranges
 from megatron_ultralong.program.quantity import LENGTH
 from megatron_ultralong.program.required import Required, check_required
+from megatron_ultralong.program.texts import TEXT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +56,13 @@ class GenerateConfig:
 
     load: Annotated[str, Required("a Megatron checkpoint")] = ""
     """Megatron checkpoint."""
-    prompt: tuple[str, ...] = ()
+    prompt: Annotated[tuple[str, ...], TEXT] = ()
     """Texts to continue; several make a batch."""
     prompt_file: tuple[str, ...] = ()
     """Text files to continue, each one prompt; they follow those of --prompt. -: standard input."""
     chat: bool = False
     """Treat each prompt as a user's message, and put it into the tokenizer's chat template."""
-    system: str = ""
+    system: Annotated[str, TEXT] = ""
     """System message; needs --chat."""
     add_bos: bool = True
     """Begin a plain prompt as the tokenizer begins a text (Llama 3: <|begin_of_text|>)."""

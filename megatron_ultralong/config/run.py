@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import YEAR, Range, check_ranges
 from megatron_ultralong.program.quantity import LENGTH
+from megatron_ultralong.program.texts import TEXT
 
 RecomputeGranularity = Literal["none", "full", "keep_attention"]
 
@@ -78,7 +79,7 @@ class LogConfig:
 
     tensorboard: bool = True
     """Write TensorBoard events to the folder `tensorboard` of the run."""
-    wandb_project: str = ""
+    wandb_project: Annotated[str, TEXT] = ""
     """Also log to this project of Weights & Biases (pip install wandb)."""
     peak_tflops: Annotated[float, Range(0, 1_000_000)] = 0.0
     """Peak of one device in TFLOP/s, for MFU; 0: the dense bf16 peak for the device's name."""

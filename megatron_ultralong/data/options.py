@@ -14,6 +14,7 @@ from megatron_ultralong.data.tokenize.tokenising import SeparatorInText, Tokeniz
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import INT64, UINT32, Range, check_ranges
 from megatron_ultralong.program.quantity import LENGTH, TOKENS
+from megatron_ultralong.program.texts import TEXT
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class PrepareConfig:
     """New or empty folder to write."""
     seq_length: Annotated[int, Range(2, rule="a token, and its label"), LENGTH]
     """Tokens per row."""
-    separator: str = "<s>"
+    separator: Annotated[str, TEXT] = "<s>"
     """Text between documents, encoded alone. eos: the tokenizer's EOS. none: nothing."""
     separator_in_text: SeparatorInText = "keep"
     """What to do with documents that contain the separator's ids, which look like boundaries to the
@@ -113,7 +114,7 @@ class PrepareChatConfig:
     chat_template: TemplateName = "llama3.1"
     """llama3.1. llama3: without dates, default system turn and tools. qwen2.5, qwen3: without
     tools. plain: roles as words, for tokenizers without special tokens of turns."""
-    date_string: str = DATE
+    date_string: Annotated[str, TEXT] = DATE
     """Current date in llama3.1's system turn: a text such as 28 Nov 2026, or today for the day on
     which the run begins. The default is the date that engines write with Llama 3.1's template if
     they get none; with Llama 3.2's template they write the current date."""

@@ -21,6 +21,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from megatron_ultralong.attention import reference, ring_attention
 from megatron_ultralong.doctor.finding import Finding
+from megatron_ultralong.program.environment import path_of_modules, variables
 from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.ranks import under_torchrun
 from megatron_ultralong.sequence.assignment import zigzag
@@ -90,9 +91,10 @@ def _on_two_ranks(megabytes: int) -> dict[str, float | str]:
     # That it ends the other rank is not a news beside why.
     logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
-        context = multiprocessing.start_processes(  # type: ignore[attr-defined, no-untyped-call]
-            _rank, args=(folder, megabytes, use_gpus), nprocs=NUM_RANKS, join=False
-        )
+        with variables(path_of_modules()):
+            context = multiprocessing.start_processes(  # type: ignore[attr-defined, no-untyped-call]
+                _rank, args=(folder, megabytes, use_gpus), nprocs=NUM_RANKS, join=False
+            )
         deadline = time.monotonic() + TIMEOUT_SECONDS
         while not context.join(timeout=1.0):
             if time.monotonic() > deadline:

@@ -12,6 +12,7 @@ from megatron_ultralong.program.fields import UINT32, Range, check_ranges
 from megatron_ultralong.program.not_known import not_known
 from megatron_ultralong.program.quantity import LENGTH
 from megatron_ultralong.program.required import Required, check_required
+from megatron_ultralong.program.texts import TEXT
 from megatron_ultralong.sequence.document_mask import DocumentMask
 
 
@@ -200,9 +201,9 @@ class HarnessConfig(AskingConfig):
     apply_chat_template: bool = False
     """Put prompts into the chat template of the checkpoint's tokenizer, solved examples as turns of
     their own."""
-    system_instruction: str = ""
+    system_instruction: Annotated[str, TEXT] = ""
     """System message before every prompt."""
-    gen_kwargs: tuple[str, ...] = ()
+    gen_kwargs: Annotated[tuple[str, ...], TEXT] = ()
     """KEY=VALUE options of generation that replace those of the tasks, such as max_gen_toks=512; a
     list is JSON."""
     max_length: Annotated[int, Range(2, or_zero=True, rule="a token, and its label"), LENGTH] = 0
@@ -257,7 +258,7 @@ class ReportConfig:
     output: str = ""
     """New folder for index.html (which needs no other file), the pictures and report.json; default:
     print only."""
-    title: str = ""
+    title: Annotated[str, TEXT] = ""
     """Title of the page; default: the checkpoints' names."""
     threshold: Annotated[float, Range(0, 100)] = RULER_THRESHOLD
     """Score of 100 for the effective length: the longest length up to which a benchmark's scores

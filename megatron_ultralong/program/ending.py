@@ -13,8 +13,9 @@ from pathlib import Path
 
 from megatron_ultralong.program.errors import InputError, RunStopped, printable
 from megatron_ultralong.program.exit_status import forget_status, leave_status
-from megatron_ultralong.program.ranks import ERROR_FILE, is_launched, is_main_rank
+from megatron_ultralong.program.ranks import ERROR_FILE, is_launched, is_main_rank, number_of
 from megatron_ultralong.program.refused_file import FailingDiskError, refused_file
+from megatron_ultralong.program.streams import make_lasting, take_failure
 
 PROGRAM = "ultralong"
 INTERRUPTED = 130
@@ -33,10 +34,12 @@ def ends_with_message() -> Iterator[None]:
 
     Where nobody reads the output any more (``ultralong ... | head``) the end is quiet.
     """
+    make_lasting()
     forget_status()
     try:
         with _quiet_without_reader(), _files_are_told():
             yield
+            _check_output()
         leave_status(0)
     except InputError as error:
         if not isinstance(error, FailingDiskError):  # a job starts again, as after a lost rank
@@ -60,6 +63,16 @@ def ends_with_message() -> Iterator[None]:
         if is_launched():  # it prints the trace of the first rank alone
             sys.exit(1)
         raise
+
+
+def _check_output() -> None:
+    """Raise InputError where what was printed could not be written: it is what a user wanted."""
+    sys.stdout.flush()
+    if reason := take_failure(sys.stdout):
+        raise InputError(
+            f"standard output cannot be written ({reason}), and what was printed is lost: free "
+            "disk space, or send it elsewhere"
+        )
 
 
 @contextlib.contextmanager
@@ -136,7 +149,7 @@ def _tell_from_any_rank(message: str) -> None:
 
     Where the first rank of its machine has the same error, torchrun ends this one meanwhile.
     """
-    rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
+    rank, local_rank = map(number_of, ("RANK", "LOCAL_RANK"))
     if rank == 0:
         _tell(message)
         return

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from megatron_ultralong.program.environment import path_of_modules
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.exit_status import RANK_LOST, STATUS_VARIABLE, write_status
 from megatron_ultralong.program.fields import Range
@@ -216,6 +217,7 @@ def _start(
         "MASTER_PORT": str(port),
         LAUNCHED: str(os.getpid()),
         ERROR_FILE: str(error_file),
+        **path_of_modules(),
     }
     python = os.environ.get("PYTHON_EXEC", sys.executable)  # as torchrun chooses it
     process = subprocess.Popen(

@@ -204,8 +204,9 @@ def writable(folder: Path, name: str, num_bytes: int = 0) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if not _is_about(error, folder.absolute()):
+    except (OSError, RuntimeError) as raised:
+        error = _of_the_system(raised)
+        if error is None or not _is_about(error, folder.absolute()):
             raise
         room = f" for {quantity(num_bytes, 'B')}" if num_bytes else ""
         way_out = f"make room on the disk{room}" if error.errno in _FULL else "make it writable"
@@ -244,6 +245,13 @@ def _check_ours(partial: Path, flag: str) -> None:
             f"{partial} holds {others[0]} and no {WORK_FILE}: it is not work of this version; "
             f"remove it, or name another {flag}"
         )
+
+
+def _of_the_system(error: BaseException | None) -> OSError | None:
+    """The error of the system behind ``error``: torch's writers of files raise another over it."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _is_about(error: OSError, partial: Path) -> bool:

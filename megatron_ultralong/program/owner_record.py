@@ -1,5 +1,6 @@
 """Who owns a folder, as its file says: a process, its machine and its job."""
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -147,9 +148,14 @@ def now_text() -> str:
 def write_record_aside(folder: Path, record: OwnerRecord) -> Path:
     """Write a record under a name that nobody looks for; returns the path."""
     aside = folder / f".owner-{uuid.uuid4().hex}"
-    with aside.open("x", encoding="utf-8") as file:
-        json.dump(dataclasses.asdict(record), file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with aside.open("x", encoding="utf-8") as file:
+            json.dump(dataclasses.asdict(record), file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:  # a full disk
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
     return aside

@@ -10,8 +10,9 @@ from typing import TextIO
 import rich.progress
 from rich.table import Column
 
-from megatron_ultralong.program.ending import drop_unread_output
+from megatron_ultralong.program.ending import drop_unread_output, tell
 from megatron_ultralong.program.quantity import duration, quantity, rate
+from megatron_ultralong.program.streams import take_failure
 from megatron_ultralong.program.terminal import Console
 
 _WIDTH_OF_A_BAR = 100
@@ -45,6 +46,7 @@ class ProgressBar:
         self.done = float(before)
         self._before = before
         self._status: str | None = None
+        self._has_warned = False
         self._start = self._last_line = time.monotonic()
         self._bar: rich.progress.Progress | None = None
         if sys.stderr.isatty():
@@ -80,12 +82,20 @@ class ProgressBar:
     def print(self, line: str) -> None:
         """Print a line to standard output, above the bar where both are on the terminal.
 
-        Where nobody reads it any more (``... | head``), the work continues.
+        Where nobody reads it any more (``... | head``), or it cannot be written, the work
+        continues.
         """
         if self._bar is not None and sys.stdout.isatty():
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             _write(line, sys.stdout)
+            reason = take_failure(sys.stdout)
+            if reason and not self._has_warned:
+                self._has_warned = True
+                tell(
+                    f"WARNING: standard output cannot be written ({reason}): its lines are lost "
+                    "until it can; the work continues"
+                )
 
     def stop(self) -> None:
         """Finish: the last line states what was done, and in what time."""

@@ -2,14 +2,23 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 
+from megatron_ultralong.program.environment import variables
+from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.quantity import counted
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Names the file where a rank leaves its message for what has started it."""
 LAUNCHED = "ULTRALONG_LAUNCHER"
 """Process that started this rank by ``--ranks``, and tells the job's one message."""
+_MEETING = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_NUMBERS = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    "TORCHELASTIC_RESTART_COUNT",
+)
+_WHOLE = re.compile("[0-9]{1,9}")
 
 
 def is_launched() -> bool:
@@ -21,21 +30,57 @@ def is_launched() -> bool:
 def as_job_of(num_ranks: int | None) -> Iterator[None]:
     """Check inside for so many ranks of this machine; None: for those that there are."""
     names = ("WORLD_SIZE", "LOCAL_WORLD_SIZE") if num_ranks else ()
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, str(num_ranks)))
-    try:
+    with variables(dict.fromkeys(names, str(num_ranks))):
         yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+
+
+def number_of(name: str, default: int = 0) -> int:
+    """A variable that holds a number, see :func:`check_variables`; ``default``: it holds none."""
+    text = os.environ.get(name, "")
+    return int(text) if _WHOLE.fullmatch(text) else default
+
+
+def check_variables() -> None:
+    """Check what a shell, a container or a scheduler may have left where torchrun leaves numbers.
+
+    Raises:
+        InputError: one is none, or they do not fit.
+    """
+    for name in _NUMBERS:
+        text = os.environ.get(name)
+        least = int(name.endswith("WORLD_SIZE"))
+        if text is not None and number_of(name, -1) < least:
+            raise InputError(
+                f"{name} is {text!r} in the environment, and must be a whole number of at least "
+                f"{least}: torchrun sets it; without torchrun, `unset {name}`"
+            )
+    if under_torchrun() and is_told_world_size() and number_of("RANK") >= world_size():
+        raise InputError(
+            f"RANK is {os.environ['RANK']} in the environment and WORLD_SIZE {world_size()}: ranks "
+            "count from 0, so they are of two jobs; `unset RANK WORLD_SIZE`, or start with torchrun"
+        )
+
+
+def check_start() -> None:
+    """Check, before this rank is started, that it can find the others.
+
+    Raises:
+        InputError: the variables of a job are not all there.
+    """
+    lacking = [name for name in _MEETING if name not in os.environ]
+    there = [name for name in ("RANK", "WORLD_SIZE") if name in os.environ]
+    if lacking and (under_torchrun() or world_size() > 1):
+        shown = " and ".join(f"{name} ({os.environ[name]})" for name in there)
+        raise InputError(
+            f"{shown} in the environment without {', '.join(lacking)}: they say which rank of a "
+            f"job this is, and all are needed; start the ranks with torchrun or --ranks, or `unset "
+            f"{' '.join(there)}` for a job of one"
+        )
 
 
 def world_size() -> int:
     """Ranks of this job: as torchrun says, or one."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return number_of("WORLD_SIZE", 1)
 
 
 def is_told_world_size() -> bool:
@@ -66,4 +111,4 @@ def assumptions(num_ranks: int) -> list[str]:
 
 def is_main_rank() -> bool:
     """Whether this rank speaks for the job: prints, and writes the single files."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return number_of("RANK") == 0

@@ -1,7 +1,8 @@
-"""Files of YAML that people write: numbers as they mean them, no key twice."""
+"""YAML: numbers as people mean them, no key twice, and texts that are read as they were."""
 
 import itertools
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +55,21 @@ _Loader.yaml_implicit_resolvers = {
     first: [one for one in resolvers if one[0] not in (_FLOAT, _INT)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's, which puts quotes around texts that are numbers in YAML 1.2 alone (``1e-5``)."""
+
+
 # The core schema of YAML 1.2.2, section 10.3.2.
-_Loader.add_implicit_resolver(_INT, re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    _FLOAT,
-    re.compile(
-        r"^([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
-        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
-    ),
-    list("-+.0123456789"),
+_INT_TEXT = re.compile(r"^[-+]?[0-9]+$")
+_FLOAT_TEXT = re.compile(
+    r"^([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
 )
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(_INT, _INT_TEXT, list("-+0123456789"))
+    _kind.add_implicit_resolver(_FLOAT, _FLOAT_TEXT, list("-+.0123456789"))
 _Loader.add_constructor(_INT, lambda loader, node: int(node.value))  # 010 is ten, not eight
 
 
@@ -84,6 +90,12 @@ def _num_named(node: Any, known: dict[int, int]) -> int:
     if known[id(node)] > _MOST_NAMED:
         raise ValueError(f"its aliases (*) make more than {_MOST_NAMED:,} characters of it")
     return known[id(node)]
+
+
+def yaml_text(values: Mapping[str, Any]) -> str:
+    """A mapping of plain values as YAML, which :func:`read_yaml` reads as the same values."""
+    text: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+    return text
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:

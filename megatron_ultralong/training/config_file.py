@@ -5,14 +5,12 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
-import yaml
-
 from megatron_ultralong.config.plain_values import from_dict, with_fields
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.training import PretrainConfig, SftConfig, TrainingConfig
 from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.yaml_file import read_yaml
+from megatron_ultralong.program.yaml_file import read_yaml, yaml_text
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -26,8 +24,7 @@ def save_config(path: Path, config: TrainingConfig) -> None:
 
 def config_text(config: TrainingConfig) -> str:
     """A configuration as YAML, with absolute paths, so that it works from any folder."""
-    text: str = yaml.safe_dump(dataclasses.asdict(with_absolute_paths(config)), sort_keys=False)
-    return text
+    return yaml_text(dataclasses.asdict(with_absolute_paths(config)))
 
 
 def with_absolute_paths(config: Config) -> Config:

@@ -19,13 +19,7 @@ from megatron_ultralong.checkpoint.disk.metadata import unseal
 from megatron_ultralong.checkpoint.formats import rope_verdicts
 from megatron_ultralong.checkpoint.formats.gguf_file import GgufContents
 from megatron_ultralong.checkpoint.formats.gguf_tokenizer import _LLAMA3
-from megatron_ultralong.checkpoint.formats.gguf_values import (
-    array,
-    float32,
-    int32,
-    string,
-    uint32,
-)
+from megatron_ultralong.checkpoint.formats.gguf_values import array, float32, int32, string, uint32
 from megatron_ultralong.checkpoint.formats.hugging_face_config import _FIXED
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.rope_readers import Engine, Reading

@@ -10,11 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_ultralong.checkpoint.formats.pickles import (
-    UnsafeError,
-    check_extra_state,
-    read_saved,
-)
+from megatron_ultralong.checkpoint.formats.pickles import UnsafeError, check_extra_state, read_saved
 
 
 class Recipe:

@@ -7,11 +7,7 @@ import pyarrow as pa
 
 from megatron_ultralong.data.read.options import ReadOptions
 from megatron_ultralong.data.read.reading import DocumentReader, find_documents
-from megatron_ultralong.data.read.sources import (
-    FoundFiles,
-    Source,
-    find_files,
-)
+from megatron_ultralong.data.read.sources import FoundFiles, Source, find_files
 
 ROWS = [{"text": f'a "quoted" text {number}\n'} for number in range(5)]
 TEXTS = [row["text"] for row in ROWS]

@@ -20,11 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from megatron_ultralong.data.read.signatures import SIGNATURES, signature_problem
-from megatron_ultralong.data.read.sources import (
-    REFUSED,
-    Source,
-    find_files,
-)
+from megatron_ultralong.data.read.sources import REFUSED, Source, find_files
 from megatron_ultralong.program.errors import InputError
 from tests.data.source_files import LINES, ROWS, TEXTS, found, table, texts_of
 

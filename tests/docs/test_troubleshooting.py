@@ -6,6 +6,7 @@ import ast
 import re
 
 from tests.docs.blocks import ROOT
+from tests.sources import modules
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
 
@@ -13,8 +14,8 @@ PAGE = ROOT / "docs" / "troubleshooting.md"
 def messages() -> list[str]:
     """All texts in the package, with `…` where a value is put in."""
     found = []
-    for path in (ROOT / "megatron_ultralong").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for _, tree in modules():
+        for node in ast.walk(tree):
             if isinstance(node, ast.JoinedStr):
                 parts = [
                     part.value if isinstance(part, ast.Constant) else "…" for part in node.values

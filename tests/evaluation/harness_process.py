@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from tests.ranks import _PRELOADED
+from tests.ranks import start_forkserver
 
 SITES = [str(path) for path in (Path(sys.prefix) / "harness").glob("lib/python*/site-packages")]
 IS_HERE = importlib.util.find_spec("lm_eval") is not None
@@ -55,8 +55,8 @@ def add_harness() -> None:
 
 def apart(work: Callable[..., Any], *arguments: Any) -> Any:
     """What ``work`` returns in a process of its own, which has the harness."""
+    start_forkserver()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
     receiver, sender = context.Pipe()
     process = context.Process(target=_tell, args=(sender, dict(os.environ), work, arguments))
     process.start()

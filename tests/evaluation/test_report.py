@@ -19,13 +19,7 @@ from megatron_ultralong.evaluation.results.interval import Estimate, wilson
 from megatron_ultralong.evaluation.results.result import versions
 from megatron_ultralong.evaluation.ruler.parameters import TASKS as RULER_TASKS
 from megatron_ultralong.program.errors import InputError
-from tests.evaluation.results import (
-    loss_results,
-    needle_result,
-    passkey_result,
-    saved,
-    task_result,
-)
+from tests.evaluation.results import loss_results, needle_result, passkey_result, saved, task_result
 
 SMALL = 2_800_000
 LENGTHS = ("4096", "131072", "524288")

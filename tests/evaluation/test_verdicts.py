@@ -4,12 +4,7 @@ import dataclasses
 
 import pytest
 
-from examples.demo.verdicts import (
-    Bounds,
-    chat_checks,
-    loss_checks,
-    passkey_checks,
-)
+from examples.demo.verdicts import Bounds, chat_checks, loss_checks, passkey_checks
 from megatron_ultralong.evaluation.results.result import Result
 from tests.evaluation.results import AFTER, BEFORE, loss_results, passkey_result, task_result
 

@@ -28,7 +28,7 @@ from megatron_ultralong.cli import main
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.training.config_file import save_config
 from tests.patience import patience
-from tests.ranks import _PRELOADED
+from tests.ranks import start_forkserver
 from tests.warm.torchrun import torchrun
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Job:
         self.config = config
         self.folder = Path(tempfile.mkdtemp())
         save_config(self.folder / "config.yaml", config)
-        multiprocessing.set_forkserver_preload(_PRELOADED)
+        start_forkserver()
         context: Any = multiprocessing.get_context("forkserver")
         environment = {**os.environ, "TORCHELASTIC_RESTART_COUNT": str(restart)}
         self.ranks: list[ForkServerProcess] = [
@@ -207,7 +207,7 @@ class TorchrunJob:
         words += ["-m", "megatron_ultralong", "pretrain", "--config", str(folder / "config.yaml")]
         environment = {**os.environ, **environment}
         if not cold:
-            multiprocessing.set_forkserver_preload(_PRELOADED)
+            start_forkserver()
             context: Any = multiprocessing.get_context("forkserver")
             forked = context.Process(target=torchrun, args=(said, words, environment))
             forked.start()

@@ -13,8 +13,12 @@ import sys
 def main() -> int:
     """Ask for the program, hand on signals, return its exit status."""
     path, module, *arguments = sys.argv[1:]
+    others: list[int] = []
     if module == "python":
         module, arguments = _module_of(arguments)
+    elif module == "code":
+        module, *arguments = arguments[arguments.index("-c") :]
+        others = _inherited()
     server = socket.socket(socket.AF_UNIX)
     server.connect(path)
     handed_on = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT}
@@ -26,11 +30,12 @@ def main() -> int:
             "folder": os.getcwd(),
             "environment": dict(os.environ),
             "ignored": ignored,  # as a program would inherit it
+            "descriptors": [0, 1, 2, *others],
         }
     ).encode()
     # A signal that comes before the program runs waits for it.
     signal.pthread_sigmask(signal.SIG_BLOCK, handed_on)
-    socket.send_fds(server, [len(request).to_bytes(8, "little")], [0, 1, 2])
+    socket.send_fds(server, [len(request).to_bytes(8, "little")], [0, 1, 2, *others])
     server.sendall(request)
     pid = int.from_bytes(_received(server), "little")
     for number in handed_on:
@@ -55,6 +60,12 @@ def _module_of(arguments: "list[str]") -> "tuple[str, list[str]]":
     python = os.environ["WARM_PYTHON"]
     os.execv(python, [python, *arguments])
     raise AssertionError
+
+
+def _inherited() -> "list[int]":
+    """Descriptors beside the three of every program that the caller has passed on."""
+    named = [int(name) for name in os.listdir("/proc/self/fd")]
+    return [number for number in named if number > 2 and os.path.exists(f"/proc/self/fd/{number}")]
 
 
 def _received(server: socket.socket) -> bytes:

@@ -19,6 +19,7 @@ MODULES = (
     "megatron_ultralong.data.prepare.documents",
     "megatron_ultralong.evaluation.models.megatron",
     "megatron_ultralong.evaluation.models.opening",
+    "megatron_ultralong.evaluation.results.pictures",
     "megatron_ultralong.evaluation.ruler.evaluation",
     "megatron_ultralong.training.verbs",
     "numpy.ma",

@@ -21,6 +21,7 @@ _MODULES = {
     "torchrun": "torch.distributed.run",
     "python": "python",
     "python3": "python",
+    "forked": "code",
 }
 
 
@@ -47,9 +48,6 @@ def warm_programs(folder: Path, owner: int, within: Sequence[str] = ()) -> dict[
         "WARM_PYTHON": sys.executable,
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # A step takes again what the one before it gave back: the kernel need not clear it.
-        "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-        "MALLOC_TRIM_THRESHOLD_": str(1 << 31),
     }
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -58,7 +56,9 @@ def warm_programs(folder: Path, owner: int, within: Sequence[str] = ()) -> dict[
                 words = [sys.executable, "-ISu", str(_CLIENT), str(path), module]
                 write_program(programs / name, words)
             _start_server(path, owner, environment, within)
-    return environment
+    # A step takes again what the one before it gave back: the kernel need not clear it.
+    more = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 31)}
+    return environment | more
 
 
 def _start_server(

@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import fcntl
 import importlib
 import json
 import os
@@ -17,6 +19,7 @@ import signal
 import socket
 import sys
 import traceback
+import types
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +44,7 @@ class Server:
 
     def _accept(self, listener: socket.socket) -> None:
         client, _ = listener.accept()
-        message, descriptors, _, _ = socket.recv_fds(client, 8, 3)
+        message, descriptors, _, _ = socket.recv_fds(client, 8, 64)
         rest = int.from_bytes(message, "little")
         data = b""
         while len(data) < rest:
@@ -80,7 +83,12 @@ class Server:
     def _become(self, request: dict[str, Any], descriptors: list[int]) -> None:
         self._selector.close()
         self._listener.close()
-        for target, descriptor in enumerate(descriptors):
+        targets = request["descriptors"]
+        above = max(targets) + 1
+        aside = [fcntl.fcntl(descriptor, fcntl.F_DUPFD, above) for descriptor in descriptors]
+        for descriptor in descriptors:
+            os.close(descriptor)
+        for target, descriptor in zip(targets, aside, strict=True):
             os.dup2(descriptor, target)
             os.close(descriptor)
         open_streams()
@@ -88,9 +96,17 @@ class Server:
             signal.signal(number, signal.SIG_IGN)
         os.environ.clear()
         os.environ.update(request["environment"])
+        _set_malloc()
         os.chdir(request["folder"])
         sys.argv = [request["module"], *request["arguments"]]
         run_module(request["module"])
+
+
+def _set_malloc() -> None:
+    """What the C library reads of its environment when a program starts."""
+    for name, number in (("MALLOC_TRIM_THRESHOLD_", -1), ("MALLOC_MMAP_THRESHOLD_", -3)):
+        if name in os.environ:
+            ctypes.CDLL(None).mallopt(number, min(int(os.environ[name]), (1 << 31) - 1))
 
 
 def open_streams() -> None:
@@ -100,10 +116,13 @@ def open_streams() -> None:
 
 
 def run_module(module: str) -> None:
-    """Run a module or a file as ``python`` does, and end with its exit status."""
+    """Run a module, a file or ``-c CODE`` as ``python`` does, and end with its exit status."""
     status = 0
     try:
-        if module.endswith(".py"):
+        if module == "-c":
+            sys.modules["__main__"] = types.ModuleType("__main__")
+            exec(sys.argv.pop(1), vars(sys.modules["__main__"]))
+        elif module.endswith(".py"):
             runpy.run_path(module, run_name="__main__")
         else:
             runpy.run_module(module, run_name="__main__", alter_sys=True)

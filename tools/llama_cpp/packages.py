@@ -30,13 +30,3 @@ def converter_folder(cache: Path) -> Path:
             archive.unlink()
     (found,) = folder.glob("*/llama.cpp")
     return found
-
-
-def engine_folder(cache: Path) -> Path:
-    """A folder to import ``xllamacpp`` from; fetched where it is not there yet."""
-    folder = cache / "packages"
-    if not folder.is_dir():
-        with whole(folder) as aside:
-            call = [*_PIP, "install", "--quiet", "--no-deps", "--target", str(aside), ENGINE]
-            subprocess.run(call, check=True)
-    return folder

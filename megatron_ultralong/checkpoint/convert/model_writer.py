@@ -10,12 +10,7 @@ import torch
 from megatron_ultralong import __version__
 from megatron_ultralong.checkpoint.convert import small_files
 from megatron_ultralong.checkpoint.convert.verification import convert_tensor
-from megatron_ultralong.checkpoint.formats import (
-    gguf_file,
-    hugging_face_config,
-    meta,
-    meta_writer,
-)
+from megatron_ultralong.checkpoint.formats import gguf_file, hugging_face_config, meta, meta_writer
 from megatron_ultralong.checkpoint.formats.hugging_face import SafetensorsWriter
 from megatron_ultralong.checkpoint.formats.kind import PARAMS_FILE
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint

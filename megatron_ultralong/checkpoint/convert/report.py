@@ -25,6 +25,7 @@ from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
 from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
 from megatron_ultralong.config.convert import InspectConfig
 from megatron_ultralong.config.rope_recipe import rope_recipe
+from megatron_ultralong.model.families.family import QKV_WEIGHT
 from megatron_ultralong.model.parameters import num_parameters
 from megatron_ultralong.program.errors import InputError
 
@@ -83,7 +84,6 @@ class ConversionReport:
     in them; config.json, which is written again, aside."""
 
 
-_QKV = "self_attention.linear_qkv.weight"
 _OPTIMIZER = "optimizer."
 
 
@@ -151,7 +151,7 @@ def _folder(model: ModelFolder) -> dict[str, Any]:
 def _megatron(model: MegatronCheckpoint) -> dict[str, Any]:
     tensors = model.tensors.tensors
     files = {info.relative_path for info in model.tensors.metadata.storage_data.values()}
-    qkv = next(entry for key, entry in tensors.items() if key.endswith(_QKV))
+    qkv = next(entry for key, entry in tensors.items() if key.endswith(QKV_WEIGHT))
     return {
         "iteration": model.iteration,
         "iterations": iterations(model.root),

@@ -15,7 +15,7 @@ from megatron_ultralong.data.tokenize.refused_tokenizer import NAMES, no_tokeniz
 from megatron_ultralong.program.aside import whole
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
-from megatron_ultralong.program.listing import files_in
+from megatron_ultralong.program.listing import files_below, files_in
 
 _PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
 _LICENCES = ("LICENSE", "NOTICE")
@@ -78,10 +78,16 @@ def keep(source: Path, checkpoint: Path) -> Path:
 
 
 def copy_once(source: Path, folder: Path) -> None:
-    """Copy the whole folder ``source`` to ``folder``, aside first; nothing if that is there."""
+    """Copy the whole folder ``source`` to ``folder``, aside first; nothing if that is there.
+
+    The copy has the rights of a new folder: ``source`` may be a model that many share, and that
+    nobody may write.
+    """
     if source.is_dir() and not folder.exists():
         with whole(folder) as aside:
-            shutil.copytree(source, aside)
+            aside.mkdir()
+            for path in files_below(source):
+                _copy(path, aside / path.relative_to(source))
         seal_small_files(folder.parent)
 
 
@@ -179,5 +185,5 @@ def _write_changed(
 
 
 def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)

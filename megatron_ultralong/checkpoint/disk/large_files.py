@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import errno
 import io
 import mmap
 import os
@@ -146,6 +147,19 @@ class Window(io.RawIOBase):
         count: int = self._file.readinto(view)  # type: ignore[attr-defined]
         self._position += count
         return count
+
+
+def save_values(values: object, path: Path) -> None:
+    """``torch.save``, which says nothing of the disk where it writes the file itself.
+
+    Raises:
+        OSError: the disk takes no more.
+    """
+    try:
+        torch.save(values, path)
+    except RuntimeError as error:
+        reason = f"{os.strerror(errno.ENOSPC)}, or a limit: {str(error).splitlines()[0]}"
+        raise OSError(errno.ENOSPC, reason, str(path)) from error
 
 
 CHUNK_BYTES = 256 * 2**10

@@ -14,13 +14,7 @@ from typing import Any
 
 from tokenizers import AddedToken
 
-from megatron_ultralong.checkpoint.formats.gguf_values import (
-    Values,
-    array,
-    boolean,
-    string,
-    uint32,
-)
+from megatron_ultralong.checkpoint.formats.gguf_values import Values, array, boolean, string, uint32
 from megatron_ultralong.checkpoint.formats.tokenizer_files import (
     FAST_FILE,
     TokenizerFiles,

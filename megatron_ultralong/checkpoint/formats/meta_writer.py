@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from megatron_ultralong.checkpoint.disk.large_files import sync, write_tensor
+from megatron_ultralong.checkpoint.disk.large_files import save_values, sync, write_tensor
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats import meta
 from megatron_ultralong.checkpoint.formats.kind import PARAMS_FILE
@@ -53,7 +53,7 @@ class MetaWriter:
         if not laid_out:
             for path in paths:
                 with torch.serialization.skip_data():
-                    torch.save(layout, path)
+                    save_values(layout, path)
         # every shard has the same layout
         self._offsets = dict(zip(layout, record_offsets(paths[0]), strict=True))
         self._files = [path.open("r+b") for path in paths]

@@ -26,7 +26,7 @@ from torch.distributed.checkpoint import metadata as dcp
 from megatron_ultralong.checkpoint.disk.checksums import checksum, write_checksums
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE
 from megatron_ultralong.checkpoint.disk.hashing import HashingThreads
-from megatron_ultralong.checkpoint.disk.large_files import ChunkedFile, let_go, sync
+from megatron_ultralong.checkpoint.disk.large_files import ChunkedFile, let_go, save_values, sync
 from megatron_ultralong.checkpoint.formats import torch_dist, torch_dist_metadata, weight_map
 from megatron_ultralong.checkpoint.formats.tensor_file import read_ahead
 from megatron_ultralong.model.shape import ModelConfig
@@ -112,7 +112,7 @@ def write_torch_dist(
     metadata.version = filesystem.CURRENT_DCP_VERSION
     metadata.storage_meta = dcp.StorageMeta()
     (folder / torch_dist_metadata.METADATA_FILE).write_bytes(pickle.dumps(metadata))
-    torch.save(_common_state(source.model), folder / torch_dist.COMMON_FILE)
+    save_values(_common_state(source.model), folder / torch_dist.COMMON_FILE)
     (folder / FORMAT_FILE).write_text(json.dumps(_FORMAT), encoding="utf-8")
     small = (torch_dist_metadata.METADATA_FILE, torch_dist.COMMON_FILE, FORMAT_FILE)
     checksums = {name: checksum(folder / name) for name in small}

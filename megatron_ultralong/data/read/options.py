@@ -7,6 +7,7 @@ import tyro
 
 from megatron_ultralong.program.fields import Range
 from megatron_ultralong.program.quantity import BYTES
+from megatron_ultralong.program.texts import TEXT
 
 FileFormat = Literal["auto", "jsonl", "json", "parquet", "text"]
 ChatFormat = Literal["auto", "messages", "sharegpt", "prompt-completion", "alpaca"]
@@ -17,9 +18,9 @@ Reasoning = Literal["drop", "keep"]
 class ReadOptions:
     """How files are read."""
 
-    text_key: str = "text"
+    text_key: Annotated[str, TEXT] = "text"
     """Key (JSON) or column (parquet) of the text; a.b is key b inside a."""
-    source_key: str | None = None
+    source_key: Annotated[str | None, TEXT] = None
     """Key or column with the name of each document's source, instead of NAME."""
     suffixes: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="suffix", metavar=".SUFFIX")
@@ -46,7 +47,7 @@ class ChatReadOptions:
     reasoning: Reasoning = "drop"
     """What to do with reasoning (reasoning_content, reasoning or thinking in a turn). drop: as
     Llama's templates do. keep: train on it, in <think> and </think> before the answer."""
-    ignore_keys: tuple[str, ...] = ()
+    ignore_keys: Annotated[tuple[str, ...], TEXT] = ()
     """Keys inside a turn to ignore; any other unknown key is an error."""
     suffixes: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="suffix", metavar=".SUFFIX")

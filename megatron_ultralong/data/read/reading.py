@@ -16,10 +16,7 @@ from megatron_ultralong.data.read.conversation_formats import (
 )
 from megatron_ultralong.data.read.file_kind import nul_problem
 from megatron_ultralong.data.read.formats import read_records
-from megatron_ultralong.data.read.options import (
-    ChatReadOptions,
-    ReadOptions,
-)
+from megatron_ultralong.data.read.options import ChatReadOptions, ReadOptions
 from megatron_ultralong.data.read.record import (
     MAX_DOCUMENT_BYTES,
     Record,

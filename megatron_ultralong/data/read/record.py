@@ -165,7 +165,7 @@ def read_whole(file: BinaryIO, limit: int) -> bytearray:
 
 
 def read_text(path: Path) -> str:
-    """A text file, its lines ended as Python ends them.
+    """A text file without a byte order mark, its lines ended as Python ends them.
 
     Raises:
         InputError: there is none, or a larger one than :data:`MAX_DOCUMENT_BYTES`.
@@ -175,7 +175,7 @@ def read_text(path: Path) -> str:
 
 
 def _with_newlines(data: bytes) -> str:
-    return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    return data.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_named_text(what: str, name: str) -> str:

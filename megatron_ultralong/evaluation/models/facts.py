@@ -67,7 +67,15 @@ def tokenizer_folder(argument: str) -> Path:
 
 
 def _name_and_folder(argument: str) -> tuple[str, Path]:
+    """The parts of ``[NAME=]FOLDER``; ``runs/lr=1e-5`` is a folder where there is one."""
     name, found, folder = argument.partition("=")
+    if found and Path(argument).is_dir():
+        if folder and Path(folder).is_dir():
+            raise InputError(
+                f"--load {argument} is a folder, and {folder} is another, which it calls {name}: "
+                f"give {name}={Path(folder).absolute()} or {name}={argument}"
+            )
+        found = ""
     if not (folder if found else argument):
         raise InputError(f"--load {argument!r} names no folder: give FOLDER, or NAME=FOLDER")
     path = Path(folder if found else argument)

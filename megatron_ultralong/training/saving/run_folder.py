@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -21,7 +20,7 @@ from megatron_ultralong.program.output import check_free, writable
 from megatron_ultralong.program.owner import Owner, take
 from megatron_ultralong.program.owner_record import read_owners
 from megatron_ultralong.program.rank_values import every_rank, from_main_rank
-from megatron_ultralong.program.ranks import is_main_rank
+from megatron_ultralong.program.ranks import is_main_rank, number_of
 from megatron_ultralong.program.refused_file import FailingDiskError
 from megatron_ultralong.training.config_file import CONFIG_FILE, save_config
 from megatron_ultralong.training.earlier_start import (
@@ -211,7 +210,7 @@ class RunFolder:
 
     def _check_not_ended(self, root: Path) -> None:
         """A run that was told to end is not taken up by the same torchrun."""
-        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0:
+        if number_of("TORCHELASTIC_RESTART_COUNT") == 0:
             return
         with contextlib.suppress(OSError):
             status = int((root / STATUS_FILE).read_text(encoding="utf-8"))

@@ -39,14 +39,7 @@ from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
-from tests.evaluation.long.data import (
-    COST,
-    NEEDLES,
-    mrcr_row,
-    nolima_data,
-    question,
-    write_jsonl,
-)
+from tests.evaluation.long.data import COST, NEEDLES, mrcr_row, nolima_data, question, write_jsonl
 from tests.models import write_llama
 
 MRCR, LONGBENCH = ("2needle.jsonl", mrcr_row(2, 1)), ("data.jsonl", question())

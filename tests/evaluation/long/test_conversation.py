@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer
 
-from megatron_ultralong.evaluation.local import (
-    conversation,
-)
+from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.prompt import cut_prompt, prompt_ids
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer, prompt_parts
 from megatron_ultralong.model.families.family import Family

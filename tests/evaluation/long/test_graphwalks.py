@@ -10,17 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_ultralong.evaluation.local import (
-    graphwalks,
-)
+from megatron_ultralong.evaluation.local import graphwalks
 from megatron_ultralong.evaluation.local.graphwalks import evaluate_graphwalks, graphwalks_score
-from megatron_ultralong.evaluation.local.options import (
-    GraphWalksConfig,
-)
+from megatron_ultralong.evaluation.local.options import GraphWalksConfig
 from megatron_ultralong.program.errors import InputError
-from tests.evaluation.long.data import (
-    asked,
-)
+from tests.evaluation.long.data import asked
 
 
 @pytest.mark.parametrize(

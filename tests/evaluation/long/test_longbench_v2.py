@@ -12,14 +12,8 @@ from megatron_ultralong.evaluation.local.longbench_v2 import (
     longbench_v2_score,
     prompt_text,
 )
-from megatron_ultralong.evaluation.local.options import (
-    LongBenchV2Config,
-)
-from tests.evaluation.long.data import (
-    asked,
-    question,
-    write_jsonl,
-)
+from megatron_ultralong.evaluation.local.options import LongBenchV2Config
+from tests.evaluation.long.data import asked, question, write_jsonl
 
 
 @pytest.mark.parametrize(

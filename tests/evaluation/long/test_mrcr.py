@@ -11,16 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from megatron_ultralong.evaluation.local.mrcr import evaluate_mrcr, mrcr_score
-from megatron_ultralong.evaluation.local.options import (
-    MrcrConfig,
-)
+from megatron_ultralong.evaluation.local.options import MrcrConfig
 from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.program.errors import InputError
-from tests.evaluation.long.data import (
-    asked,
-    mrcr_row,
-    write_jsonl,
-)
+from tests.evaluation.long.data import asked, mrcr_row, write_jsonl
 from tests.evaluation.test_benchmark import Mortal
 
 

@@ -6,19 +6,11 @@ from typing import Any
 
 import pytest
 
-from megatron_ultralong.evaluation.local import (
-    ruler2,
-)
-from megatron_ultralong.evaluation.local.options import (
-    RULER2_TASKS,
-    Ruler2Config,
-)
+from megatron_ultralong.evaluation.local import ruler2
+from megatron_ultralong.evaluation.local.options import RULER2_TASKS, Ruler2Config
 from megatron_ultralong.evaluation.local.ruler2 import evaluate_ruler2
 from megatron_ultralong.program.errors import InputError
-from tests.evaluation.long.data import (
-    asked,
-    write_jsonl,
-)
+from tests.evaluation.long.data import asked, write_jsonl
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,7 @@ import pytest
 
 from megatron_ultralong.sequence.document_mask import DocumentMask
 from tests.patience import patience
-from tests.training.layouts.runs import (
-    Logs,
-    cases,
-    check_like_one_rank,
-)
+from tests.training.layouts.runs import Logs, cases, check_like_one_rank
 
 pytestmark = pytest.mark.timeout(patience(800))
 

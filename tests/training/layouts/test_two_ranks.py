@@ -16,12 +16,7 @@ from megatron_ultralong.training.telling.log import IterationRecord
 from megatron_ultralong.training.verbs import pretrain
 from tests.patience import patience
 from tests.ranks import run_on_ranks
-from tests.training.layouts.runs import (
-    Logs,
-    cases,
-    check_like_one_rank,
-    run_config,
-)
+from tests.training.layouts.runs import Logs, cases, check_like_one_rank, run_config
 
 # All layouts train in one fixture, which takes minutes where ranks share cores with other tests.
 pytestmark = pytest.mark.timeout(patience(800))

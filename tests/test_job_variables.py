@@ -1,0 +1,102 @@
+"""Variables that a shell, a container or a scheduler leaves: a message, or a job that runs."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from megatron_ultralong import cli
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.ranks import check_start, check_variables, world_size
+from tests.command_line import pretrain_words, refusal, write_inputs
+
+ALL = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+VALUES = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("variables")
+    write_inputs(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*ALL, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+SETS = [names for n in range(5) for names in itertools.combinations(ALL, n)]
+
+
+@pytest.mark.parametrize("names", SETS, ids=" ".join)
+def test_half_a_job_is_told(monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]) -> None:
+    """A rank that cannot find the others ends before libraries are loaded, with what is missing."""
+    for name in names:
+        monkeypatch.setenv(name, VALUES[name])
+    check_variables()
+    if names == ALL or not {"RANK", "WORLD_SIZE"} & set(names):
+        check_start()
+        return
+    lacking = ", ".join(name for name in ALL if name not in names)
+    with pytest.raises(InputError, match=f" in the environment without {lacking}: "):
+        check_start()
+
+
+def test_one_rank_is_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    check_start()
+
+
+@pytest.mark.parametrize("value", ["", "x", "-1", "1.0", "0x1", " 1", "\u0661", "9" * 50])
+@pytest.mark.parametrize(
+    "name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"]
+)
+def test_each_must_be_a_number(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    inputs: Path,
+    name: str,
+    value: str,
+) -> None:
+    monkeypatch.setenv(name, value)
+    said = refusal(capsys, *pretrain_words(inputs))
+    assert f"{name} is {value!r} in the environment" in said
+    cli.main(["plan", "llama3.1-8b-1m", "--gpus", "32"])  # no job, and none of its variables
+    assert "GiB" in capsys.readouterr().out
+
+
+def test_ranks_are_of_one_job(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], inputs: Path
+) -> None:
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        cli.main([*pretrain_words(inputs)])
+    assert "RANK is 2 in the environment and WORLD_SIZE 2: " in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "0")
+    assert world_size() == 0
+    with pytest.raises(InputError, match="must be a whole number of at least 1"):
+        check_variables()
+
+
+def test_a_job_on_paper_needs_its_size_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], inputs: Path
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    cli.main([*pretrain_words(inputs, "--dry-run")])
+    capsys.readouterr()
+    said = refusal(capsys, *pretrain_words(inputs))
+    assert "WORLD_SIZE (2) in the environment without RANK, MASTER_ADDR, MASTER_PORT: " in said
+
+
+@pytest.mark.parametrize("level", ["debug", "x", "10"])
+def test_a_level_that_logging_does_not_know(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], level: str
+) -> None:
+    monkeypatch.setenv("ULTRALONG_LOG", level)
+    said = refusal(capsys, "plan", "small", "--gpus", "1")
+    assert f"ULTRALONG_LOG is {level!r} in the environment: use DEBUG or INFO or " in said
