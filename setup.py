@@ -78,6 +78,7 @@ setup(
         # Both come with NVIDIA's PyTorch image and need CUDA to build. "apex" is named nowhere: the
         # package of that name on the index is not NVIDIA's.
         "te": ["transformer-engine[pytorch]>=2.0"],
+        "megatron-lm": ["megatron-core>=0.17"],  # with megatron.training; Python 3.12 or newer
         "hf": ["transformers>=4.45"],  # evaluate a Hugging Face folder
         "gguf": ["gguf>=0.19"],  # convert export --format gguf
         "benchmarks": [

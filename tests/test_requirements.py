@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
+import importlib.util
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -120,3 +122,27 @@ def test_no_list_changes_what_another_has_installed(python: str) -> None:
     )
     both = {name: (product[name], added[name]) for name in product.keys() & added.keys()}
     assert all(old == new for old, new in both.values()), both
+
+
+def test_the_loop_of_megatron_lm_comes_by_an_extra() -> None:
+    """`make install` takes a Megatron-Core without it, and pip leaves what a requirement allows."""
+    [needed] = required()["megatron-lm"]
+    lines = (ROOT / "requirements" / "constraints.txt").read_text().splitlines()
+    [installed] = [line.split("==")[1] for line in lines if line.startswith("megatron-core==")]
+    [usual] = [r for r in required()["main"] if r.name == needed.name]
+    assert usual.specifier.contains(installed)
+    for version in (installed, "0.16.1"):  # the wheels up to 0.16 are without it
+        assert not needed.specifier.contains(version)
+    for version in ("0.17.0", "0.19.2"):
+        assert needed.specifier.contains(version)
+        assert usual.specifier.contains(version)
+    for page in ("README.md", "docs/dropin.md", "megatron_ultralong/dropin/installed.py"):
+        assert "pip install -e '.[megatron-lm]'" in (ROOT / page).read_text()
+
+
+def test_a_release_that_the_extra_takes_has_the_loop() -> None:
+    [needed] = required()["megatron-lm"]
+    there = importlib.metadata.version("megatron-core")
+    if not needed.specifier.contains(there):
+        pytest.skip(f"Megatron-Core {there} is of before")
+    assert importlib.util.find_spec("megatron.training") is not None

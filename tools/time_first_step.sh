@@ -20,15 +20,14 @@ took() {  # took WHAT COMMAND...
 }
 
 first_step() {
-    mkdir own && cd own
-    cp ../clone/tests/dropin/own_pretrain_gpt.py pretrain_gpt.py
+    cd clone
     # The page's block of commands that has --mock-data.
-    PYTHONPATH=../clone ../environment/bin/python - > commands <<'END'
+    PYTHONPATH=. ../environment/bin/python - > ../commands <<'END'
 from tests.docs.blocks import ROOT, blocks
 
 print(next(b.text for b in blocks(ROOT / "docs/dropin.md") if "--mock-data" in b.text))
 END
-    PATH="$folder/environment/bin:$PATH" bash -euo pipefail commands
+    PATH="$folder/environment/bin:$PATH" bash -euo pipefail ../commands
     cd ..
 }
 

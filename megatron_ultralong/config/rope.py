@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
@@ -24,6 +24,9 @@ OF_YARN = (
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
     """Rotary embedding of the extended model."""
+
+    prefix: ClassVar[str] = ""
+    """Of the flags of its fields, as a command line has them."""
 
     rope_scaling: Literal["yarn", "ntk", "linear", "none", "keep"] = "keep"
     """Scaling of the rotary embedding. keep: the checkpoint's own. The others replace it, over the
@@ -82,6 +85,10 @@ class RopeConfig:
             return context
         return math.floor(self.rope_scaling_factor * context)
 
+    def flag(self, name: str) -> str:
+        """What a field is called on the command line: ``--rope-scaling-factor``."""
+        return f"--{self.prefix}{name.replace('_', '-')}"
+
     def described(self) -> str:
         """What messages call it: ``rope_scaling 'yarn' (rope_scaling_factor 2 over ...)``."""
         text = f"rope_scaling '{self.rope_scaling}'"
@@ -100,7 +107,7 @@ class RopeConfig:
             scaling: the checkpoint's own. YaRN counts over the raw context below it.
         """
         if length <= positions:
-            return "--rope-scaling keep"
+            return f"{self.flag('rope_scaling')} keep"
         context = yarn.raw_context(scaling, positions)
         new = dataclasses.replace(
             self, rope_scaling="yarn", original_max_position_embeddings=context
@@ -110,10 +117,31 @@ class RopeConfig:
         if new.max_positions(positions, scaling) < length:  # the checkpoint's, for fewer positions
             new = dataclasses.replace(new, rope_scaling_factor=new.rope_scaling_factor + 1)
         return " ".join(
-            f"--{name.replace('_', '-')} {getattr(new, name)}"
+            f"{self.flag(name)} {getattr(new, name)}"
             for name in ("rope_scaling", *OF_YARN)
             if getattr(new, name) != getattr(self, name)
         )
+
+    def check_extension(self, length: int, positions: int, scaling: yarn.RopeScaling) -> None:
+        """Check what it makes of a checkpoint.
+
+        Args:
+            length: of a row; 0: not of one length.
+            positions: that the checkpoint is made for.
+            scaling: the checkpoint's own.
+
+        Raises:
+            InputError: rows are longer than the positions that it is made for, or it could not be
+                exported, and would be trained for hours in vain.
+        """
+        yarn.hf_rope_scaling(self.scaling(scaling))
+        limit = self.max_positions(positions, scaling)
+        if length > limit:
+            raise InputError(
+                f"seq_length ({length}) is beyond the {limit} positions of {self.described()}: "
+                f"rows must fit the rotary embedding; prepare rows of {limit}, or give "
+                f"{self.flags_for(length, positions, scaling)}"
+            )
 
     def warnings(self, positions: int, scaling: yarn.RopeScaling) -> tuple[str, ...]:
         """What may not have been meant, given the checkpoint's positions and scaling."""
@@ -123,20 +151,21 @@ class RopeConfig:
             return (
                 f"warning: original_max_position_embeddings is {original:,}, and the checkpoint's "
                 f"context before any scaling is {context:,}: rotations and positions are counted "
-                f"over the first; --original-max-position-embeddings {context} is the checkpoint's",
+                f"over the first; {self.flag('original_max_position_embeddings')} {context} is the "
+                "checkpoint's",
             )
         without_effect = [f"{name} {getattr(self, name)}" for name in self.without_effect()]
         if not without_effect:
             return ()
         return (
             f"warning: {', '.join(without_effect)}: without effect under rope_scaling "
-            f"'{self.rope_scaling}'; --rope-scaling yarn takes them",
+            f"'{self.rope_scaling}'; {self.flag('rope_scaling')} yarn takes them",
         )
 
     def without_effect(self) -> list[str]:
         """Fields of a scaling that are given, and that this one does not look at."""
         read = {"keep": (), "none": (), "yarn": OF_YARN}.get(self.rope_scaling, OF_YARN[:1])
-        default = RopeConfig()
+        default = type(self)()
         return [
             name
             for name in OF_YARN

@@ -15,7 +15,7 @@ from megatron_ultralong.config.optimizer import OptimizerConfig
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.model.yarn import RopeScaling, hf_rope_scaling
+from megatron_ultralong.model.yarn import RopeScaling
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range, check_ranges
 from megatron_ultralong.program.quantity import LENGTH, TOKENS
@@ -238,8 +238,8 @@ class TrainingConfig:
             InputError: a rule is broken, or the rotary embedding could not be exported.
         """
         self.check_layout(model, world_size)
-        hf_rope_scaling(self.rope.scaling(scaling))  # else it is trained for hours in vain
         positions = model.max_position_embeddings
+        self.rope.check_extension(0, positions, scaling)
         if not isinstance(self, SftConfig):
             self.check_positions(positions, scaling)
         elif longest is not None or not self.data.reset_position_ids:
@@ -247,16 +247,7 @@ class TrainingConfig:
 
     def check_positions(self, checkpoint_positions: int, checkpoint_scaling: RopeScaling) -> None:
         """Raise InputError where rows are longer than the positions the model is made for."""
-        limit = self.rope.max_positions(checkpoint_positions, checkpoint_scaling)
-        if self.data.seq_length > limit:
-            flags = self.rope.flags_for(
-                self.data.seq_length, checkpoint_positions, checkpoint_scaling
-            )
-            raise InputError(
-                f"seq_length ({self.data.seq_length}) is beyond the {limit} positions of "
-                f"{self.rope.described()}: rows must fit the rotary embedding; prepare rows of "
-                f"{limit}, or give {flags}"
-            )
+        self.rope.check_extension(self.data.seq_length, checkpoint_positions, checkpoint_scaling)
 
 
 @dataclasses.dataclass(frozen=True)

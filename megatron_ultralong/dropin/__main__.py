@@ -7,11 +7,11 @@ the script is not edited. On a machine without a GPU it runs on the CPU, over gl
 
 from __future__ import annotations
 
-import importlib.util
 import runpy
 import sys
 from pathlib import Path
 
+from megatron_ultralong.dropin.installed import check_megatron_lm
 from megatron_ultralong.program.ending import ends_with_message
 from megatron_ultralong.program.errors import InputError
 
@@ -25,7 +25,7 @@ def main() -> None:
                 f"the script to run comes first, and {named} is not a file: python -m "
                 "megatron_ultralong.dropin pretrain_gpt.py --spec ..."
             )
-        _check_megatron_lm()
+        check_megatron_lm()
         sys.argv = sys.argv[1:]
         sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
         from megatron_ultralong.dropin.cpu import training_on_cpu
@@ -36,16 +36,6 @@ def main() -> None:
 
             with checkpoints_are_vetted():  # the script's own parsing may read one
                 runpy.run_path(sys.argv[0], run_name="__main__")
-
-
-def _check_megatron_lm() -> None:
-    """Raise InputError, before anything slow is imported, where there is no Megatron-LM."""
-    if importlib.util.find_spec("megatron.training") is None:
-        raise InputError(
-            "megatron.training is not in this environment, whose Megatron-Core comes without "
-            "Megatron-LM: put the folder of your Megatron-LM first on PYTHONPATH, or install a "
-            "megatron-core of 0.17 to 0.19 (Python 3.12 or newer); docs/dropin.md has more"
-        )
 
 
 def extend() -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import math
 import sys
 import typing
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 from megatron_ultralong.config import rope, run
 from megatron_ultralong.dropin.cpu import set_cpu_defaults
-from megatron_ultralong.model.yarn import RopeScaling
+from megatron_ultralong.model.shape import MOST_POSITIONS
+from megatron_ultralong.model.yarn import RopeScaling, YarnConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges, field_docstrings, numbers_of
 from megatron_ultralong.program.quantity import LENGTH, Unit
@@ -27,9 +30,16 @@ class DropInConfig(rope.RopeConfig):
     (``--rope-scaling-factor``, ``--recompute-granularity``), hence the prefix.
     """
 
+    prefix: ClassVar[str] = "ultralong-"
+
     rope_scaling: Literal["yarn", "ntk", "linear", "none", "keep"] = "keep"
     """Scaling of the rotary frequencies: yarn (the recipe), ntk, linear or none; keep takes the one
     in the ultralong.json of --load, and leaves Megatron-LM's own embedding where there is none."""
+    original_max_position_embeddings: Annotated[
+        int, Range(1, MOST_POSITIONS, or_zero=True, rule="rotations are counted over it"), LENGTH
+    ] = 0
+    """L: the original context, over which YaRN counts rotations; 0: that of the checkpoint of
+    --load before any scaling."""
     data_path: str = ""
     """Folder written by `ultralong prepare`: train and validate on its rows, instead of
     --data-path. Every rank reads its own chunks of a row, and the documents reach the attention."""
@@ -80,6 +90,38 @@ class DropInConfig(rope.RopeConfig):
                 "evenly"
             )
 
+    def over(self, context: int | None, weights: Path | None, args: Any) -> DropInConfig:
+        """The same, with the original context of the weights where none is given.
+
+        Args:
+            context: that the weights had before any scaling; None: they do not say.
+            weights: their folder, if there is one.
+            args: Megatron-LM's.
+
+        Raises:
+            InputError: YaRN has none to count over.
+        """
+        if self.rope_scaling != "yarn" or self.original_max_position_embeddings:
+            return self
+        if context is None:
+            flag, positions = self.flag("original_max_position_embeddings"), args.seq_length
+            why = f"{weights} does not say it" if weights else "there is no checkpoint that says it"
+            raise InputError(
+                f"{flag} is not given, and {why}: YaRN counts rotations over the context before "
+                f"any scaling; add {flag} {math.ceil(positions / self.rope_scaling_factor)} "
+                f"(--seq-length {positions} / {self.rope_scaling_factor:g}), or what it is"
+            )
+        return dataclasses.replace(self, original_max_position_embeddings=context)
+
+    def taken(self, context: int | None, weights: Path | None) -> tuple[str, ...]:
+        """A line that says what :meth:`over` takes."""
+        if self.rope_scaling != "yarn" or self.original_max_position_embeddings or not context:
+            return ()
+        return (
+            f"original context: {context:,}, that of the checkpoint in {weights} before any "
+            f"scaling ({self.flag('original_max_position_embeddings')} is not given)",
+        )
+
     def check_scaling(self, kept: RopeScaling) -> None:
         """Refuse numbers of a scaling that is not asked for; the kept one may be said again.
 
@@ -89,11 +131,16 @@ class DropInConfig(rope.RopeConfig):
         Raises:
             InputError: a number is given that nothing uses.
         """
-        as_yarn = dataclasses.replace(self, rope_scaling="yarn")
-        if self.rope_scaling == "keep" and kept == as_yarn.scaling(None):
-            return
+        if self.rope_scaling == "keep" and isinstance(kept, YarnConfig):
+            original = self.original_max_position_embeddings
+            original = original or kept.original_max_position_embeddings
+            again = dataclasses.replace(
+                self, rope_scaling="yarn", original_max_position_embeddings=original
+            )
+            if kept == again.scaling(None):
+                return
         for name in self.without_effect():
-            flag = f"--ultralong-{name}".replace("_", "-")
+            flag = self.flag(name)
             raise InputError(
                 f"{flag} is {getattr(self, name)}, and --ultralong-rope-scaling "
                 f"{self.rope_scaling} does not use it (the checkpoint's is {kept}): add "

@@ -51,6 +51,7 @@ from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.ranks import is_main_rank
 from megatron_ultralong.sequence.assignment import zigzag
+from megatron_ultralong.training import early_checks
 
 
 @contextlib.contextmanager
@@ -173,7 +174,34 @@ class Extension:
         if identity.result.rope_scaling is not None and "rotary" not in used:
             used = (*used, "rotary")
             check_arguments(config, args, used)
-        return cls(config, args, manifest, identity, used)
+        config = identity.config  # and so that checkpoints keep it:
+        args.ultralong_original_max_position_embeddings = config.original_max_position_embeddings
+        found = cls(config, args, manifest, identity, used)
+        if manifest is not None:
+            found._check_rows(manifest)
+        for line in identity.notes:
+            tell(line)
+        return found
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that the rows may have."""
+        vocab_size = self.identity.source.model.vocab_size
+        if self.identity.folder is None and self.manifest:  # Megatron-LM's own, which may be padded
+            vocab_size = min(vocab_size, self.manifest.vocab_size)
+        return vocab_size
+
+    def _check_rows(self, manifest: Manifest) -> None:
+        config, identity, folder = self.config, self.identity, self.config.data_path
+        mask = config.document_mask
+        rows = early_checks.packed_rows(folder, "train", manifest, self.vocab_size, mask)
+        early_checks.check_row_length(self.args.seq_length, rows.seq_length, folder)
+        source = identity.source
+        if identity.folder is None:  # of which no file tells the tokenizer
+            vocab_size = max(source.model.vocab_size, manifest.vocab_size)
+            model = dataclasses.replace(source.model, vocab_size=vocab_size)
+            source = dataclasses.replace(source, model=model)
+        early_checks.check_packed_rows(folder, str(identity.folder), source, manifest, mask)
 
     def apply(self, model: GPTModel) -> GPTModel:
         """Give ``model`` (one stage, not wrapped yet) our rotary embedding, tiles and layers.
@@ -192,7 +220,7 @@ class Extension:
             self._replace_rotary(model, attentions)
         else:
             kind = self.args.position_embedding_type
-            _tell(f"rotary embedding: Megatron-LM's own, --position-embedding-type {kind}")
+            tell(f"rotary embedding: Megatron-LM's own, --position-embedding-type {kind}")
         if "reset mask" in self.parts:
             self._reset_mask(model)
         if self.config.recompute_granularity != "none":
@@ -217,7 +245,7 @@ class Extension:
             attention.softmax_scale *= yarn.attention_factor(scaling) ** 2
         base = yarn.effective_rotary_base(scaling, head_dim, rotary_base)
         precision = self.config.angle_precision
-        _tell(f"rotary embedding: {yarn.in_words(scaling)} over base {base:g}, angles {precision}")
+        tell(f"rotary embedding: {yarn.in_words(scaling)} over base {base:g}, angles {precision}")
 
     def _reset_mask(self, model: GPTModel) -> None:
         from megatron.training import get_tokenizer
@@ -234,13 +262,13 @@ class Extension:
         args = self.args
         counts_alike = args.calculate_per_token_loss or args.context_parallel_size == 1
         if args.eod_mask_loss and not counts_alike:
-            _tell(
+            tell(
                 f"--eod-mask-loss with --context-parallel-size {args.context_parallel_size}: "
                 "Megatron-LM takes the mean of each rank's own tokens, however many count; "
                 "--calculate-per-token-loss makes it the mean of all"
             )
         ResetMask(eod, parallel_state.get_context_parallel_group()).install(model)
-        _tell(f"documents end at token {eod}: attention stays within them")
+        tell(f"documents end at token {eod}: attention stays within them")
 
     def _recompute(self, model: GPTModel) -> None:
         recomputation = recomputed_layer.Recomputation(
@@ -261,7 +289,8 @@ class Extension:
             tiles.TiledEmbedding(model, recomputation.tile_size).install(model)
 
 
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
+    """A line for the user, by the main rank."""
     if is_main_rank():
         _log.warning("%s", text)
 

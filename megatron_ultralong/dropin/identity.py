@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,113 +19,21 @@ from megatron_ultralong.checkpoint.disk.metadata import FILE_NAME, SOURCE_FOLDER
 from megatron_ultralong.checkpoint.formats.hugging_face_config import export_config, write_config
 from megatron_ultralong.data.rows.manifest import Manifest
 from megatron_ultralong.dropin.arguments import ASKED, DropInConfig
+from megatron_ultralong.dropin.described import check_shape, model_of, not_of_a_family, vocabulary
+from megatron_ultralong.dropin.stored_arguments import (
+    check_has_metadata,
+    check_same_run,
+    check_stored,
+    stored_arguments,
+    stored_context,
+    stored_scaling,
+)
 from megatron_ultralong.model import yarn
-from megatron_ultralong.model.families import family_with, titles
-from megatron_ultralong.model.families.family import Family
-from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.model.families import titles
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.quantity import counted
-
-_ARGUMENT_OF = {"norm_epsilon": "layernorm_epsilon", "vocab_size": "padded_vocab_size"}
-"""Arguments that have another name than the field."""
-_OF_ALL = {
-    "normalization": ("RMSNorm",),
-    "swiglu": (True,),
-    "position_embedding_type": ("rope",),
-    "rotary_percent": (1,),
-}
-_ABSENT = (
-    *("add_bias_linear", "qk_l2_norm", "attention_output_gate"),
-    *("layernorm_zero_centered_gamma", "apply_layernorm_1p", "num_experts", "mtp_num_layers"),
-    *("rotary_interleaved", "rotary_seq_len_interpolation_factor", "use_rope_scaling"),
-    *("glu_linear_offset", "activation_func_clamp_value", "quick_geglu", "squared_relu"),
-    *("openai_gelu", "apply_residual_connection_post_layernorm", "no_rope_freq", "use_mup"),
-    *("heterogeneous_layers_config_path", "heterogeneous_layers_config_encoded_json"),
-    *("multi_latent_attention", "experimental_attention_variant", "enable_mhc_connections"),
-)
-"""What no family has."""
-_LAYER = ("add_qkv_bias", "qk_layernorm")
-"""What some families have."""
-
-
-def model_of(args: Any) -> ModelConfig:
-    """The shape that Megatron-LM's validated arguments describe."""
-    values = {
-        field.name: getattr(args, _ARGUMENT_OF.get(field.name, field.name))
-        for field in dataclasses.fields(ModelConfig)
-        if field.name != "model_type"
-    }
-    family = _family(args)
-    if family is not None:
-        values["model_type"] = family.name
-    if not args.group_query_attention:
-        values["num_query_groups"] = args.num_attention_heads
-    values["rotary_base"] = float(values["rotary_base"])
-    return ModelConfig(**values)
-
-
-def _family(args: Any) -> Family | None:
-    return family_with(**{name: bool(getattr(args, name, False)) for name in _LAYER})
-
-
-def vocabulary(args: Any) -> int | None:
-    """Ids of the run's tokenizer; None: it does not tell.
-
-    Megatron-LM gives the model rows up to the next multiple of ``--make-vocab-size-divisible-by``
-    times the tensor parallel size. No id reads them, and no other program expects them.
-    """
-    from megatron.training import get_tokenizer
-
-    size = getattr(get_tokenizer(), "vocab_size", None)
-    is_size = isinstance(size, int) and 0 < size <= args.padded_vocab_size
-    return size if is_size else None
-
-
-def not_of_a_family(args: Any) -> str | None:
-    """The first argument that makes it a model of no known family; None: it is of one."""
-    wanted = {**_OF_ALL, **{name: (None, False, 0) for name in _ABSENT}}
-    for name, accepted in wanted.items():
-        value = getattr(args, name, accepted[0])
-        if value not in accepted:
-            return f"{ASKED.flag(name)} {value}"
-    return None if _family(args) else " with ".join(map(ASKED.flag, _LAYER))
-
-
-def check_shape(args: Any, source: CheckpointMetadata, folder: Path) -> None:
-    """Check that the arguments describe the model that a checkpoint's ``ultralong.json`` does.
-
-    The base of the rotary embedding is taken from there, unless the command line names another.
-
-    Raises:
-        InputError: they do not.
-    """
-    other = not_of_a_family(args)
-    if other is not None and not source.not_exportable:
-        raise InputError(
-            f"{other} beside {folder}, a checkpoint of {source.model.family.title} without it: "
-            "leave it out, or add --use-checkpoint-args"
-        )
-    asked, given = model_of(args), ASKED.given()
-    for name in _LAYER:
-        wanted, stated = (getattr(model.family, name) for model in (asked, source.model))
-        if wanted != stated:
-            raise InputError(
-                f"{ASKED.flag(name)} is {wanted}, and the {source.model.family.title} in {folder} "
-                f"has {stated}: {'leave it out' if wanted else 'pass it'}"
-            )
-    for field in dataclasses.fields(ModelConfig):
-        if field.name in ("vocab_size", "max_position_embeddings", "model_type"):
-            continue  # padded, extended, and looked at above
-        name = _ARGUMENT_OF.get(field.name, field.name)
-        if field.name == "rotary_base" and name not in given:
-            continue
-        wanted, stated = getattr(asked, field.name), getattr(source.model, field.name)
-        if wanted != stated:
-            raise InputError(
-                f"{ASKED.flag(name)} is {wanted:g} and the model in {folder} has {stated:g}: pass "
-                f"{stated:g}, or leave it to --use-checkpoint-args"
-            )
-
+from megatron_ultralong.training import early_checks
+from megatron_ultralong.training.earlier_start import DATA_FILE, check_same_rows, save_rows
 
 _log = logging.getLogger(__name__)
 
@@ -137,6 +47,12 @@ class Identity:
     folder: Path | None
     """Where the source's ``ultralong.json`` and small files are; None: there were none, and the
     source is what the arguments describe."""
+    config: DropInConfig
+    """The run's, with what it takes from the weights."""
+    manifest: Manifest | None
+    """Of the rows."""
+    notes: tuple[str, ...]
+    """What was taken from the weights, and what may not have been meant, in lines."""
 
     def write(self, save: str | None) -> None:
         """Leave ``ultralong.json`` and the tokenizer in ``--save``, so that it can be exported.
@@ -157,6 +73,14 @@ class Identity:
                     f"{found} there, {self.result} here; continue with its original arguments "
                     "with, or name a new folder"
                 )
+            if self.manifest is not None:
+                check_same_rows(
+                    root,
+                    _record(self.manifest),
+                    f"--save {root} holds a run over other rows",
+                    "--ultralong-data-path",
+                    "name a new folder for a new run",
+                )
         dist.barrier()  # every rank has looked
         if dist.get_rank() == 0:
             root.mkdir(parents=True, exist_ok=True)
@@ -167,6 +91,10 @@ class Identity:
                 values = export_config({"hidden_act": "silu"}, self.result, torch.float32)
                 write_config(root / SOURCE_FOLDER, values)
             metadata.save_metadata(root, self.result)
+            if self.manifest is not None:
+                save_rows(root, _record(self.manifest))
+            else:
+                (root / DATA_FILE).unlink(missing_ok=True)
             if self.result.not_exportable:
                 _log.warning(
                     "the checkpoints in %s cannot be exported, or read by other programs of this "
@@ -176,42 +104,124 @@ class Identity:
         dist.barrier()
 
 
-def find_identity(config: DropInConfig, args: Any, manifest: Manifest | None) -> Identity:
-    """What the run's weights are: by the ``ultralong.json`` they come with, or by the arguments.
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+    """What Megatron-LM is to load, and what is known of it."""
 
-    ``--load`` is looked at first, as Megatron-LM does, then ``--pretrained-checkpoint``.
+    path: Path | None
+    """Its folder; None: the weights are random."""
+    has_file: bool
+    """Whether an ``ultralong.json`` is there."""
+    source: CheckpointMetadata
+    """Of that file; without one it is what this run's arguments describe."""
+    resumed: Path | None
+    """The folder, of a run that is continued."""
+    stored: argparse.Namespace | None
+    """Arguments that it was saved with, where they are needed."""
+
+    @classmethod
+    def of(cls, args: Any) -> _Weights:
+        """``--load`` is looked at first, as Megatron-LM does, then ``--pretrained-checkpoint``."""
+        folders = [Path(x) for x in (args.load, getattr(args, "pretrained_checkpoint", None)) if x]
+        names = (FILE_NAME, LATEST_FILE)
+        path = next((p for p in folders if any((p / name).is_file() for name in names)), None)
+        if path is None:
+            return cls(None, False, _described(args), None, None)
+        has_file = (path / FILE_NAME).is_file()
+        source = metadata.load_metadata(path, any_model=True) if has_file else _described(args)
+        is_resumed = path == Path(args.load or "") and _iteration(path) and not args.finetune
+        stored = None
+        if not has_file or source.not_exportable or is_resumed:
+            stored = stored_arguments(path, getattr(args, "ckpt_step", None))
+        return cls(path, has_file, source, path if is_resumed else None, stored)
+
+    def check_model(self, args: Any, *, scales: bool) -> tuple[str, ...]:
+        """Warnings of what the command line has otherwise, which is refused where it is silent."""
+        if self.path is not None and self.has_file:
+            check_shape(args, self.source, self.path)
+        if self.path is None or self.stored is None:
+            return ()
+        if not self.has_file:
+            check_has_metadata(self.stored, self.path, FILE_NAME)
+        elif not self.source.not_exportable:
+            return ()
+        return check_stored(args, self.stored, self.path, scales=scales)
+
+    @property
+    def context(self) -> int | None:
+        """Positions before any scaling; None: nothing says it."""
+        if not self.has_file:
+            return stored_context(self.stored)
+        model = self.source.model
+        return yarn.raw_context(self.source.rope_scaling, model.max_position_embeddings)
+
+
+def find_identity(config: DropInConfig, args: Any, manifest: Manifest | None) -> Identity:
+    """What the run's weights are: by the ``ultralong.json`` they come with, or by arguments.
+
+    Without that file it is by the arguments that the checkpoint was saved with, and by those of
+    this run.
 
     Raises:
-        InputError: the arguments describe another model than that file, or change the rotary
-            embedding of a run that is resumed.
+        InputError: the arguments describe another model than the checkpoint, do not fit its rotary
+            embedding, or change that or the rows of a run that is resumed.
     """
-    folders = [
-        Path(folder)
-        for folder in (args.load, getattr(args, "pretrained_checkpoint", None))
-        if folder and (Path(folder) / FILE_NAME).is_file()
-    ]
-    folder = folders[0] if folders else None
-    if folder is None:
-        source = _described(args)
-    else:
-        source = metadata.load_metadata(folder, any_model=True)
-        check_shape(args, source, folder)
-        if folder == Path(args.load or "") and _iteration(folder) and not args.finetune:
-            _check_resume(config, source, folder)
+    weights, keeps = _Weights.of(args), config.rope_scaling == "keep"
+    notes = weights.check_model(args, scales=not keeps)
+    notes += config.taken(weights.context, weights.path)
+    config = config.over(weights.context, weights.path, args)
+    source = weights.source
+    if not weights.has_file and keeps:
+        notes += _beyond(args, weights)
+    elif not weights.has_file:
+        context = weights.context or config.original_max_position_embeddings
+        source = _before_scaling(source, context, weights.stored)
+    if weights.resumed is not None:
+        if weights.has_file:
+            _check_resume(config, source, weights.resumed, manifest)
+        if weights.stored is not None:
+            check_same_run(args, weights.stored, weights.resumed)
     config.check_scaling(source.rope_scaling)
-    scaling = config.scaling(source.rope_scaling)
-    yarn.hf_rope_scaling(scaling)  # what could not be exported is not trained for hours
-    positions = source.model.max_position_embeddings
-    if scaling != source.rope_scaling:  # else the source is extended already
-        positions = config.max_positions(positions, source.rope_scaling)
-    result = dataclasses.replace(
-        source,
-        model=dataclasses.replace(source.model, max_position_embeddings=positions),
-        rope_scaling=scaling,
-        separator_ids=tuple(manifest.separator_ids) if manifest else source.separator_ids,
-        angle_precision=config.angle_precision,
+    positions, has_rope = (
+        source.model.max_position_embeddings,
+        args.position_embedding_type == "rope",
     )
-    return Identity(source, result.after_training(source, args.seq_length), folder)
+    if has_rope:
+        config.check_extension(args.seq_length, positions, source.rope_scaling)
+    separator_ids = tuple(manifest.separator_ids) if manifest else source.separator_ids
+    result = early_checks.extended(config, source, args.seq_length)
+    result = dataclasses.replace(result, separator_ids=separator_ids)
+    if has_rope:
+        notes += early_checks.extension_notes(config, source, result)
+    folder = weights.path if weights.has_file else None
+    return Identity(source, result, folder, config, manifest, notes)
+
+
+def _before_scaling(
+    source: CheckpointMetadata, context: int, stored: argparse.Namespace | None
+) -> CheckpointMetadata:
+    """What arguments describe, with the context that the weights had before this run.
+
+    ``--max-position-embeddings`` of this run is that of its rows.
+    """
+    if not context:
+        return source
+    scaling = stored_scaling(stored) if stored else None
+    factor = scaling.scaling_factor if scaling else 1
+    model = dataclasses.replace(source.model, max_position_embeddings=math.floor(factor * context))
+    return dataclasses.replace(source, model=model, rope_scaling=scaling)
+
+
+def _beyond(args: Any, weights: _Weights) -> tuple[str, ...]:
+    """A warning where rows are longer than what weights of Megatron-LM's own were made for."""
+    positions = getattr(weights.stored, "max_position_embeddings", None) or args.seq_length
+    if args.seq_length <= positions:
+        return ()
+    return (
+        f"warning: --seq-length is {args.seq_length}, beyond the {positions} positions of the "
+        f"checkpoint in {weights.path}, and its rotary embedding is kept: --ultralong-rope-scaling "
+        f"yarn --ultralong-rope-scaling-factor {math.ceil(args.seq_length / positions)} extends it",
+    )
 
 
 def _described(args: Any) -> CheckpointMetadata:
@@ -239,8 +249,10 @@ def _iteration(folder: Path) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def _check_resume(config: DropInConfig, source: CheckpointMetadata, folder: Path) -> None:
-    """Refuse to continue with another rotary embedding than a run was begun with."""
+def _check_resume(
+    config: DropInConfig, source: CheckpointMetadata, folder: Path, manifest: Manifest | None
+) -> None:
+    """Refuse to continue with another rotary embedding or other rows than a run was begun with."""
     scaling = config.scaling(source.rope_scaling)
     for name, here, there in (
         ("--ultralong-rope-scaling", scaling, source.rope_scaling),
@@ -253,3 +265,16 @@ def _check_resume(config: DropInConfig, source: CheckpointMetadata, folder: Path
                 "out to continue as it was begun, or pass --finetune to begin another run with its "
                 "weights"
             )
+    if manifest is not None:
+        check_same_rows(
+            folder,
+            _record(manifest),
+            f"the run in {folder}, which this resumes, is over other rows",
+            "--ultralong-data-path",
+            "pass --finetune to begin another run with its weights",
+        )
+
+
+def _record(manifest: Manifest) -> dict[str, str]:
+    """What is kept of the rows beside a run's checkpoints."""
+    return {name: str(value) for name, value in early_checks.rows_record(manifest).items()}

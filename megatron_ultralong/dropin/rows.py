@@ -12,11 +12,10 @@ from megatron.core import parallel_state
 from megatron.core.rerun_state_machine import get_rerun_state_machine
 
 from megatron_ultralong.dropin.arguments import DropInConfig
-from megatron_ultralong.dropin.extension import Extension
+from megatron_ultralong.dropin.extension import Extension, tell
 from megatron_ultralong.mcore.batch import Batch, LossTerms, local_batch, token_loss
 from megatron_ultralong.mcore.cpu import device
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.training.early_checks import check_tokenizer, packed_rows
+from megatron_ultralong.training.early_checks import packed_rows, row_notes
 from megatron_ultralong.training.rows import PackedRowSource, RowSource, check_rows
 
 
@@ -55,30 +54,15 @@ def local_batches(
     """
     args, config, manifest = extension.args, extension.config, extension.manifest
     assert manifest is not None
-    if extension.identity.folder is not None:
-        source = extension.identity.source
-        check_tokenizer(config.data_path, args.load, source, manifest)
-    if config.document_mask == "block" and not manifest.separator_ids:
-        raise InputError(
-            f"--ultralong-document-mask block needs a separator, but {config.data_path} was "
-            "prepared without one: its documents cannot be told apart; prepare it again with "
-            "--separator"
-        )
-
-    vocab_size = extension.identity.source.model.vocab_size
-    if extension.identity.folder is None:  # Megatron-LM's own, which may be padded
-        vocab_size = min(vocab_size, manifest.vocab_size)
 
     def batches(
         split: str, first_sample: int, last_sample: int, micro_batch_size: int
     ) -> Iterator[Batch]:
-        rows = packed_rows(config.data_path, split, manifest, vocab_size, config.document_mask)
-        if rows.seq_length != args.seq_length:
-            raise InputError(
-                f"--seq-length ({args.seq_length}) is not the length of the rows in "
-                f"{config.data_path} ({rows.seq_length}): pass --seq-length {rows.seq_length}, or "
-                f"prepare rows of {args.seq_length}"
-            )
+        rows = packed_rows(
+            config.data_path, split, manifest, extension.vocab_size, config.document_mask
+        )
+        for line in row_notes(last_sample, len(rows)) if split == "train" else ():
+            tell(line)
         source = PackedRowSource(rows, args.seed, tuple(manifest.separator_ids))
         check_rows([(source, range(first_sample, last_sample))])
         return _batches(source, first_sample, micro_batch_size, config)

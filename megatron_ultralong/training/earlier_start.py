@@ -1,6 +1,7 @@
 """What a start must have the same of as the one before it in ``--save``. It needs no torch."""
 
 import dataclasses
+import json
 import operator
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from megatron_ultralong.checkpoint.disk.metadata import FILE_NAME, CheckpointMet
 from megatron_ultralong.config.plain_values import flat_fields
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.training import TrainingConfig
-from megatron_ultralong.program.aside import partial_path
+from megatron_ultralong.program.aside import partial_path, write_aside
 from megatron_ultralong.program.difference import first_difference
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
@@ -107,7 +108,13 @@ def check_same_run(
                 f"--save {root} holds a run with {name} {old}, this one has {new}: a resumed "
                 f"run keeps its {name}; use {old}, or another --save for a new run"
             )
-    _check_same_rows(root / DATA_FILE, data)
+    check_same_rows(
+        root,
+        data,
+        f"--save {root} holds a run over other rows",
+        "--data-path",
+        f"another --save for a new run with --load {root}",
+    )
     found, made = flat_fields(load_metadata(root)), flat_fields(metadata)
     for name in {**found, **made}:
         if found.get(name) != made.get(name):
@@ -129,7 +136,22 @@ def changes(before: TrainingConfig, now: TrainingConfig) -> list[str]:
     ]
 
 
-def _check_same_rows(path: Path, data: Mapping[str, str]) -> None:
+def check_same_rows(
+    root: Path, data: Mapping[str, str], what: str, flag: str, way_out: str
+) -> None:
+    """Compare the rows of a start with those of the one before, if they were kept.
+
+    Args:
+        root: folder of the run, with checkpoints.
+        data: what the rows of this start are, by name.
+        what: is wrong where they differ, for the message.
+        flag: that names rows.
+        way_out: for who wants other rows.
+
+    Raises:
+        InputError: they are others.
+    """
+    path = root / DATA_FILE
     if not path.is_file():  # of a run that began before there was such a file
         return
     before = read_json(path, hint="remove it if the rows are those of the run")
@@ -139,10 +161,14 @@ def _check_same_rows(path: Path, data: Mapping[str, str]) -> None:
             name, old, new = first_difference(name, str(old), new)
             name = name.replace("data manifest.inputs", "the list of sources", 1)
             raise InputError(
-                f"--save {path.parent} holds a run over other rows: {name} was {old}, is {new}; "
-                "a resumed run continues in the rows that it began with: name them with "
-                f"--data-path, or another --save for a new run with --load {path.parent}"
+                f"{what}: {name} was {old}, is {new}; a resumed run continues in the rows that it "
+                f"began with: name them with {flag}, or {way_out}"
             )
+
+
+def save_rows(root: Path, data: Mapping[str, str]) -> None:
+    """Keep what the rows of a run are, by name, beside its checkpoints."""
+    write_aside(root / DATA_FILE, json.dumps(data, indent=1) + "\n")
 
 
 def _short(value: str) -> str:

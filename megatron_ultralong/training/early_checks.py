@@ -12,14 +12,17 @@ from typing import Generic, TypeVar
 from megatron_ultralong.checkpoint.disk.folder import resolve_readable
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, load_metadata
 from megatron_ultralong.config.plain_values import flat_fields
+from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.training import PretrainConfig, SftConfig, TrainingConfig
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest, load_chat_manifest
 from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
 from megatron_ultralong.data.rows.packed import PackedRows, rows_of
 from megatron_ultralong.data.rows.stored import ChatRows, chat_rows_of
 from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate, trained_template
+from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_ranges
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.required import check_required
 from megatron_ultralong.sequence.document_mask import DocumentMask
 from megatron_ultralong.training.earlier_start import check_save
@@ -85,17 +88,39 @@ def check_packed_run(config: PretrainConfig, num_ranks: int) -> PackedRun:
     train_rows = packed_rows(data, "train", manifest, vocab_size, document_mask)
     config = _with_row_length(config, train_rows.seq_length)
     config.check_run(source.model, source.rope_scaling, num_ranks)
-    check_tokenizer(config.data.data_path, config.load, source, manifest)
-    if config.data.document_mask == "block" and not manifest.separator_ids:
-        raise InputError(
-            f"document_mask 'block' needs a separator, but {data} was prepared without one: "
-            "its documents cannot be told apart; prepare it again with --separator"
-        )
+    check_packed_rows(data, config.load, source, manifest, document_mask)
     valid_rows = None
     if config.eval_interval:
         valid_rows = packed_rows(data, "valid", manifest, vocab_size, document_mask)
     _check_save(config, source, manifest, tuple(manifest.separator_ids))
     return EarlyRun(config, source, manifest, train_rows, valid_rows)
+
+
+def check_packed_rows(
+    folder: str | Path,
+    load: str,
+    source: CheckpointMetadata,
+    manifest: Manifest,
+    document_mask: DocumentMask,
+) -> None:
+    """Check what rows are to the model of a checkpoint, and whether they suit the mask.
+
+    Args:
+        folder: of the rows.
+        load: folder of the checkpoint.
+        source: what the checkpoint says of itself.
+        manifest: what the rows say of themselves.
+        document_mask: of the run.
+
+    Raises:
+        InputError: ids would mean other text, or documents cannot be told apart.
+    """
+    check_tokenizer(str(folder), load, source, manifest)
+    if document_mask == "block" and not manifest.separator_ids:
+        raise InputError(
+            f"document_mask 'block' needs a separator, but {folder} was prepared without one: "
+            "its documents cannot be told apart; prepare it again with --separator"
+        )
 
 
 def packed_rows(
@@ -144,15 +169,61 @@ def check_chat_run(config: SftConfig, num_ranks: int) -> ChatRun:
 
 def result_of(config: TrainingConfig, source: CheckpointMetadata) -> CheckpointMetadata:
     """What the run's checkpoints will say of themselves; its separators are those of ``source``."""
-    rope_scaling = config.rope.scaling(source.rope_scaling)
-    positions = config.rope.max_positions(source.model.max_position_embeddings, source.rope_scaling)
+    return extended(config.rope, source, config.data.seq_length)
+
+
+def extended(rope: RopeConfig, source: CheckpointMetadata, seq_length: int) -> CheckpointMetadata:
+    """What ``source`` is after a run, by whatever loop; its separators stay.
+
+    Args:
+        rope: of the run.
+        source: what the run starts from.
+        seq_length: tokens of its rows.
+    """
+    positions = rope.max_positions(source.model.max_position_embeddings, source.rope_scaling)
     result = dataclasses.replace(
         source,
         model=dataclasses.replace(source.model, max_position_embeddings=positions),
-        rope_scaling=rope_scaling,
-        angle_precision=config.rope.angle_precision,
+        rope_scaling=rope.scaling(source.rope_scaling),
+        angle_precision=rope.angle_precision,
     )
-    return result.after_training(source, config.data.seq_length)
+    return result.after_training(source, seq_length)
+
+
+def extension_notes(
+    rope: RopeConfig, source: CheckpointMetadata, result: CheckpointMetadata
+) -> tuple[str, ...]:
+    """The rotary embedding before and after, and what a user may not have meant, in lines."""
+    before, after = (
+        yarn.describe(one.rope_scaling, one.model.max_position_embeddings)
+        + ("" if one.angle_precision == "exact" else f", angles in {one.angle_precision}")
+        for one in (source, result)
+    )
+    untrained = result.untrained_positions
+    return (
+        f"rotary: {before} -> {after if after != before else 'the same'}",
+        *rope.warnings(source.model.max_position_embeddings, source.rope_scaling),
+        *((untrained,) if untrained else ()),
+    )
+
+
+def row_notes(taken: int, there: int) -> tuple[str, ...]:
+    """How often a run of ``taken`` rows uses each of those ``there``; nothing if once."""
+    if taken <= there:
+        return ()
+    whole, rest = divmod(taken, there)
+    return (f"rows: {counted(taken, 'row')} from {there:,}: {_uses(whole, rest)}",)
+
+
+def _uses(whole: int, rest: int) -> str:
+    """How often rows are used: all ``whole`` times, and ``rest`` of them once more."""
+    if not rest:
+        return f"each is used {_times(whole)}"
+    return f"{rest:,} of them are used {_times(whole + 1)}, the others {_times(whole)}"
+
+
+def _times(number: int) -> str:
+    return {1: "once", 2: "twice"}.get(number, f"{number:,} times")
 
 
 def _check_save(
@@ -187,12 +258,17 @@ def _with_row_length(config: Config, row_length: int) -> Config:
     """
     data = config.data
     length = data.seq_length or row_length
-    if length != row_length:
-        raise InputError(
-            f"seq_length ({length}) is not the length of the rows in {data.data_path} "
-            f"({row_length}): use --seq-length {row_length}, or prepare rows of {length}"
-        )
+    check_row_length(length, row_length, data.data_path)
     return dataclasses.replace(config, data=dataclasses.replace(data, seq_length=length))
+
+
+def check_row_length(asked: int, row_length: int, data_path: str) -> None:
+    """Raise InputError where the rows in ``data_path`` are not of the length asked for."""
+    if asked != row_length:
+        raise InputError(
+            f"seq_length ({asked}) is not the length of the rows in {data_path} "
+            f"({row_length}): use --seq-length {row_length}, or prepare rows of {asked}"
+        )
 
 
 def check_tokenizer(

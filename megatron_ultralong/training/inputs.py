@@ -14,7 +14,7 @@ from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate
 from megatron_ultralong.mcore import cpu, elementwise
 from megatron_ultralong.mcore.compat import check_layers
-from megatron_ultralong.model import shape, yarn
+from megatron_ultralong.model import shape
 from megatron_ultralong.plan import job, layer_memory
 from megatron_ultralong.program.available_memory import available_memory
 from megatron_ultralong.program.errors import InputError
@@ -51,33 +51,10 @@ class RunInputs:
     def notes(self) -> tuple[str, ...]:
         """The rotary embedding before and after, and what a user may not have meant, in lines."""
         taken, there = self.config.train_iters * self.config.global_batch_size, len(self.train_rows)
-        before, after = (
-            yarn.describe(one.rope_scaling, one.model.max_position_embeddings)
-            + ("" if one.angle_precision == "exact" else f", angles in {one.angle_precision}")
-            for one in (self.source, self.result)
+        return (
+            *early_checks.extension_notes(self.config.rope, self.source, self.result),
+            *early_checks.row_notes(taken, there),
         )
-        notes = (
-            f"rotary: {before} -> {after if after != before else 'the same'}",
-            *self.config.rope.warnings(
-                self.source.model.max_position_embeddings, self.source.rope_scaling
-            ),
-        )
-        if taken > there:
-            whole, rest = divmod(taken, there)
-            notes += (f"rows: {counted(taken, 'row')} from {there:,}: {_uses(whole, rest)}",)
-        untrained = self.result.untrained_positions
-        return (*notes, untrained) if untrained else notes
-
-
-def _uses(whole: int, rest: int) -> str:
-    """How often rows are used: all ``whole`` times, and ``rest`` of them once more."""
-    if not rest:
-        return f"each is used {_times(whole)}"
-    return f"{rest:,} of them are used {_times(whole + 1)}, the others {_times(whole)}"
-
-
-def _times(number: int) -> str:
-    return {1: "once", 2: "twice"}.get(number, f"{number:,} times")
 
 
 def check_attention(

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import io
 import re
 import shlex
-from dataclasses import dataclass
 
 from megatron_ultralong import cli
 from megatron_ultralong.config.recipes import PRETRAIN_RECIPES, SFT_RECIPES
+from megatron_ultralong.dropin.arguments import DropInConfig
 from tests.docs.blocks import ROOT
 
 FLAG = re.compile(r"--[a-z][a-z0-9_-]*[a-z0-9]")
 _ENDS = {"|", "||", "&&", ";", "&", ">", ">>", "2>", "<", "do", "done", "then", "fi", ")", "}"}
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Command:
     """One call of a program of this project: ``("convert import", ["--no-verify"])``."""
 
@@ -62,10 +63,15 @@ def _line_commands(words: list[str]) -> list[Command]:
             if word in _TOOLS and not (arguments and arguments[0].startswith("-")):
                 found.append(_verb_command([*_TOOLS[word], *rest]))
             else:
-                found.append(Command(word, _flags(rest)))
+                its = _flags(rest)
+                if word in _INSIDE_MEGATRON_LM:
+                    its = tuple(flag for flag in its if flag.startswith("--ultralong-"))
+                found.append(Command(word, its))
     return [command for command in found if command is not None]
 
 
+_INSIDE_MEGATRON_LM = {"examples/pretrain_gpt.py", "examples/pretrain_gpt_ultralong.py"}
+"""Their other flags are Megatron-LM's, which tests/dropin/test_page.py runs."""
 _TOOLS = {
     "tools/preprocess_data.py": ["prepare"],
     "tools/convert_checkpoint.py": ["convert"],
@@ -132,6 +138,9 @@ def _script_flags(script: str) -> frozenset[str]:
     """Strings that look like flags in the script, and in packages beside it that it imports."""
     path = ROOT / script
     assert path.is_file(), f"{script} does not exist"
+    if script in _INSIDE_MEGATRON_LM:
+        names = [field.name for field in dataclasses.fields(DropInConfig)]
+        return frozenset("--ultralong-" + name.replace("_", "-") for name in names)
     texts = [path.read_text(encoding="utf-8")]
     for package in set(re.findall(r"^from (\w+)", texts[0], flags=re.MULTILINE)):
         texts += [part.read_text(encoding="utf-8") for part in (path.parent / package).glob("*.py")]

@@ -111,6 +111,20 @@ def run(script: Path, words: list[str], output: Path) -> list[float]:
     return found
 
 
+def message(script: Path, words: list[str], folder: Path) -> str:
+    """Run on every rank: the message that a run ends with before it trains, and no trace."""
+    errors = folder / f"errors-{dist.get_rank()}"
+    with (
+        errors.open("w") as file,
+        contextlib.redirect_stderr(file),
+        pytest.raises(SystemExit) as end,
+    ):
+        run(script, words, folder / f"said-{dist.get_rank()}")
+    assert end.value.code == 2
+    assert "Traceback" not in errors.read_text()
+    return errors.read_text()
+
+
 @dataclasses.dataclass(frozen=True)
 class Tiny:
     """A run of Megatron-LM's own script over its own kind of data set."""

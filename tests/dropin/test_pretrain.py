@@ -63,7 +63,7 @@ def own(layout: tuple[int, int], base: Path, folder: Path, described: bool) -> l
         os.environ["OWN_SCRIPT_DESCRIBES_MODEL"] = "1"
     config = PretrainConfig(
         load=str(base),
-        train_iters=3,
+        train_iters=8,
         global_batch_size=2,
         optimizer=OptimizerConfig(lr=1e-3),
         rope=RopeConfig(
@@ -79,8 +79,8 @@ def own(layout: tuple[int, int], base: Path, folder: Path, described: bool) -> l
 
 def test_a_script_of_ones_own_needs_no_edit(tiny: Path, tmp_path: Path) -> None:
     [expected] = run_on_ranks(1, own, (1, 1), tiny / "base", tmp_path, False)
-    assert len(expected) == 3
-    assert expected[-1] < expected[0]
+    assert len(expected) == 8
+    assert max(expected[-3:]) < min(expected[:3])  # rows differ, and so do losses of neighbours
     shapes = {False}
     if "model_provider" not in inspect.signature(theirs_pretrain()).parameters or (
         inspect.signature(theirs_pretrain()).parameters["model_provider"].default is None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tools.dropin_flags import compare, data, runs, variants
 
-OWN_SCRIPT = Path(__file__).parent / "pretrain_gpt.py"
+OWN_SCRIPT = Path(__file__).parents[2] / "examples" / "pretrain_gpt.py"
 
 
 class Enumeration:

@@ -1,7 +1,6 @@
 """The folder of a run: its configuration, its metadata, and the checkpoint it continues from."""
 
 import contextlib
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +23,13 @@ from megatron_ultralong.program.rank_values import every_rank, from_main_rank
 from megatron_ultralong.program.ranks import is_main_rank, number_of
 from megatron_ultralong.program.refused_file import FailingDiskError
 from megatron_ultralong.training.config_file import CONFIG_FILE, save_config
-from megatron_ultralong.training.earlier_start import DATA_FILE, changes, check_nobodys, check_save
+from megatron_ultralong.training.earlier_start import (
+    DATA_FILE,
+    changes,
+    check_nobodys,
+    check_save,
+    save_rows,
+)
 
 STATUS_FILE = "exit_status"
 TAKEN_OVER = 73
@@ -181,7 +186,7 @@ class RunFolder:
         if not (root / CONFIG_FILE).is_file():
             save_config(root / CONFIG_FILE, self._config)
         if not (root / DATA_FILE).is_file():
-            write_aside(root / DATA_FILE, json.dumps(self._data, indent=1) + "\n")
+            save_rows(root, self._data)
         source = root / metadata.SOURCE_FOLDER
         if not (root / metadata.FILE_NAME).is_file():
             metadata.save_metadata(root, self._metadata)

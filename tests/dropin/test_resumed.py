@@ -1,0 +1,69 @@
+"""A run of Megatron-LM over rows, resumed with other rows than it began with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from megatron_ultralong.config.training import PretrainConfig
+from tests.dropin.megatron_lm import EXAMPLE, flags, message, needs_megatron_lm, run
+from tests.ranks import run_on_ranks
+from tests.training.conftest import MakeConfig
+
+needs_megatron_lm()
+
+
+def trained(config: PretrainConfig, folder: Path, *more: str) -> list[float]:
+    """Run on every rank: losses."""
+    return run(EXAMPLE, [*flags(config), *more], folder / f"said-{dist.get_rank()}")
+
+
+def refused(lines: list[list[str]], folder: Path) -> list[str]:
+    """Run on a rank, one after the other: messages."""
+    return [message(EXAMPLE, line, folder) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def begun(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> PretrainConfig:
+    """Two of four iterations, to be continued."""
+    folder = tmp_path_factory.mktemp("begun")
+    config = make_config(folder / "run", (1, 1), train_iters=4)
+    run_on_ranks(1, trained, config, folder, "--exit-interval", "2")
+    return dataclasses.replace(config, load=str(folder / "run"), save="")
+
+
+OTHER = {
+    "seed": (("--seed", "7"), "--seed is 7, and the run in"),
+    "mask": (("--ultralong-document-mask", "block"), "--ultralong-document-mask is block, and the"),
+    "rows": (("--ultralong-data-path", "OTHER"), "is over other rows: data manifest.seed was"),
+    "data": (("--ultralong-data-path", ""), "and this one over data of Megatron-LM's own"),
+    "context": (
+        ("--ultralong-original-max-position-embeddings", "32"),
+        "--ultralong-rope-scaling asks for",
+    ),
+    "save": (("--ultralong-data-path", "OTHER", "--finetune", "--save", "RUN"), "holds a run over"),
+}
+
+
+@pytest.mark.parametrize("what", OTHER)
+def test_other_rows_are_refused(begun: PretrainConfig, tmp_path: Path, what: str) -> None:
+    shutil.copytree(begun.data.data_path, tmp_path / "rows")
+    path = tmp_path / "rows" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "seed": 4711}))
+    words, said = OTHER[what]
+    places = {"OTHER": str(tmp_path / "rows"), "RUN": begun.load}
+    words = tuple(places.get(word, word) for word in words)
+    more = ("--save-interval", "4") if what == "save" else ()
+    [found] = run_on_ranks(1, refused, [[*flags(begun), *words, *more]], tmp_path)[0]
+    assert said in found
+    assert ("--finetune" in found) is (what != "save")
+
+
+def test_a_resume_need_not_say_the_context_again(begun: PretrainConfig, tmp_path: Path) -> None:
+    name = "--ultralong-original-max-position-embeddings"
+    assert len(run_on_ranks(1, trained, begun, tmp_path, name, "0")[0]) == 2
