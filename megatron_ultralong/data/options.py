@@ -51,7 +51,8 @@ class PrepareConfig:
     seed: Annotated[int, Range(0, UINT32)] = 1234
     """Seed of split, sample and order, which are hashes of the documents."""
     max_tokens: Annotated[int | None, Range(1, INT64), TOKENS] = None
-    """Largest number of tokens of the training split, to 1 in 1,000; sources keep their shares."""
+    """Largest number of tokens of the training split, to 1 in 1,000; sources keep their shares.
+    valid and test do not depend on it."""
     workers: Annotated[int, Range(1, 1024, rule="1 is this process alone")] = 1
     """Processes that read and tokenize; the output does not depend on it."""
     tokenizer_engine: TokenizerEngine = "auto"

@@ -254,27 +254,37 @@ def _plans(
             copies = np.where(selection.splits == name, selection.copies, 0)
             order = mixed_order(copies, store.ids, config.seed)
             plan = plan_rows(order, lengths, separator_width, config.seq_length, config.packing)
-            _require_one_row(config, name, plan, int(lengths[plan.kept].sum()) if plan.kept else 0)
+            if not plan.rows:
+                kept = int(lengths[plan.kept].sum()) if plan.kept else 0
+                raise _under_one_row(
+                    config, name, kept, int(lengths[selection.splits == name].sum())
+                )
             plans[name] = plan
     return plans
 
 
-def _require_one_row(config: PrepareConfig, split: str, plan: RowPlan, num_tokens: int) -> None:
-    if not plan.rows:
-        held_out = "valid" if split == "train" else split
-        fraction = f"--{held_out}-fraction ({getattr(config, f'{held_out}_fraction')})"
-        ways = [f"lower {fraction}"] if split == "train" else [f"raise {fraction}", "set it to 0"]
-        ways += ["add documents", "shorten --seq-length"]
-        name, edges = config.sampling.name, config.sampling.edges
+def _under_one_row(
+    config: PrepareConfig, split: str, num_tokens: int, num_before: int
+) -> InputError:
+    """Of a split without a row: its tokens after sampling and before, and what gives it more."""
+    is_train, ways = split == "train", []
+    if num_before >= config.seq_length:  # sampling has taken the row
+        name, (short, _) = config.sampling.name, config.sampling.edges
+        if is_train and config.max_tokens is not None:
+            ways.append(f"raise --max-tokens ({config.max_tokens})")
         if name != "none":
             ways.append(
                 f"sample less strictly with --length-sampling none (now {name}: few documents "
-                f"under {edges[0]} tokens)"
+                f"under {short} tokens)"
             )
-        raise InputError(
-            f"split {split!r} has {num_tokens} tokens after sampling, under one row of seq_length "
-            f"({config.seq_length}): {', '.join(ways[:-1])}, or {ways[-1]}"
-        )
+    held_out = "valid" if is_train else split
+    fraction = f"--{held_out}-fraction ({getattr(config, f'{held_out}_fraction')})"
+    ways += [f"lower {fraction}"] if is_train else [f"raise {fraction}", "set it to 0"]
+    ways += ["add documents", "shorten --seq-length"]
+    return InputError(
+        f"split {split!r} has {num_tokens} tokens after sampling ({num_before} before), under one "
+        f"row of seq_length ({config.seq_length}): {', '.join(ways[:-1])}, or {ways[-1]}"
+    )
 
 
 def _say(line: str) -> None:
