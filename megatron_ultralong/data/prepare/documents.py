@@ -25,7 +25,7 @@ from megatron_ultralong.data.prepare.report import (
     print_summary,
 )
 from megatron_ultralong.data.prepare.selection import Selection, select_documents, source_shares
-from megatron_ultralong.data.read.reading import find_documents
+from megatron_ultralong.data.read.reading import DocumentReader, find_documents
 from megatron_ultralong.data.read.sources import (
     FilePart,
     FoundFiles,
@@ -117,6 +117,8 @@ def _plan(config: PrepareConfig, sources: tuple[Source, ...]) -> _Plan:
     chosen = engines.choose_tokenizer(config.tokenizer, config.tokenizer_engine)
     separator = separator_ids(chosen.tokenizer, config.separator)
     found = [find_documents(source, config.reading) for source in sources]
+    for its in found:
+        DocumentReader(its.source, config.reading, its.files).check_first_records()
     shards = plan_shards(found)
     if config.sampling.name != "none":
         short, _, long = config.sampling.bin_names()
