@@ -32,6 +32,11 @@ class PrepareConfig:
     """New or empty folder to write."""
     seq_length: Annotated[int, Range(2, rule="a token, and its label"), LENGTH]
     """Tokens per row."""
+    text_key: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="[NAME=]KEY")
+    ] = ()
+    """Key (JSON) or column (parquet) of the text, of all sources or of the source NAME; a.b is key
+    b inside a. Repeatable. Default: text."""
     separator: str = "<s>"
     """Text between documents, encoded alone. eos: the tokenizer's EOS. none: nothing."""
     separator_in_text: SeparatorInText = "keep"

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from megatron_ultralong.data.read.sources import (
     Source,
     parse_sources,
     warn_of_output,
+    with_text_keys,
 )
 from megatron_ultralong.data.rows import manifest as manifests
 from megatron_ultralong.data.rows.indexed import token_dtype
@@ -86,7 +88,7 @@ def prepare(config: PrepareConfig) -> Manifest:
         tokenizer = engines.open_reference(config.output / manifests.TOKENIZER_FOLDER)
         inspect_rows(config.output, manifest, tokenizer)
         return manifest
-    sources = parse_sources(config.source)
+    sources = with_text_keys(parse_sources(config.source), config.text_key)
     check_output(config.output)
     warn_of_output(sources, config.output)
     plan = _plan(config, sources)
@@ -191,12 +193,21 @@ def _key(config: PrepareConfig, plan: _Plan) -> dict[str, Any]:
     tokenizer = plan.chosen.tokenizer
     return {
         **key,
+        "text_key": _text_keys([found.source for found in plan.found]),
         **dataclasses.asdict(config.reading),
         "tokenizer": tokenizer.sha256,
         "engine": [config.tokenizer_engine, tokenizer.engine],
         "separator": [plan.separator, config.separator_in_text == "split"],
         "versions": engines.versions(*PACKAGES, tokenizer.engine),
     }
+
+
+def _text_keys(sources: Sequence[Source]) -> str:
+    """The key of all sources, or of each: ``a=text, b=content``."""
+    keys = {source.text_key for source in sources}
+    if len(keys) == 1:
+        return keys.pop()
+    return ", ".join(dict.fromkeys(f"{source.name}={source.text_key}" for source in sources))
 
 
 def _file_key(part: FilePart) -> list[Any]:

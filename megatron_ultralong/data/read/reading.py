@@ -152,7 +152,7 @@ class DocumentReader(_SourceReader):
         super().__init__(source, options, parts)
         self.options = options
         self.num_documents = self.num_empty = self.num_bad = 0
-        keys = [options.text_key] + ([options.source_key] if options.source_key else [])
+        keys = [source.text_key] + ([options.source_key] if options.source_key else [])
         self.columns = tuple(dict.fromkeys(k for key in keys for k in (key, key.partition(".")[0])))
 
     def __iter__(self) -> Iterator[Document]:
@@ -176,7 +176,7 @@ class DocumentReader(_SourceReader):
 
     def _text_and_name(self, record: Record) -> tuple[Any, Any]:
         """A record's text and the name of its source; not texts where it is bad."""
-        text, name = _value(record.fields, self.options.text_key), self.source.name
+        text, name = _value(record.fields, self.source.text_key), self.source.name
         if self.options.source_key and not record.is_text_file:
             name = _value(record.fields, self.options.source_key)
         return text, name
@@ -186,8 +186,8 @@ class DocumentReader(_SourceReader):
             return record.error
         options, (text, name) = self.options, self._text_and_name(record)
         wanted = (
-            ("--text-key", options.text_key, text),
-            ("--source-key", options.source_key, name),
+            (f"--text-key {self.source.name}=", self.source.text_key, text),
+            ("--source-key ", options.source_key, name),
         )
         for flag, key, value in wanted:
             if not isinstance(value, str):
@@ -200,13 +200,13 @@ class DocumentReader(_SourceReader):
 
 
 def _key_error(flag: str, key: str, value: object, keys: Sequence[str]) -> str:
-    """What is said of a key under which there is no text."""
+    """What is said of a key under which there is no text; ``flag`` begins the one that names it."""
     found = ", ".join(keys)[:300] or "none"
     kind = "no value" if value is None else named(type(value).__name__)
     near = nearest(key, keys)
-    hint = f"; perhaps you meant {flag} {near}" if near and near != key else ""
+    hint = f"; perhaps you meant {flag}{near}" if near and near != key else ""
     if not hint and key not in keys:
-        hint = f"; {flag} names another"
+        hint = f"; {flag}KEY names another"
     if key not in keys and {"messages", "conversations"} & {*keys}:
         hint = "; conversations are packed by `ultralong prepare chat`"
     return f"key {key!r} has {kind}, where a text belongs (keys here: {found}){hint}"
