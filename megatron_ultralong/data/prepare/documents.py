@@ -7,12 +7,10 @@ give equal bytes, with any number of workers, and after any number of interrupti
 """
 
 import dataclasses
-import hashlib
-import json
+import functools
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,9 +24,9 @@ from megatron_ultralong.data.prepare.report import (
     print_summary,
 )
 from megatron_ultralong.data.prepare.selection import Selection, select_documents, source_shares
+from megatron_ultralong.data.prepare.shard_key import PACKAGES, in_words, shard_key
 from megatron_ultralong.data.read.reading import DocumentReader, find_documents
 from megatron_ultralong.data.read.sources import (
-    FilePart,
     FoundFiles,
     Source,
     parse_sources,
@@ -56,10 +54,6 @@ from megatron_ultralong.data.tokenize.tokenising import (
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.output import OutputFolder, check_output, output_folder
 from megatron_ultralong.program.progress import progress
-from megatron_ultralong.program.quantity import counted
-
-PACKAGES = ("numpy", "pyarrow", "tokenizers", "gigatoken")
-"""That ids and rows depend on."""
 
 
 class _Plan(NamedTuple):
@@ -92,7 +86,10 @@ def prepare(config: PrepareConfig) -> Manifest:
     check_output(config.output)
     warn_of_output(sources, config.output)
     plan = _plan(config, sources)
-    with output_folder(config.output, "prepare", _key(config, plan)) as work:
+    tokenizer = plan.chosen.tokenizer
+    key = shard_key(config, plan.found, plan.shards, tokenizer, plan.separator)
+    words = functools.partial(in_words, tokenizer)
+    with output_folder(config.output, "prepare", key, words=words) as work:
         plan, store = _tokenise(config, plan, work)
         work.result = work.new_folder("rows")
         try:
@@ -171,50 +168,10 @@ def _tokenise_with(
         folder=folder,
     )
     num_bytes = sum(shard.num_bytes for shard in plan.shards)
-    with progress("Tokenizing", num_bytes, "B") as bar:
+    before = sum(shard.num_bytes for shard in plan.shards if job.is_done(shard))
+    with progress("Tokenizing", num_bytes, "B", before=before) as bar:
         tokenise_shards(plan.shards, job, tokenizer, config.workers, bar.advance)
     return folder
-
-
-def _key(config: PrepareConfig, plan: _Plan) -> dict[str, Any]:
-    """All that the shards depend on; files of a source by their number, bytes and a hash."""
-    key: dict[str, Any] = {}
-    for index, source in enumerate(found.source for found in plan.found):
-        shards = [shard for shard in plan.shards if shard.input == index]
-        parts = [part for shard in shards for part in shard.parts]
-        cuts = [[len(s.parts), s.parts[0].start, s.num_bytes] for s in shards]
-        text = json.dumps([cuts, [_file_key(part) for part in parts]])
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        num_files, num_bytes = len({part.path for part in parts}), sum(s.num_bytes for s in shards)
-        key[f"source {index + 1}"] = (
-            f"{source.name}={source.pattern}: {counted(num_files, 'file')} of {num_bytes:,} "
-            f"bytes ({digest})"
-        )
-    tokenizer = plan.chosen.tokenizer
-    return {
-        **key,
-        "text_key": _text_keys([found.source for found in plan.found]),
-        **dataclasses.asdict(config.reading),
-        "tokenizer": tokenizer.sha256,
-        "engine": [config.tokenizer_engine, tokenizer.engine],
-        "separator": [plan.separator, config.separator_in_text == "split"],
-        "versions": engines.versions(*PACKAGES, tokenizer.engine),
-    }
-
-
-def _text_keys(sources: Sequence[Source]) -> str:
-    """The key of all sources, or of each: ``a=text, b=content``."""
-    keys = {source.text_key for source in sources}
-    if len(keys) == 1:
-        return keys.pop()
-    return ", ".join(dict.fromkeys(f"{source.name}={source.text_key}" for source in sources))
-
-
-def _file_key(part: FilePart) -> list[Any]:
-    """What tells a file from an earlier one of its name; of a link to nothing there is no more."""
-    status = part.path.stat() if part.path.exists() else None
-    known = [status.st_size, status.st_mtime_ns] if status else []
-    return [str(part.path), part.file_format, part.problem, *known]
 
 
 def _write_rows(config: PrepareConfig, plan: _Plan, store: DocumentStore, folder: Path) -> Manifest:
