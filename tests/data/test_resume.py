@@ -300,7 +300,7 @@ def test_the_rate_is_of_what_is_done_now(
     found = re.search(r"\(([\d.]+) (k|M)B/.*\), ([\d.]+) (k|M)?B/s", last[-1])
     assert found is not None, last
     total, rate = (float(found[i]) * {"k": 1e3, "M": 1e6}[found[i + 1]] for i in (1, 3))
-    # 11 of some 30 shards were there: what is counted beside them took those seconds at most
+    # 11 of about 30 shards were there: what is counted beside them took those seconds at most
     assert rate < total / (number[0] - 12) / 0.05
     assert rate * seconds > 0.2 * total
 

@@ -165,7 +165,7 @@ def limited_weights(
     """The weights, scaled down alike until the training split has ``max_tokens``.
 
     Args:
-        weights: of :func:`document_weights`, shape [num_documents]; so are the next two.
+        weights: of :func:`document_weights`, shape [num_documents]; the next two too.
         lengths: tokens of every document.
         in_training: whether it is in the training split.
         max_tokens: tokens of the training split at most; None: no limit.
