@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -204,10 +205,14 @@ def _is_hugging_face(name: str) -> bool:
     return is_there and not (folder / FILE_NAME).is_file()
 
 
+_CARDS = re.compile(r"[1-5]0[5-9]0|[2-6][05]00")
+"""Numbers by which GeForce (``4090``) and workstation cards (``6000``) are known."""
+
+
 def _check_gpu_name(words: Sequence[str]) -> None:
-    """Raise InputError for ``--gpu 8``, which means their number."""
+    """Raise InputError for ``--gpu 8``, which means their number; ``4090`` is a card."""
     for flag, value in itertools.pairwise(one for word in words for one in word.split("=", 1)):
-        if flag == "--gpu" and value.isdecimal():
+        if flag == "--gpu" and value.isdecimal() and not _CARDS.fullmatch(value):
             raise InputError(
                 f"--gpu {value}: that is no GPU's name; their number is --gpus {value}, names are "
                 f"{', '.join(HARDWARE)}"
