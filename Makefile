@@ -36,7 +36,7 @@ MATRIX_PYTHON ?=
 # Pythons that make wheel tries; empty: all.
 WHEEL_PYTHON ?=
 
-.PHONY: help install dev harness wheel width picture quick test test-all test-gpu test-faults test-families test-slurm test-matrix lint docs format demo own-model mock smollm2 bench bench-plan clean engines
+.PHONY: asked-PYTHON asked-TORCH_INDEX help install dev harness wheel width picture quick test test-all test-gpu test-faults test-families test-slurm test-matrix lint docs format demo own-model mock smollm2 bench bench-plan clean engines
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -59,7 +59,30 @@ $(VENV)/installed: setup.py requirements/constraints.txt requirements/build.txt 
 	$(PIP) --no-deps --no-build-isolation --editable .
 	$(COMPILE)
 	$(BIN)/python -m pip check
+	echo '$(TORCH_INDEX)' >$(VENV)/torch_index
 	touch $@
+
+# Nothing in $(VENV) is replaced by what a command line asks for: it is compared with what is there.
+ASKED := $(foreach name,PYTHON TORCH_INDEX,$(if $(filter command,$(origin $(name))),$(name)))
+ifneq ($(ASKED),)
+$(VENV)/installed: | $(addprefix asked-,$(ASKED))
+endif
+ANOTHER = remove it (rm -r $(VENV)), or name another one with VENV=
+
+asked-PYTHON:
+	@[ -x $(BIN)/python ] || exit 0; \
+	print='import platform, sys; print(platform.python_version(), "in", sys.base_prefix)'; \
+	has=$$($(BIN)/python -c "$$print" 2>/dev/null) || has='one that does not start'; \
+	asked=$$($(PYTHON) -c "$$print" 2>/dev/null) || asked='none that starts'; \
+	name=.venv$$($(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])' 2>/dev/null); \
+	[ "$$has" = "$$asked" ] || \
+	    { echo "$(VENV) is Python $$has, PYTHON=$(PYTHON) is $$asked: $(ANOTHER)$$name" >&2; exit 2; }
+
+asked-TORCH_INDEX:
+	@[ -f $(VENV)/torch_index ] || exit 0; \
+	has=$$(cat $(VENV)/torch_index); asked='$(TORCH_INDEX)'; \
+	[ "$$has" = "$$asked" ] || \
+	    { echo "$(VENV) has torch of $${has:-pip's own index}, TORCH_INDEX is $${asked:-pip's own}: $(ANOTHER).venv-torch" >&2; exit 2; }
 
 $(VENV)/developing: $(VENV)/installed requirements/dev.txt
 	$(PIP) $(LOCKED) requirements/dev.txt

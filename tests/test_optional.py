@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,14 @@ import pytest
 from packaging.requirements import Requirement
 
 from megatron_ultralong import cli
-from megatron_ultralong.program.optional import REQUIREMENTS, optional_package
+from megatron_ultralong.program import optional
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.optional import (
+    REQUIREMENTS,
+    check_optional_package,
+    optional_package,
+)
+from tests.evaluation.harness_process import SITES
 from tests.models import write_llama
 from tests.test_requirements import required
 from tests.test_wheel import imported
@@ -33,9 +42,10 @@ def test_nothing_imports_them_but_the_door() -> None:
 
 
 @pytest.fixture
-def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_extras(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An environment that has the wheel and what it requires alone."""
     find = importlib.util.find_spec
+    monkeypatch.setattr(optional, "HARNESS", tmp_path / "harness")
 
     def found(name: str, package: str | None = None) -> Any:
         return None if name.split(".")[0] in REQUIREMENTS else find(name, package)
@@ -48,6 +58,38 @@ def without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_message_has_the_command_that_installs_it(module: str) -> None:
     with pytest.raises(Exception, match=r"--some: this needs .* pip install '.*', or leave it out"):
         optional_package(module, "--some", "leave it out")
+
+
+@pytest.mark.usefixtures("without_extras")
+def test_what_make_harness_has_made_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = optional.HARNESS
+    said = "this needs .*lm_eval.*: `make harness` in the clone, or pip install 'lm_eval"
+    packages = harness / f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    (packages / "lm_eval").mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(InputError, match=said):
+        check_optional_package("lm_eval.tasks", "x")  # `make harness` was interrupted
+    (harness / "installed").touch()
+    for module in ("datasets", "transformers"):
+        with pytest.raises(InputError, match="which is not installed"):
+            check_optional_package(module, "x")
+    assert str(packages) not in sys.path
+    (packages / "lm_eval" / "__init__.py").touch()
+    check_optional_package("lm_eval.tasks", "x")
+    assert sys.path[-1] == str(packages)
+
+
+@pytest.mark.skipif(not SITES, reason="there is no .venv/harness: make harness")
+def test_the_harness_beside_this_environment_is_found() -> None:
+    program = (
+        "from megatron_ultralong.program.optional import optional_package\n"
+        "print(optional_package('lm_eval', 'x').__file__)"
+    )
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout.startswith(SITES[0])
 
 
 @pytest.mark.usefixtures("without_extras")

@@ -88,6 +88,7 @@ def test_an_owner_elsewhere_that_gives_a_sign_is_named_and_nothing_is_written(
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     write_owner(tmp_path, host="node7", place="another kernel", pid=2**40, job=job)
     before = {name: content for name, (_, content) in everything(tmp_path).items()}
+    check_not_owned(tmp_path, "--save", is_patient=False)  # at once: nothing is known yet
     beat_while_others_sleep(tmp_path, monkeypatch)
     for refused in (own, check):
         with pytest.raises(InputError, match=rf"is in use by .* {2**40} on node7(, {job})?, since"):

@@ -58,6 +58,35 @@ from tests.edges import flags, parse, parsed_class, with_needed
             "--gpu 8: that is no GPU's name; their number is --gpus",
         ),
         (("plan", "demo-cpu", "--gpu=8"), "their number is --gpus 8"),
+        *(
+            (("plan", "demo-cpu", "--gpus", "2", "--gpu", card), "describe another one in a YAML")
+            for card in ("4090", "5090", "2080", "3060", "6000", "4500", "rtx4090", "l40s")
+        ),
+        *(
+            (("plan", "demo-cpu", "--gpu", count), f"their number is --gpus {count}")
+            for count in ("1", "16", "100", "256", "1024", "2048", "4096")
+        ),
+        *(
+            (
+                (
+                    *[
+                        "prepare",
+                        "chat",
+                        "--source",
+                        "a=b",
+                        "--tokenizer",
+                        "t",
+                        "--output",
+                        "o",
+                        "--chat-template",
+                    ],
+                    it,
+                ),
+                "perhaps you meant 'qwen2.5'; known: llama3.1, llama3, plain, qwen2.5, qwen3; "
+                "ChatML's turns are qwen2.5's, for a tokenizer that has <|im_start|>",
+            )
+            for it in ("chatml", "ChatML", "qwen")
+        ),
         (
             ("--load", "my base", "pretrain", "small"),
             "--load stands before the verb, which comes first: write `ultralong pretrain small "

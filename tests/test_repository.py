@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,13 +61,70 @@ def test_make_install_ends_with_what_comes_next(tmp_path: Path) -> None:
     assert line not in make(tmp_path, "bench", "--dry-run").stdout
 
 
+REQUIREMENTS = ("constraints", "build", "lock", "dev", "harness")
+
+
+def pretend(folder: Path, version: str, base: str = "/opt") -> str:
+    """A Python of this version, as far as `make` asks it: it runs those two lines."""
+    (folder / "bin").mkdir(parents=True, exist_ok=True)
+    major, minor, _ = version.split(".")
+    (folder / "bin" / "python").write_text(
+        "#!/bin/sh\n"
+        f'case "$2" in *platform*) echo "{version} in {base}";; *) echo {major}{minor};; esac\n'
+    )
+    (folder / "bin" / "python").chmod(0o755)
+    return str(folder / "bin" / "python")
+
+
+@pytest.mark.parametrize("target", ["install", "dev", "harness"])
+def test_what_is_asked_for_is_compared_with_what_is_there(tmp_path: Path, target: str) -> None:
+    """Of the same Python, another version, one elsewhere; of torch's index; not of variables."""
+    pretend(tmp_path / ".venv", "3.11.7")
+    make(tmp_path, "--dry-run", "install")
+    (tmp_path / ".venv" / "harness").mkdir()
+    for name in ("installed", "developing", "harness/installed"):
+        (tmp_path / ".venv" / name).touch()
+    same, other = pretend(tmp_path / "a", "3.11.7"), pretend(tmp_path / "b", "3.12.1")
+    elsewhere = pretend(tmp_path / "c", "3.11.7", "/usr")
+    assert make(tmp_path, target, f"PYTHON={same}").returncode == 0
+    for python, what, name in (
+        (other, "3.12.1 in /opt", ".venv312"),
+        (elsewhere, "3.11.7 in /usr", ".venv311"),
+        ("nosuch9", "none that starts", ".venv"),
+    ):
+        done = make(tmp_path, target, f"PYTHON={python}")
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[0] == (
+            f".venv is Python 3.11.7 in /opt, PYTHON={python} is {what}: remove it (rm -r .venv), "
+            f"or name another one with VENV={name}"
+        )
+    cpu = "https://download.pytorch.org/whl/cpu"
+    assert make(tmp_path, target, f"TORCH_INDEX={cpu}").returncode == 0  # not known: an older one
+    (tmp_path / ".venv" / "torch_index").write_text(f"{cpu}\n")
+    assert make(tmp_path, target, f"TORCH_INDEX={cpu}").returncode == 0
+    for index, what in (("https://x/cu130", "https://x/cu130"), ("", "pip's own")):
+        done = make(tmp_path, target, f"TORCH_INDEX={index}")
+        assert done.returncode == 2
+        said = f".venv has torch of {cpu}, TORCH_INDEX is {what}: remove it (rm -r .venv), or name"
+        assert done.stderr.startswith(said)
+    assert make(tmp_path, target).returncode == 0
+
+
+def test_the_real_python_of_an_environment_is_its_own(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / ".venv"], check=True)
+    (tmp_path / ".venv" / "installed").touch()
+    make(tmp_path, "--dry-run", "install")
+    (tmp_path / ".venv" / "installed").touch()
+    for python in (sys.executable, tmp_path / ".venv" / "bin" / "python"):
+        assert make(tmp_path, "install", f"PYTHON={python}").returncode == 0
+
+
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """The Makefile's rules in a folder of their own."""
-    (folder / "setup.py").touch()
     (folder / "requirements").mkdir(exist_ok=True)
-    for name in ("constraints", "build", "lock"):
-        if not (path := folder / "requirements" / f"{name}.txt").exists():
-            path.touch()
+    for name in ("setup.py", *(f"requirements/{n}.txt" for n in REQUIREMENTS)):
+        if not (folder / name).exists():
+            (folder / name).touch()
     return subprocess.run(
         ["make", "--no-print-directory", "--file", str(ROOT / "Makefile"), *words],
         cwd=folder,

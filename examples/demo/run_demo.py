@@ -6,13 +6,15 @@
     python examples/demo/run_demo.py --output demo-output
 
 Every step is a command of ``ultralong``, printed before it runs; two gloo ranks with CP = 2 train
-and evaluate. At the end stand a table and ``OUTPUT/report/index.html``.
+and evaluate. At the end stand a table and ``OUTPUT/report/index.html``. The same command continues
+a demo that was interrupted: finished steps stand in ``OUTPUT/steps.json``, and each verb resumes.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import platform
 import shlex
@@ -27,11 +29,14 @@ import psutil
 from conversations import write_conversations
 from verdicts import Bounds, chat_checks, loss_checks, memory_check, passkey_checks
 
+from megatron_ultralong import __version__
 from megatron_ultralong.config.recipes import demo_cpu, demo_sft_cpu
 from megatron_ultralong.evaluation.report.page import print_report, write_report
 from megatron_ultralong.evaluation.report.report import Check, Report, gather_report
 from megatron_ultralong.evaluation.results.file import read_result, read_results
+from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.output import check_output
 
 BASE = shlex.quote(str(Path(__file__).parent / "base"))
@@ -47,19 +52,70 @@ PACKAGES = ("numpy", "rich", "huggingface_hub")
 """Installed packages whose source files are the second source of the corpus."""
 
 
-class Steps:
-    """Runs commands, keeps their wall times and the greatest memory of all their processes."""
+STEPS_FILE = "steps.json"
 
-    def __init__(self) -> None:
+
+class Steps:
+    """Runs commands, keeps their wall times and the greatest memory of all their processes.
+
+    What an earlier process of the same demo has finished in ``output`` is not run again.
+
+    Raises:
+        InputError: the folder holds something else, or a whole demo.
+    """
+
+    def __init__(self, output: Path) -> None:
         self.wall_times: dict[str, float] = {}
         self.peak_memory = 0
+        self._file = output / STEPS_FILE
+        self._done: dict[str, list[str]] = {}
+        """Names of finished steps, and their words."""
+        way_out = f"`rm -r {shlex.quote(str(output))}` begins again"
+        if not self._file.is_file() or (output / "report").exists():
+            try:
+                check_output(output)
+            except InputError as error:
+                raise InputError(f"{error}; {way_out}") from error
+            output.mkdir(parents=True, exist_ok=True)
+            self._note()
+            return
+        found = read_json(self._file, hint=way_out)
+        if found.get("version") != __version__:
+            raise InputError(f"{self._file} is of another version of this project: {way_out}")
+        self.wall_times, self._done = found["wall_times"], found["done"]
+        self.peak_memory = found["peak_memory"]
+        if self._done:
+            print(f"{output} has {len(self._done)} finished steps: the demo continues behind them")
+
+    def _is_done(self, name: str, words: list[str]) -> bool:
+        """Whether the step is finished.
+
+        Raises:
+            InputError: it is, by another command.
+        """
+        if name in self._done and self._done[name] != words:
+            raise InputError(
+                f"{self._file}: the step {name!r} was run by another command: "
+                f"`rm -r {shlex.quote(str(self._file.parent))}` begins again"
+            )
+        return name in self._done
+
+    def _note(self, name: str = "", words: Sequence[str] = (), seconds: float = 0.0) -> None:
+        if name:
+            self.wall_times[name], self._done[name] = seconds, list(words)
+        state = {"wall_times": self.wall_times, "done": self._done}
+        state |= {"peak_memory": self.peak_memory, "version": __version__}
+        write_aside(self._file, json.dumps(state, indent=1) + "\n")
 
     def write(self, name: str, function: Callable[..., int], *arguments: Path) -> None:
         """Run ``function(*arguments)``, which writes the last argument and returns a count."""
+        words = list(map(str, arguments))
+        if self._is_done(name, words):
+            return
         print(f"\n[{name}]", flush=True)
         start = time.monotonic()
         count = function(*arguments)
-        self.wall_times[name] = time.monotonic() - start
+        self._note(name, words, time.monotonic() - start)
         print(f"{count:,} written: {arguments[-1]}")
 
     def run(
@@ -67,6 +123,8 @@ class Steps:
     ) -> None:
         """Run ``ultralong ARGUMENTS``; a step that fails ends the demo with its exit status."""
         words = [*shlex.split(arguments), *extra]
+        if self._is_done(name, words):
+            return
         command, shown = [sys.executable, "-m"], ["ultralong", *words]
         if num_ranks > 1:
             torchrun = ["--standalone", "--nproc-per-node", str(num_ranks), "-m"]
@@ -81,9 +139,9 @@ class Steps:
         while process.poll() is None:
             self.peak_memory = max(self.peak_memory, _memory(watched))
             time.sleep(0.2)
-        self.wall_times[name] = time.monotonic() - start
         if process.returncode:
             sys.exit(process.returncode)
+        self._note(name, words, time.monotonic() - start)
 
 
 def _memory(process: psutil.Process) -> int:
@@ -111,7 +169,11 @@ def corpus() -> list[str]:
 
 
 def run_steps(output: Path) -> Steps:
-    """All steps, from documents to figures."""
+    """All steps, from documents to figures.
+
+    Raises:
+        InputError: see :class:`Steps`.
+    """
     rows, before, after, exported, chats, tuned = (
         shlex.quote(str(output / name))
         for name in ("rows", "before", "after", "exported", "chats", "tuned")
@@ -123,7 +185,7 @@ def run_steps(output: Path) -> Steps:
     loss = f"--data-path {rows} --num-samples {NUM_LOSS_ROWS}"
     beyond = "--beyond-trained-positions --context-parallel-size 2"
     output_path = shlex.quote(str(output))
-    steps = Steps()
+    steps = Steps(output)
     steps.run(
         "prepare",
         f"prepare --tokenizer {BASE} --output {rows} --seq-length {SEQ_LENGTH} --skip-bad "
@@ -264,11 +326,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="new folder")
     output = parser.parse_args().output
     try:
-        check_output(output)
+        steps = run_steps(output)
     except InputError as error:
         sys.exit(f"run_demo: {error}")
-    output.mkdir(parents=True, exist_ok=True)
-    steps = run_steps(output)
     report = build_report(output, steps)
     page = write_report(report, output / "report")
     print_report(report)

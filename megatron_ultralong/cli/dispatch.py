@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.cli.meant_verb import meant_verb, verb_comes_first
@@ -24,6 +25,7 @@ from megatron_ultralong.program.ranks import (
     check_start,
     check_variables,
     is_launched,
+    is_main_rank,
     is_told_world_size,
     under_torchrun,
     world_size,
@@ -187,6 +189,9 @@ def _checked(name: str, verb: Verb, words: list[str]) -> Any:
     options, default, num_ranks, how = read_training(name, verb, words)
     with says_who_set(words, default):
         load(verb.check_early)(options, num_ranks)
+    if options.save and is_main_rank():  # who takes it: no other rank may find this job's own
+        save = Path(options.save)
+        load("program.owner:check_not_owned")(save, f"--save {save}", is_patient=False)
     if how and not is_launched():  # there it was told before the ranks were started
         tell(how)
     if "--dry-run" not in words:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,6 +90,7 @@ def plan(words: Sequence[str]) -> Plan | None:
             typed=typed,
             rows=rows,
             words=start,
+            first=import_command(command),
             refusal=refusal,
         )
 
@@ -116,9 +118,8 @@ def _plan_lengths(command: PlanConfig, recipe: str, words: Sequence[str]) -> Non
 
     title = f"{source.name} by {recipe} on {command.gpus} x {command.find_hardware().name}"
     found = list(plans_by_length(command, run_of, source.model, typed))
-    show_lengths(
-        console(), found, command.find_hardware(), title, start_words(command, recipe, words)
-    )
+    start = start_words(command, recipe, words)
+    show_lengths(console(), found, command.find_hardware(), title, start, import_command(command))
 
 
 _SAID = frozenset(
@@ -148,11 +149,12 @@ def start_words(
     found = [run.verb, "--config" if is_file else "", shlex.quote(recipe)]
     typed = fields_typed(words)
     for field, value, usual in (
-        ("load", run.load, "base"),
+        ("load", load_folder(command), BASE),
         ("data_path", run.data.data_path, rows),
         ("save", run.save, "run"),
     ):
-        if not (is_file and value and field not in typed):
+        its = run.data.data_path if field == "data_path" else getattr(run, field)
+        if not (is_file and value and value == its and field not in typed):
             found.append(f"--{field.replace('_', '-')} {shlex.quote(value or usual)}")
     fields, is_kept = frozenset(name.split(".")[-1] for name in flat_fields(run)) - said, False
     for word in words:
@@ -163,10 +165,50 @@ def start_words(
     return " ".join(filter(None, found))
 
 
+BASE = "base"
+"""The checkpoint that printed commands start from, where there is none yet."""
+
+
+def load_folder(command: PlanConfig) -> str:
+    """The ``--load`` of the run: that of the flags, unless ``pretrain`` would refuse it.
+
+    A Hugging Face folder and a model's name are planned from, but trained from after an import.
+    """
+    load = command.run.load
+    is_name = not command.model and not Path(load).exists()
+    return BASE if not load or is_name or _is_hugging_face(load) else load
+
+
+def import_command(command: PlanConfig) -> str:
+    """What makes :func:`load_folder` of a Hugging Face folder; empty where it needs nothing."""
+    from megatron_ultralong.checkpoint.disk.metadata import FILE_NAME
+
+    target, load = load_folder(command), command.run.load
+    source = load if _is_hugging_face(load) else command.model or ""
+    is_made = source != load and (Path(target) / FILE_NAME).is_file()
+    if is_made or not _is_hugging_face(source):
+        return ""
+    return f"{PROGRAM} convert import {shlex.quote(source)} {shlex.quote(target)}"
+
+
+def _is_hugging_face(name: str) -> bool:
+    """Whether it is a folder of Hugging Face's, and no checkpoint of this project."""
+    from megatron_ultralong.checkpoint.disk.metadata import FILE_NAME
+    from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE
+
+    folder = Path(name)
+    is_there = bool(name) and (folder / CONFIG_FILE).is_file()
+    return is_there and not (folder / FILE_NAME).is_file()
+
+
+_CARDS = re.compile(r"[1-5]0[5-9]0|[2-6][05]00")
+"""Numbers by which GeForce (``4090``) and workstation cards (``6000``) are known."""
+
+
 def _check_gpu_name(words: Sequence[str]) -> None:
-    """Raise InputError for ``--gpu 8``, which means their number."""
+    """Raise InputError for ``--gpu 8``, which means their number; ``4090`` is a card."""
     for flag, value in itertools.pairwise(one for word in words for one in word.split("=", 1)):
-        if flag == "--gpu" and value.isdecimal():
+        if flag == "--gpu" and value.isdecimal() and not _CARDS.fullmatch(value):
             raise InputError(
                 f"--gpu {value}: that is no GPU's name; their number is --gpus {value}, names are "
                 f"{', '.join(HARDWARE)}"

@@ -50,6 +50,7 @@ def small(seq_length: int, original: int) -> PretrainConfig:
     return PretrainConfig(
         train_iters=NUM_ITERATIONS,
         global_batch_size=1,
+        save_interval=25,  # less than a second each
         log_interval=10,
         precision="fp32",
         # Local tokens of 4,096 logits are small, and two cores slow.

@@ -108,7 +108,10 @@ def _text(event: Any, flags: dict[str, str], unknown: Sequence[str], given: Sequ
         names = [_name(one.arg) for one in event.missing_arguments]
         parts += [f"{name} is needed{_what(flags.get(name))}" for name in names]
     elif kind == "InvalidChoice":
-        parts.append(not_known(_name(event.argument), event.value, event.choices))
+        name, meant = _name(event.argument), _CHATML.get(event.value.lower())
+        is_template = name == "--chat-template" and meant in event.choices
+        text = not_known(name, event.value, event.choices, meant if is_template else None)
+        parts.append(f"{text}{_CHATML_TOKENS}" if is_template else text)
     elif kind == "BadValue":
         name, value = _name(event.argument), event.offending_value
         needs = "needs a value" if name.startswith("-") else "is needed"
@@ -120,6 +123,12 @@ def _text(event: Any, flags: dict[str, str], unknown: Sequence[str], given: Sequ
     return "; ".join(parts)
 
 
+_CHATML = dict.fromkeys(("chatml", "chat-ml", "im_start", "qwen"), "qwen2.5")
+"""What other programs call a chat template, and its name here."""
+_CHATML_TOKENS = (
+    "; ChatML's turns are qwen2.5's, for a tokenizer that has <|im_start|> and <|im_end|>; plain "
+    "is for one without tokens of turns"
+)
 _HELP = ("--help", "--help-all")
 _FIRST_FLAGS = ("--prompt", "--source", "--load")
 """What a word without a flag was probably meant for, where a verb has one of them."""

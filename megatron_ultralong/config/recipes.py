@@ -69,6 +69,7 @@ def demo_sft_cpu() -> SftConfig:
     return SftConfig(
         train_iters=80,
         global_batch_size=1,
+        save_interval=25,
         log_interval=10,
         precision="fp32",
         memory=MemoryConfig(recompute_granularity="none", loss_tile_size=0),

@@ -33,6 +33,11 @@ class PrepareConfig:
     """New or empty folder to write."""
     seq_length: Annotated[int, Range(2, rule="a token, and its label"), LENGTH]
     """Tokens per row."""
+    text_key: Annotated[
+        tuple[str, ...], TEXT, tyro.conf.UseAppendAction, tyro.conf.arg(metavar="[NAME=]KEY")
+    ] = ()
+    """Key (JSON) or column (parquet) of the text, of all sources or of the source NAME; a.b is key
+    b inside a. Repeatable. Default: text."""
     separator: Annotated[str, TEXT] = "<s>"
     """Text between documents, encoded alone. eos: the tokenizer's EOS. none: nothing."""
     separator_in_text: SeparatorInText = "keep"
@@ -52,7 +57,8 @@ class PrepareConfig:
     seed: Annotated[int, Range(0, UINT32)] = 1234
     """Seed of split, sample and order, which are hashes of the documents."""
     max_tokens: Annotated[int | None, Range(1, INT64), TOKENS] = None
-    """Largest number of tokens of the training split, to 1 in 1,000; sources keep their shares."""
+    """Largest number of tokens of the training split, to 1 in 1,000; sources keep their shares.
+    valid and test do not depend on it."""
     workers: Annotated[int, Range(1, 1024, rule="1 is this process alone")] = 1
     """Processes that read and tokenize; the output does not depend on it."""
     tokenizer_engine: TokenizerEngine = "auto"

@@ -34,6 +34,7 @@ def plan_run(
     typed: frozenset[str] = frozenset(),
     rows: Rows | None = None,
     words: str = "",
+    first: str = "",
     refusal: Callable[[TrainingConfig, str], str] = lambda config, flags: "",
 ) -> Plan:
     """Plan, print and write.
@@ -46,6 +47,7 @@ def plan_run(
         typed: fields of the configuration that were given as flags.
         rows: of the data folder, if there is one.
         words: verb, recipe and folders of the command that starts the run, where they are known.
+        first: the command that makes the checkpoint which that one starts from; empty: it is there.
         refusal: why a run by that command cannot start from the checkpoint; empty: it can.
 
     Raises:
@@ -76,6 +78,7 @@ def plan_run(
     plan = Plan(
         *(recipe, model_name, area.text, tokens, chosen),
         *(found, given, hints, tokens_text),
+        first=first,
         command=start,
         refusal=refusal(chosen.job.config, start),
     )

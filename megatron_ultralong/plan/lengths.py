@@ -64,9 +64,14 @@ def plans_by_length(
 
 
 def show_lengths(
-    console: Console, found: Sequence[AtLength], hardware: Hardware, title: str, words: str
+    console: Console,
+    found: Sequence[AtLength],
+    hardware: Hardware,
+    title: str,
+    words: str,
+    first: str = "",
 ) -> None:
-    """Print the layouts by length, and the command of the longest.
+    """Print the layouts by length, and the command of the longest, behind ``first``.
 
     Raises:
         InputError: none fits, with the changes that make the shortest fit.
@@ -90,9 +95,8 @@ def show_lengths(
         soft_wrap=True,
         highlight=False,
     )
-    console.print(
-        f"  {command_text(longest.chosen, words)}", soft_wrap=True, highlight=False, style="cyan"
-    )
+    for line in filter(None, (first, command_text(longest.chosen, words))):
+        console.print(f"  {line}", soft_wrap=True, highlight=False, style="cyan")
 
 
 def cells(each: AtLength) -> tuple[str, ...]:

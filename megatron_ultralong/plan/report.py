@@ -52,6 +52,8 @@ class Plan:
     """Small changes to what was asked for that are better, as sentences."""
     tokens_text: str = ""
     """What the run's tokens are counted by, where it is not its iterations."""
+    first: str = ""
+    """What is to be run before it: an import."""
     command: str = ""
     """What starts the run, where that is known."""
     refusal: str = ""
@@ -128,7 +130,8 @@ def _summary(plan: Plan) -> Text:
     text.append(layout_text(job), style="bold")
     count = job.num_microbatches
     text.append(f"; {counted(count, 'micro-batch')} a step; {plan.area_text}\n")
-    text.append(f"  {plan.command or plan.flags()}\n", style="cyan")
+    for line in filter(None, (plan.first, plan.command or plan.flags())):
+        text.append(f"  {line}\n", style="cyan")
     if plan.refusal:
         verb = job.config.verb
         text.append(f"warning: `{PROGRAM} {verb}` refuses that as it stands: {plan.refusal}\n")

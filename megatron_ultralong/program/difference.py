@@ -23,6 +23,20 @@ def first_difference(name: str, old: str, new: str) -> tuple[str, str, str]:
     return _first(name, before, now)
 
 
+def value_difference(name: str, old: Any, new: Any) -> tuple[str, str, str]:
+    """The same of JSON values; texts are quoted, truth is told as yes and no."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        key = next(key for key in [*old, *new] if old.get(key) != new.get(key))
+        return value_difference(f"{name}, {key}", old.get(key), new.get(key))
+    return name, _quoted(old), _quoted(new)
+
+
+def _quoted(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return repr(_short(value)) if isinstance(value, str) else _words(value)
+
+
 def _first(name: str, old: Any, new: Any) -> tuple[str, str, str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:

@@ -1,7 +1,12 @@
 """Packages that only some verbs need: imported here alone, so that their lack has one message."""
 
 import importlib
+import importlib.machinery
 import importlib.util
+import site
+import sys
+import sysconfig
+from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.program.errors import InputError
@@ -19,6 +24,9 @@ REQUIREMENTS = {
     "evaluate": "lm_eval>=0.4.13",
 }
 """Module and requirement, as the extras of setup.py have them."""
+
+HARNESS = Path(sys.prefix) / "harness"
+"""What ``make harness`` makes beside this environment: another one that has lm_eval too."""
 
 
 def optional_package(name: str, what: str, otherwise: str = "") -> Any:
@@ -40,8 +48,28 @@ def check_optional_package(name: str, what: str, otherwise: str = "") -> None:
     """Raise InputError, with the command that installs it, where a module is not there."""
     module = name.split(".")[0]
     requirement = REQUIREMENTS[module]
-    if importlib.util.find_spec(module) is None:
-        raise InputError(
-            f"{what}: this needs the package {requirement.partition('>=')[0]}, which is not "
-            f"installed: pip install '{requirement}'{otherwise and f', or {otherwise}'}"
-        )
+    if importlib.util.find_spec(module) is not None:
+        return
+    package, way = requirement.partition(">=")[0], f"pip install '{requirement}'"
+    if package == "lm_eval":
+        if _add_harness(module):
+            return
+        way = f"`make harness` in the clone, or {way}"
+    raise InputError(
+        f"{what}: this needs the package {package}, which is not installed: {way}"
+        f"{otherwise and f', or {otherwise}'}"
+    )
+
+
+def _add_harness(module: str) -> bool:
+    """Whether the environment of ``make harness`` has a module; then all of it is importable.
+
+    Its packages come behind those of this environment, as its own ``parent.pth`` has it.
+    """
+    packages = sysconfig.get_path("purelib", "posix_prefix", vars={"base": str(HARNESS)})
+    is_made = (HARNESS / "installed").is_file()
+    if not is_made or importlib.machinery.PathFinder.find_spec(module, [packages]) is None:
+        return False
+    site.addsitedir(packages)
+    importlib.invalidate_caches()
+    return True

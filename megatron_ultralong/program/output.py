@@ -12,11 +12,12 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.program.aside import partial_path, remove, write_aside
+from megatron_ultralong.program.difference import value_difference
 from megatron_ultralong.program.ending import PROGRAM, tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
@@ -32,6 +33,11 @@ _OF_A_DISK = (*_FULL, errno.EIO, errno.ESTALE)
 """What a write or ``fsync`` says without a name of a file."""
 _MARGIN = 16 * 2**20
 """Bytes for small files and headers, over what is announced."""
+
+
+Words = Callable[[str, Any, Any], tuple[str, str, str] | None]
+"""For people, what a part is called, what it was and what it is, by its key and both values; None:
+it is told as a JSON value is."""
 
 
 def check_output(output: str | Path, flag: str = "--output") -> None:
@@ -90,7 +96,9 @@ class OutputFolder:
         if num_parts:
             tell(f"{PROGRAM}: continuing from {num_parts:,} finished {what} in {self.path}")
 
-    def begin(self, work: Mapping[str, Any], flag: str, *, resumes: bool) -> None:
+    def begin(
+        self, work: Mapping[str, Any], flag: str, *, resumes: bool, words: Words | None = None
+    ) -> None:
         """Say what is made here, or see that it is the same.
 
         Raises:
@@ -102,9 +110,11 @@ class OutputFolder:
             for key in dict.fromkeys((*work, *found)):
                 recorded, wanted = found.get(key), work.get(key)
                 if json.dumps(recorded, sort_keys=True) != json.dumps(wanted, sort_keys=True):
+                    told = words(key, recorded, wanted) if words and key in found else None
+                    name, before, now = told or value_difference(key, recorded, wanted)
                     raise InputError(
-                        f"{self.path} was started by another command: its {key} was {recorded!r}, "
-                        f"now it is {wanted!r}; repeat the first one to continue, remove that "
+                        f"{self.path} was started by another command: its {name} was {before}, "
+                        f"now it is {now}; repeat the first one to continue, remove that "
                         f"folder, or name another {flag}"
                     )
         else:
@@ -134,6 +144,8 @@ class OutputFolder:
         """Remove it after ``error``, except for what the next try continues from."""
         if not self.has_parts or (isinstance(error, Exception) and not self.keep):
             self.owner.remove_folder()
+        elif isinstance(error, KeyboardInterrupt):
+            tell(f"{PROGRAM}: what is finished stays in {self.path}: the same command continues it")
 
 
 @contextlib.contextmanager
@@ -144,6 +156,7 @@ def output_folder(
     *,
     flag: str = "--output",
     num_bytes: int = 0,
+    words: Words | None = None,
 ) -> Iterator[OutputFolder]:
     """A folder to write in, which gets the name ``output`` when the block ends without an error.
 
@@ -154,6 +167,7 @@ def output_folder(
             process of the same ones left is there. None: there are no such parts.
         flag: by which users name ``output``.
         num_bytes: to be written.
+        words: how a part of ``work`` that differs is told; default: as JSON values are.
 
     Raises:
         InputError: ``output`` holds something, another process makes it, another command began
@@ -171,7 +185,8 @@ def output_folder(
             owner = take(partial, verb, name)
             stack.callback(owner.release)
             folder = OutputFolder(partial, owner)
-            folder.begin({"verb": verb, **(work or {})}, flag, resumes=work is not None)
+            what = {"verb": verb, **(work or {})}
+            folder.begin(what, flag, resumes=work is not None, words=words)
             try:
                 folder.keep = True  # nothing was done to them yet
                 check_output(output, flag)  # another may have finished while this one waited

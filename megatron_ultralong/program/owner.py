@@ -175,12 +175,16 @@ def _create(path: Path, content: bytes) -> bool:
     return True
 
 
-def check_not_owned(folder: Path, name: str) -> None:
+def check_not_owned(folder: Path, name: str, *, is_patient: bool = True) -> None:
     """Look whether :func:`take` would be refused, without writing.
 
+    Args:
+        folder: to be owned.
+        name: by which users know it: ``--save runs/1m``.
+        is_patient: watch an owner on another machine for a sign of life; else say nothing of one.
+
     Raises:
-        InputError: another process owns ``folder``. One on another machine is watched for a sign
-            of life first.
+        InputError: another process owns ``folder``.
     """
     records = read_owners(folder) if folder.is_dir() else []
     if not records or _reason_gone(records[-1]) is not None:
@@ -189,7 +193,7 @@ def check_not_owned(folder: Path, name: str) -> None:
     if age is None or not 0 <= age < STALE_SECONDS:
         return
     is_here = records[-1].place == this_place()
-    if is_here or _gives_sign(folder, records[-1], 2.5 * BEAT_SECONDS):
+    if is_here or (is_patient and _gives_sign(folder, records[-1], 2.5 * BEAT_SECONDS)):
         raise _in_use(records[-1], name)
 
 

@@ -23,7 +23,7 @@ from megatron_ultralong.training import optimizer, step, validation
 from megatron_ultralong.training.inputs import RunInputs, chosen_kernels
 from megatron_ultralong.training.rows import check_rows, microbatches, replica_samples
 from megatron_ultralong.training.same_run import check_weights, code_version
-from megatron_ultralong.training.saving.run_folder import NOTHING_SAVED, RunFolder
+from megatron_ultralong.training.saving.run_folder import RunFolder
 from megatron_ultralong.training.state import Saving, TrainingState
 from megatron_ultralong.training.step import LanguageModelStep, StepResult
 from megatron_ultralong.training.telling import log as run_log
@@ -166,8 +166,8 @@ class _Run:
                 bar.print(note)
             if done:
                 bar.print(nothing_left or f"resumed at iteration {done} of {total}")
-            if self.folder.root is None:
-                bar.print(NOTHING_SAVED)
+            if self.folder.what_is_saved:
+                bar.print(self.folder.what_is_saved)
             for change in self.folder.changes:
                 bar.print(f"changed since the start before: {change}")
             try:

@@ -17,7 +17,7 @@ from megatron_ultralong.training import config_file, early_checks, inputs, loop,
 from megatron_ultralong.training.early_checks import AnyManifest, Config, EarlyRun, Rows
 from megatron_ultralong.training.inputs import RunInputs
 from megatron_ultralong.training.rows import ChatRowSource, PackedRowSource, RowSource
-from megatron_ultralong.training.saving.run_folder import NOTHING_SAVED, RunFolder
+from megatron_ultralong.training.saving.run_folder import RunFolder
 from megatron_ultralong.training.telling.log import IterationRecord
 
 
@@ -133,7 +133,6 @@ def dry_run(run: RunInputs, num_ranks: int | None = None) -> str:
     notes += [f"changed since the start before: {change}" for change in folder.changes]
     notes += [folder.nothing_left] * bool(folder.nothing_left)
     notes += validation.validation_notes(run)
-    if folder.root is None:
-        notes.append(NOTHING_SAVED)
+    notes += [folder.what_is_saved] * bool(folder.what_is_saved)
     comments = "".join(f"# {note}\n" for note in notes) + comments
     return f"# a dry run: this one {start}\n{config_file.config_text(run.config)}{comments}"

@@ -123,6 +123,38 @@ def test_engines_that_do_not_look_into_rope_parameters_are_named(
     assert said["mlx-lm 0.32.2"].startswith(mlx)
 
 
+DEFAULTS = {"transformers": dict.fromkeys(FAMILIES, 1e4), "mlx-lm": {"llama": 1e4, "qwen2": 1e6}}
+DEFAULTS["mlx-lm"]["mistral"] = 1e4
+
+
+@pytest.mark.parametrize("base", [10000.0, 500000.0, 1000000.0])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_engine_whose_default_is_the_base_is_right_by_it(
+    tmp_path: Path, family: str, base: float
+) -> None:
+    """As transformers 5 saves a model without scaling; never with a scaling."""
+    config: dict[str, Any] = {
+        "architectures": [FAMILIES[family].architecture],
+        "model_type": family,
+        "hidden_size": 64,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 4096,
+        "rope_parameters": {"rope_theta": base, "rope_type": "default"},
+    }
+    config |= {"sliding_window": None} if family == "mistral" else {}
+    for block in ({}, {"rope_type": "linear", "factor": 2.0}):
+        config["rope_parameters"] |= block
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        said = inspect(InspectConfig(tmp_path))["good_for"]
+        for name, newest in (("transformers", " to 4.57.6"), ("mlx-lm", "0.32.2")):
+            (text,) = (said[key] for key in said if key.startswith(name) and newest in key)
+            if DEFAULTS[name].get(family) == base and not block:
+                assert text == f"right by its default (rope_theta {base:,.0f})"
+            else:
+                reads = (name, family) == ("mlx-lm", "qwen3")
+                assert text == "right" if reads else text.startswith("wrong: ")
+
+
 def test_doctor_names_what_an_engine_drops_in_one_family(monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"transformers": "4.44.2"}
     monkeypatch.setattr("megatron_ultralong.doctor.serving.installed_version", versions.get)

@@ -15,8 +15,8 @@ LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 PROSE = "A text of several lines.\nIt says little.\n"
 
 
-def texts_of(path: Path | str, **options) -> list[str]:
-    source, read = Source("s", str(path)), ReadOptions(**options)
+def texts_of(path: Path | str, text_key: str = "text", **options) -> list[str]:
+    source, read = Source("s", str(path), text_key), ReadOptions(**options)
     return [d.text for d in DocumentReader(source, read, find_documents(source, read).files)]
 
 

@@ -331,7 +331,7 @@ def test_keys_in_another_case_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"Text": TEXTS, "id": range(5)}), tmp_path / "a.parquet")
     (tmp_path / "a.jsonl").write_text(LINES.replace('"text"', '"TEXT"'))
     for name, key in (("a.parquet", "Text"), ("a.jsonl", "TEXT")):
-        message = rf"no value.*\(keys here: {key}.*\); perhaps you meant --text-key {key};"
+        message = rf"no value.*\(keys here: {key}.*\); perhaps you meant --text-key s={key};"
         with pytest.raises(InputError, match=message):
             texts_of(tmp_path / name)
         assert texts_of(tmp_path / name, text_key=key) == TEXTS

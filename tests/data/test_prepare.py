@@ -131,6 +131,26 @@ def test_budget(config: PrepareConfig, manifest: Manifest, tmp_path: Path) -> No
         assert line.weight == pytest.approx(100_000 / whole) or not line.num_documents
 
 
+HELD_OUT = ("valid.bin", "valid.idx", "test.bin", "test.idx")
+
+
+@pytest.mark.parametrize("sampling", ["none", "fu", "ultralong"])
+def test_what_is_held_out_does_not_depend_on_the_budget(
+    config: PrepareConfig, tmp_path: Path, sampling: str
+) -> None:
+    """Held-out losses of two runs are of the same rows, whatever either trained on."""
+    plain = dataclasses.replace(DEMO, name=sampling)  # type: ignore[arg-type]
+    found = []
+    for number, max_tokens in enumerate((None, 100_000, 20_000)):
+        output = tmp_path / str(number)
+        own = dataclasses.replace(config, sampling=plain, test_fraction=0.1, output=output)
+        prepare(dataclasses.replace(own, max_tokens=max_tokens))
+        found.append(digests(output))
+    assert len({each["train.bin"] for each in found}) > 2
+    for name in HELD_OUT:
+        assert len({each[name] for each in found}) == 1, name
+
+
 @pytest.mark.parametrize(
     ("separator", "expected"), [("none", []), ("eos", [1001]), ("<|begin_of_text|>", [1000])]
 )
@@ -194,9 +214,23 @@ def test_bad_input_leaves_nothing_behind(
     refuse(config, "workers must be at least 1, not 0", workers=0)
     refuse(config, r"split 'test' has \d+ .*raise --test-fraction \(0.001\)", test_fraction=0.001)
     refuse(config, r"max_tokens \(5\) must be at least seq_length \(512\)", max_tokens=5)
-    refuse(config, r"split 'train' has \d+ tokens after sampling, under one", seq_length=10**8)
+    refuse(
+        config,
+        r"split 'train' has \d+ tokens after sampling \(\d+ before\), under one",
+        seq_length=10**8,
+    )
     few = r"split 'valid' has \d+ tokens .*raise --valid-fraction \(0.001\), set it to 0"
     refuse(config, few, valid_fraction=0.001)
+    # the cause first: what sampling took, or else that there never was a row
+    short = LengthSampling("fu", short_length=10**6, short_weight=0.0001)
+    took = (
+        r"train' has \d+ tokens after sampling \(\d+ before\), .*: sample less strictly .*\(now fu"
+    )
+    refuse(config, took, sampling=short, seq_length=16384)
+    budget = r"train' has \d+ tokens .*: raise --max-tokens \(512\), lower"
+    refuse(config, budget, max_tokens=512, sampling=LengthSampling("none"))
+    never = r"\(\d+ before\), under one row of seq_length \(100000000\): lower --valid-fraction"
+    refuse(config, never, seq_length=10**8, max_tokens=10**8)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "a.py").touch()
     refuse(

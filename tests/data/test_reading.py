@@ -27,8 +27,8 @@ def texts_of(path: Path | str, **options) -> list[str]:
     return [document.text for document in reader_of(path, **options)]
 
 
-def reader_of(path: Path | str, **options) -> DocumentReader:
-    source, read = Source("s", str(path)), ReadOptions(**options)
+def reader_of(path: Path | str, text_key: str = "text", **options) -> DocumentReader:
+    source, read = Source("s", str(path), text_key), ReadOptions(**options)
     return DocumentReader(source, read, find_documents(source, read).files)
 
 

@@ -18,13 +18,15 @@ import pytest
 
 from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.prepare import documents as module
+from megatron_ultralong.data.prepare import shard_key
 from megatron_ultralong.data.prepare.documents import prepare
 from megatron_ultralong.data.read.options import ReadOptions
 from megatron_ultralong.data.read.reading import find_documents
-from megatron_ultralong.data.read.sources import Source
+from megatron_ultralong.data.read.sources import Source, parse_sources, with_text_keys
 from megatron_ultralong.data.rows.manifest import Manifest
 from megatron_ultralong.data.store import shards
 from megatron_ultralong.data.tokenize import engines
+from megatron_ultralong.program.difference import value_difference
 from megatron_ultralong.program.errors import InputError
 from tests.patience import patience
 
@@ -194,10 +196,12 @@ def test_an_interrupted_run_goes_on_and_another_one_is_refused(
             prepare(config)
     assert not config.output.exists()
     assert (tmp_path / ".rows.partial").is_dir()
+    said = f"what is finished stays in {tmp_path}/.rows.partial: the same command continues it"
+    assert said in capsys.readouterr().err
     # another separator is counted while tokenising
     with pytest.raises(
         InputError,
-        match=r"rows\.partial was started by .* its separator was .*, now it is .* remove",
+        match=r"rows\.partial was started by .* its --separator was '<s>', now it is none; .*",
     ):
         prepare(dataclasses.replace(config, separator="none"))
     files = Path(config.source[1].split("=")[1])
@@ -209,6 +213,96 @@ def test_an_interrupted_run_goes_on_and_another_one_is_refused(
     prepare(dataclasses.replace(config, seq_length=256))
     assert "finished shards in" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["rows"]
+
+
+CHANGES = {
+    "text_key": (
+        {"text_key": ("files=id",)},
+        "--text-key was text, now it is lines=text, files=id",
+    ),
+    "source_key": ({"source_key": "id"}, "--source-key was not given, now it is id"),
+    "suffixes": ({"suffixes": (".py", ".x")}, "--suffix was .py, now it is .py .x"),
+    "file_format": ({"file_format": "text"}, "--file-format was auto, now it is text"),
+    "skip_bad": ({"skip_bad": True}, "--skip-bad was not given, now it is given"),
+    "max_document_bytes": (
+        {"max_document_bytes": 10**7},
+        "--max-document-bytes was not given, now it is 10000000",
+    ),
+    "engine": (
+        {"tokenizer_engine": "reference"},
+        "--tokenizer-engine was auto (that is gigatoken), now it is reference (that is tokenizers)",
+    ),
+    "separator": ({"separator": "eos"}, "--separator was '<s>', now it is eos"),
+    "separator_in_text": (
+        {"separator_in_text": "split"},
+        "--separator-in-text was keep or drop, now it is split",
+    ),
+}
+OF_FILES = ("source 1", "source 2", "tokenizer", "versions", "verb")
+"""Parts of the record that no flag but a file or a program changes."""
+
+
+def test_each_part_that_differs_is_told_by_its_flag(config: PrepareConfig, tmp_path: Path) -> None:
+    """And by values as one types them, not as the record has them."""
+    sources = parse_sources(config.source)
+
+    def record(config: PrepareConfig, reading: ReadOptions) -> dict[str, object]:
+        plan = module._plan(config, with_text_keys(sources, config.text_key))
+        config = dataclasses.replace(config, reading=reading)
+        chosen = plan.chosen.tokenizer
+        key = shard_key.shard_key(config, plan.found, plan.shards, chosen, plan.separator)
+        return json.loads(json.dumps(key))  # type: ignore[no-any-return]
+
+    usual = record(config, config.reading)
+    tokenizer = engines.choose_tokenizer(config.tokenizer, "reference").tokenizer
+    assert {*CHANGES, *OF_FILES} == {*usual, "separator_in_text", "verb"}
+    for name, (changes, said) in CHANGES.items():
+        own = {key: value for key, value in changes.items() if hasattr(config, key)}
+        reading = dataclasses.replace(config.reading, **({} if own else changes))
+        found = record(dataclasses.replace(config, **own), reading)
+        key = "separator" if name == "separator_in_text" else name
+        flag, before, now = shard_key.in_words(tokenizer, key, usual[key], found[key])
+        assert f"{flag} was {before}, now it is {now}" == said
+    told = shard_key.in_words(tokenizer, "tokenizer", "a" * 64, "b" * 64)
+    assert told == ("--tokenizer", f"one of SHA-256 {'a' * 16}", f"one of {'b' * 16}")
+    assert value_difference("versions", {"numpy": "1", "x": "2"}, {"numpy": "1", "x": "3"}) == (
+        *("versions, x", "'2'", "'3'"),
+    )
+
+
+def test_the_rate_is_of_what_is_done_now(
+    plain_config: PrepareConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """All shards but the last are taken over: the line counts them, the rate does not."""
+    plan, run, number = shards.plan_shards, shards.ShardJob.run, [0]
+    monkeypatch.setattr(module, "plan_shards", lambda *arguments: plan(*arguments, 20_000))
+    config = dataclasses.replace(plain_config, reading=ReadOptions(suffixes=(".py", ".jsonl")))
+
+    def slow(job: shards.ShardJob, shard: shards.Shard, *others: object) -> None:
+        number[0] += 1
+        if number[0] == 12:
+            raise KeyboardInterrupt
+        run(job, shard, *others)  # type: ignore[arg-type]
+        if number[0] > 12:
+            time.sleep(0.05)
+
+    monkeypatch.setattr(shards.ShardJob, "run", slow)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(config)
+    capsys.readouterr()
+    start = time.monotonic()
+    prepare(config)
+    seconds = time.monotonic() - start
+    last = [x for x in capsys.readouterr().err.splitlines() if x.startswith("Tokenizing: 100%")]
+    found = re.search(r"\(([\d.]+) (k|M)B/.*\), ([\d.]+) (k|M)?B/s", last[-1])
+    assert found is not None, last
+    total, rate = (float(found[i]) * {"k": 1e3, "M": 1e6}[found[i + 1]] for i in (1, 3))
+    # 11 of about 30 shards were there: what is counted beside them took those seconds at most
+    assert rate < total / (number[0] - 12) / 0.05
+    assert rate * seconds > 0.2 * total
 
 
 def test_shards_are_kept_where_only_the_packing_must_change(

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from megatron_ultralong.data.pack.sampling import (
     LengthSampling,
     document_weights,
+    limited_weights,
     mixed_order,
     num_copies,
     sample_units,
@@ -54,7 +55,8 @@ def test_every_source_keeps_its_share_in_training(
 ) -> None:
     lengths, sources, trained = np.array(documents).T
     sampling, trained = LengthSampling(name), trained.astype(bool)  # type: ignore[arg-type]
-    weights = document_weights(lengths, sources, "abc", sampling, trained, max_tokens)
+    weights = document_weights(lengths, sources, "abc", sampling, trained)
+    weights = limited_weights(weights, lengths, trained, max_tokens)
     found = np.bincount(sources, lengths, 3)
     after = np.bincount(sources, weights * lengths * trained, 3)
     if max_tokens is not None:
@@ -94,7 +96,8 @@ def test_none_takes_every_document_once() -> None:
     plain = LengthSampling("none")
     assert (document_weights(lengths, sources, "ab", plain, trained) == 1).all()
     half = int(lengths[trained].sum()) // 2
-    weights = document_weights(lengths, sources, "ab", plain, trained, half)
+    weights = document_weights(lengths, sources, "ab", plain, trained)
+    weights = limited_weights(weights, lengths, trained, half)
     assert (weights * lengths)[trained].sum() == pytest.approx(half)
     assert np.ptp(weights) == 0
 

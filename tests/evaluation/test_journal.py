@@ -104,7 +104,7 @@ def test_a_damaged_line_is_evaluated_again(tmp_path: Path, unfinished, capsys) -
             {**IDENTITY, "precision": "fp32"},
             "its precision was 'bf16', now it is 'fp32'",
         ),
-        ("squares", {**IDENTITY, "seed": 1}, "its seed was None, now it is 1; repeat the first"),
+        ("squares", {**IDENTITY, "seed": 1}, "its seed was nothing, now it is 1; repeat the first"),
     ],
 )
 def test_a_folder_of_another_evaluation_is_refused(tmp_path, kind, identity, message) -> None:

@@ -88,6 +88,47 @@ def test_what_is_printed_starts_or_the_plan_says_why_not(
     assert all(told.values()), told
 
 
+FOLDERS = {
+    "--load hf": ("convert import hf base", "base"),
+    "--model hf": ("convert import hf base", "base"),
+    "--model hf --load new": ("convert import hf new", "new"),
+    "--model hf --load megatron": ("", "megatron"),
+    "--model megatron": ("", "base"),
+    "--load llama3.1-8b": ("", "base"),
+    "--model llama3.1-8b --load new": ("", "new"),
+    "--model llama3.1-8b": ("", "base"),
+}
+
+
+@pytest.mark.parametrize("length", ["", " --seq-length 128"])
+@pytest.mark.parametrize("flags", FOLDERS)
+def test_the_command_loads_what_pretrain_takes(
+    inputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flags: str,
+    length: str,
+) -> None:
+    """A folder that is to be imported first has that line before it, and both lines work."""
+    for name in ("hf", "megatron"):
+        (tmp_path / name).symlink_to(inputs / name)
+    monkeypatch.chdir(tmp_path)
+    plan(["extend", "--gpus", "8", *flags.split(), *length.split()])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    commands = [line for line in lines if line.startswith("ultralong ")]
+    first, load = FOLDERS[flags]
+    assert commands[:-1] == ([f"ultralong {first}"] if first else [])
+    assert f" --load {load} " in commands[-1]
+    if first:
+        source, target = first.split()[2:]
+        import_checkpoint(ImportConfig(Path(source), Path(target)))
+    if first and length:
+        data = f"{commands[-1]} --data-path {inputs / '128' / 'rows'}"
+        data = data.replace("--data-path rows ", "")
+        assert "ultralong.json" not in told_by_pretrain(data)
+
+
 def test_a_row_that_ranks_do_not_divide(inputs: Path) -> None:
     """What came from ranks and rows is not said to be the recipe's, and what helps is named."""
     folders = f"--load {inputs / 'megatron'} --data-path {inputs / '128' / 'rows'}"

@@ -19,6 +19,7 @@ from megatron_ultralong.cli.origin import with_shorter_warm_up
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb
 from megatron_ultralong.config.recipes import RECIPES
 from megatron_ultralong.data.rows.manifest import load_manifest
+from megatron_ultralong.program.owner import take
 from megatron_ultralong.training import early_checks
 from megatron_ultralong.training.config_file import CONFIG_FILE, save_config
 from megatron_ultralong.training.earlier_start import DATA_FILE
@@ -161,6 +162,8 @@ def cases(
     save_config(folder / "config.yaml", make_config(None, (1, 2)))
     for name in ("seed", "rows", "model"):
         begun_run(folder / name, make_config, name)
+    (folder / "used").mkdir()
+    take(folder / "used", "pretrain", "--save used")  # this process has it as long as it runs
     return {
         "recipe": (["pretrain", "nothing"], "recipe 'nothing' is not known"),
         "file": (["pretrain", "--config", str(folder / "none.yaml")], "none.yaml"),
@@ -201,6 +204,10 @@ def cases(
         ),
         "save elsewhere": ([*fits, "--save", str(folder / "foreign")], "foreign is not empty"),
         "save a file": ([*fits, "--save", str(folder / "a file")], "a file is a file: name an"),
+        "save in use": (
+            [*fits, "--save", str(folder / "used")],
+            f"used is in use by pretrain (process {os.getpid()} on ",
+        ),
         "save of a seed": ([*run, str(folder / "seed")], "a run with seed 7, this one has 1234"),
         "save of rows": ([*run, str(folder / "rows")], "a run over other rows: data manifest.seed"),
         "save of a model": ([*run, str(folder / "model")], "another model: model.num_layers"),

@@ -114,6 +114,21 @@ def test_what_differs_from_the_start_before_is_named_by_its_flag(
     )
 
 
+@pytest.mark.parametrize("interval", range(8))
+@pytest.mark.parametrize("total", range(4, 9))
+def test_a_start_that_saves_at_its_end_alone_says_so(
+    run: Path, make_config: MakeConfig, total: int, interval: int
+) -> None:
+    """From iteration 0, and resumed at 4."""
+    for save, done in ((run.with_name("new"), 0), (run, 4)):
+        config = make_config(save, train_iters=total, save_interval=interval)
+        text = dry_run(check_run(config, 1))
+        on_the_way = [i for i in range(done + 1, total) if interval and i % interval == 0]
+        alone = done < total and not on_the_way
+        assert (f"is that of the end, iteration {total}: " in text) == alone, (done, on_the_way)
+        assert ("--save-interval N saves every N iterations" in text) == alone
+
+
 def test_a_run_that_was_set_back_leaves_nothing_of_its_other_way(
     run: Path, make_config: MakeConfig
 ) -> None:

@@ -143,6 +143,10 @@ class Engine:
         """How it reads the block of a model of ``family``; None: it loads no such model."""
         return self.families.get(family, self.reading)
 
+    def default_base(self, family: str) -> float | None:
+        """The base of a model whose ``config.json`` has no ``rope_theta`` where it looks for it."""
+        return _DEFAULT_BASES.get(self.name, {}).get(family)
+
     def drops(self) -> list[str]:
         """What is read otherwise than in an export, also where it is so in one family alone."""
         said = self.reading.drops()
@@ -150,6 +154,13 @@ class Engine:
             its = reading.drops() if reading else ["no model"]
             said += [f"{FAMILIES[family].title}: {text}" for text in its if text not in said]
         return said
+
+
+_DEFAULT_BASES: Mapping[str, Mapping[str, float]] = {
+    "transformers": dict.fromkeys(FAMILIES, 10000.0),  # 4.43.4 to 4.57.6: their config classes
+    "mlx-lm": {"llama": 10000.0, "mistral": 10000.0, "qwen2": 1000000.0},
+}
+"""Of the engines that do not look into ``rope_parameters``, by family."""
 
 
 @functools.cache

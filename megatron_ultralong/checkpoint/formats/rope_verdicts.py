@@ -39,13 +39,13 @@ class Verdict:
     flags: str = ""
     """To serve with: then it is right."""
     why: str = ""
-    """What it reads otherwise, and how far that is from the training."""
+    """What it reads otherwise, and how far that is from the training; or why it is right."""
 
     @property
     def text(self) -> str:
         """For people."""
         if self.outcome == "right":
-            return "right"
+            return f"right {self.why}".rstrip()
         return f"right with {self.flags}" if self.flags else f"wrong: {self.why}"
 
 
@@ -83,6 +83,8 @@ class Rope:
         if reading is None:
             return outcome("wrong", why=f"it loads no {FAMILIES[self.family].title}")
         if self.in_parameters and not reading.parameters:
+            if self.base == engine.default_base(self.family) and not self._differences(None):
+                return outcome("right", why=f"by its default (rope_theta {self.base:,.0f})")
             return outcome("wrong", why=_PARAMETERS)
         try:
             read = reading.scaling(self.block, self.positions)

@@ -118,13 +118,12 @@ def document_weights(
     source_names: Sequence[str],
     sampling: LengthSampling,
     in_training: BoolArray,
-    max_tokens: int | None = None,
 ) -> Float64Array:
     """Expected copies of every document in the training split, shape [num_documents].
 
     The weights of a source's bins are scaled by one factor, so that the source's share of the
     training tokens is its share of all tokens found: a source that has fewer long documents keeps
-    more of the others. ``max_tokens`` scales all sources down alike.
+    more of the others.
 
     Args:
         lengths: tokens of every document, shape [num_documents].
@@ -133,7 +132,6 @@ def document_weights(
         sampling: the weights by length.
         in_training: whether it is in the training split; others have the weight that they would
             have there, shape [num_documents].
-        max_tokens: tokens of the training split at most.
 
     Raises:
         InputError: where a source would lose all its documents.
@@ -158,10 +156,24 @@ def document_weights(
     # what is held out is made up for, but not by ever more copies of the little that is left
     usual = _ratio(tokens / max(tokens.sum(), 1) * expected.sum(), expected)
     scale = np.minimum(scale, MAX_MAKE_UP * usual)
-    total = (scale * trained).sum()
-    if max_tokens is not None and total > max_tokens:
-        scale *= max_tokens / total
     return np.asarray(weights * scale[sources])
+
+
+def limited_weights(
+    weights: Float64Array, lengths: Int64Array, in_training: BoolArray, max_tokens: int | None
+) -> Float64Array:
+    """The weights, scaled down alike until the training split has ``max_tokens``.
+
+    Args:
+        weights: of :func:`document_weights`, shape [num_documents]; the next two too.
+        lengths: tokens of every document.
+        in_training: whether it is in the training split.
+        max_tokens: tokens of the training split at most; None: no limit.
+    """
+    total = float((weights * lengths * in_training).sum())
+    if max_tokens is None or total <= max_tokens:
+        return weights
+    return np.asarray(weights * (max_tokens / total))
 
 
 def _ratio(wanted: Float64Array, found: Float64Array) -> Float64Array:

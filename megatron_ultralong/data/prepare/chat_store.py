@@ -52,6 +52,8 @@ def tokenise_chats(
         max_document_bytes=config.reading.max_document_bytes or tokenizer.max_document_bytes,
     )
     readers = [ConversationReader(source, reading) for source in sources]
+    for reader in readers:
+        reader.check_first_records()
     num_bytes = sum(reader.num_bytes for reader in readers)
     with progress("Tokenizing", num_bytes, "B") as bar, open(folder / "tokens.bin", "wb") as file:
         store = ChatStore(config, tokenizer, folder, file.write, marks)

@@ -7,11 +7,10 @@ give equal bytes, with any number of workers, and after any number of interrupti
 """
 
 import dataclasses
-import hashlib
-import json
+import functools
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,13 +24,14 @@ from megatron_ultralong.data.prepare.report import (
     print_summary,
 )
 from megatron_ultralong.data.prepare.selection import Selection, select_documents, source_shares
-from megatron_ultralong.data.read.reading import find_documents
+from megatron_ultralong.data.prepare.shard_key import PACKAGES, in_words, shard_key
+from megatron_ultralong.data.read.reading import DocumentReader, find_documents
 from megatron_ultralong.data.read.sources import (
-    FilePart,
     FoundFiles,
     Source,
     parse_sources,
     warn_of_output,
+    with_text_keys,
 )
 from megatron_ultralong.data.rows import manifest as manifests
 from megatron_ultralong.data.rows.indexed import token_dtype
@@ -54,10 +54,6 @@ from megatron_ultralong.data.tokenize.tokenising import (
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.output import OutputFolder, check_output, output_folder
 from megatron_ultralong.program.progress import progress
-from megatron_ultralong.program.quantity import counted
-
-PACKAGES = ("numpy", "pyarrow", "tokenizers", "gigatoken")
-"""That ids and rows depend on."""
 
 
 class _Plan(NamedTuple):
@@ -86,11 +82,14 @@ def prepare(config: PrepareConfig) -> Manifest:
         tokenizer = engines.open_reference(config.output / manifests.TOKENIZER_FOLDER)
         inspect_rows(config.output, manifest, tokenizer)
         return manifest
-    sources = parse_sources(config.source)
+    sources = with_text_keys(parse_sources(config.source), config.text_key)
     check_output(config.output)
     warn_of_output(sources, config.output)
     plan = _plan(config, sources)
-    with output_folder(config.output, "prepare", _key(config, plan)) as work:
+    tokenizer = plan.chosen.tokenizer
+    key = shard_key(config, plan.found, plan.shards, tokenizer, plan.separator)
+    words = functools.partial(in_words, tokenizer)
+    with output_folder(config.output, "prepare", key, words=words) as work:
         plan, store = _tokenise(config, plan, work)
         work.result = work.new_folder("rows")
         try:
@@ -117,6 +116,8 @@ def _plan(config: PrepareConfig, sources: tuple[Source, ...]) -> _Plan:
     chosen = engines.choose_tokenizer(config.tokenizer, config.tokenizer_engine)
     separator = separator_ids(chosen.tokenizer, config.separator)
     found = [find_documents(source, config.reading) for source in sources]
+    for its in found:
+        DocumentReader(its.source, config.reading, its.files).check_first_records()
     shards = plan_shards(found)
     if config.sampling.name != "none":
         short, _, long = config.sampling.bin_names()
@@ -167,41 +168,10 @@ def _tokenise_with(
         folder=folder,
     )
     num_bytes = sum(shard.num_bytes for shard in plan.shards)
-    with progress("Tokenizing", num_bytes, "B") as bar:
+    before = sum(shard.num_bytes for shard in plan.shards if job.is_done(shard))
+    with progress("Tokenizing", num_bytes, "B", before=before) as bar:
         tokenise_shards(plan.shards, job, tokenizer, config.workers, bar.advance)
     return folder
-
-
-def _key(config: PrepareConfig, plan: _Plan) -> dict[str, Any]:
-    """All that the shards depend on; files of a source by their number, bytes and a hash."""
-    key: dict[str, Any] = {}
-    for index, source in enumerate(found.source for found in plan.found):
-        shards = [shard for shard in plan.shards if shard.input == index]
-        parts = [part for shard in shards for part in shard.parts]
-        cuts = [[len(s.parts), s.parts[0].start, s.num_bytes] for s in shards]
-        text = json.dumps([cuts, [_file_key(part) for part in parts]])
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        num_files, num_bytes = len({part.path for part in parts}), sum(s.num_bytes for s in shards)
-        key[f"source {index + 1}"] = (
-            f"{source.name}={source.pattern}: {counted(num_files, 'file')} of {num_bytes:,} "
-            f"bytes ({digest})"
-        )
-    tokenizer = plan.chosen.tokenizer
-    return {
-        **key,
-        **dataclasses.asdict(config.reading),
-        "tokenizer": tokenizer.sha256,
-        "engine": [config.tokenizer_engine, tokenizer.engine],
-        "separator": [plan.separator, config.separator_in_text == "split"],
-        "versions": engines.versions(*PACKAGES, tokenizer.engine),
-    }
-
-
-def _file_key(part: FilePart) -> list[Any]:
-    """What tells a file from an earlier one of its name; of a link to nothing there is no more."""
-    status = part.path.stat() if part.path.exists() else None
-    known = [status.st_size, status.st_mtime_ns] if status else []
-    return [str(part.path), part.file_format, part.problem, *known]
 
 
 def _write_rows(config: PrepareConfig, plan: _Plan, store: DocumentStore, folder: Path) -> Manifest:
@@ -254,27 +224,37 @@ def _plans(
             copies = np.where(selection.splits == name, selection.copies, 0)
             order = mixed_order(copies, store.ids, config.seed)
             plan = plan_rows(order, lengths, separator_width, config.seq_length, config.packing)
-            _require_one_row(config, name, plan, int(lengths[plan.kept].sum()) if plan.kept else 0)
+            if not plan.rows:
+                kept = int(lengths[plan.kept].sum()) if plan.kept else 0
+                raise _under_one_row(
+                    config, name, kept, int(lengths[selection.splits == name].sum())
+                )
             plans[name] = plan
     return plans
 
 
-def _require_one_row(config: PrepareConfig, split: str, plan: RowPlan, num_tokens: int) -> None:
-    if not plan.rows:
-        held_out = "valid" if split == "train" else split
-        fraction = f"--{held_out}-fraction ({getattr(config, f'{held_out}_fraction')})"
-        ways = [f"lower {fraction}"] if split == "train" else [f"raise {fraction}", "set it to 0"]
-        ways += ["add documents", "shorten --seq-length"]
-        name, edges = config.sampling.name, config.sampling.edges
+def _under_one_row(
+    config: PrepareConfig, split: str, num_tokens: int, num_before: int
+) -> InputError:
+    """Of a split without a row: its tokens after sampling and before, and what gives it more."""
+    is_train, ways = split == "train", []
+    if num_before >= config.seq_length:  # sampling has taken the row
+        name, (short, _) = config.sampling.name, config.sampling.edges
+        if is_train and config.max_tokens is not None:
+            ways.append(f"raise --max-tokens ({config.max_tokens})")
         if name != "none":
             ways.append(
                 f"sample less strictly with --length-sampling none (now {name}: few documents "
-                f"under {edges[0]} tokens)"
+                f"under {short} tokens)"
             )
-        raise InputError(
-            f"split {split!r} has {num_tokens} tokens after sampling, under one row of seq_length "
-            f"({config.seq_length}): {', '.join(ways[:-1])}, or {ways[-1]}"
-        )
+    held_out = "valid" if is_train else split
+    fraction = f"--{held_out}-fraction ({getattr(config, f'{held_out}_fraction')})"
+    ways += [f"lower {fraction}"] if is_train else [f"raise {fraction}", "set it to 0"]
+    ways += ["add documents", "shorten --seq-length"]
+    return InputError(
+        f"split {split!r} has {num_tokens} tokens after sampling ({num_before} before), under one "
+        f"row of seq_length ({config.seq_length}): {', '.join(ways[:-1])}, or {ways[-1]}"
+    )
 
 
 def _say(line: str) -> None:

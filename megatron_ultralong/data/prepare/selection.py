@@ -142,7 +142,8 @@ class Selection:
 def select_documents(config: PrepareConfig, store: DocumentStore) -> Selection:
     """Splits and copies of all documents; in training each source meets its share of the tokens.
 
-    Held out, a document stands once at most: the second time it tells nothing more.
+    Held out, a document stands once at most: the second time it tells nothing more. What is held
+    out does not depend on ``max_tokens``, so that runs of different lengths can be compared.
 
     Raises:
         InputError: where a source would lose all its documents.
@@ -150,16 +151,12 @@ def select_documents(config: PrepareConfig, store: DocumentStore) -> Selection:
     fractions = config.valid_fraction, config.test_fraction
     splits = np.asarray([sampling.split_of(i, *fractions, config.seed) for i in store.ids])
     trained = splits == "train"
-    weights = sampling.document_weights(
-        store.lengths,
-        store.sources,
-        store.source_names,
-        config.sampling,
-        trained,
-        config.max_tokens,
+    unlimited = sampling.document_weights(
+        store.lengths, store.sources, store.source_names, config.sampling, trained
     )
+    weights = sampling.limited_weights(unlimited, store.lengths, trained, config.max_tokens)
     units = sampling.sample_units(store.ids, config.seed)
-    copies = sampling.num_copies(np.where(trained, weights, np.minimum(weights, 1)), units)
+    copies = sampling.num_copies(np.where(trained, weights, np.minimum(unlimited, 1)), units)
     bins = config.sampling.bins(store.lengths)
     for source in range(len(store.source_names)):
         own = np.flatnonzero(trained & (store.sources == source))

@@ -18,8 +18,6 @@ Reasoning = Literal["drop", "keep"]
 class ReadOptions:
     """How files are read."""
 
-    text_key: Annotated[str, TEXT] = "text"
-    """Key (JSON) or column (parquet) of the text; a.b is key b inside a."""
     source_key: Annotated[str | None, TEXT] = None
     """Key or column with the name of each document's source, instead of NAME."""
     suffixes: Annotated[

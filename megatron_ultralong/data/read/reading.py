@@ -29,6 +29,9 @@ from megatron_ultralong.program.not_known import nearest
 from megatron_ultralong.program.quantity import counted, named
 from megatron_ultralong.sequence.documents import document_id
 
+FIRST_RECORD_BYTES = 4 << 20
+"""Of a JSON record that is looked at before the work starts: some milliseconds a file."""
+
 MAX_BAD_SHOWN = 5
 """Bad documents that are told one by one."""
 
@@ -58,6 +61,8 @@ class _SourceReader:
 
     kind: str
     """What a record is, in messages."""
+    columns: tuple[str, ...]
+    """Top-level keys that are read."""
 
     def __init__(
         self, source: Source, options: ReadOptions | ChatReadOptions, parts: Sequence[FilePart]
@@ -70,13 +75,36 @@ class _SourceReader:
         self._skip_bad = options.skip_bad
         self._limit = options.max_document_bytes or MAX_DOCUMENT_BYTES
 
-    def _records(self, columns: tuple[str, ...]) -> Iterator[tuple[FilePart, Record]]:
+    def check_first_records(self) -> None:
+        """Look at the first record of every file: a wrong key is told before the work starts.
+
+        Raises:
+            InputError: at a bad one, as reading it does.
+        """
+        for part in self.parts:
+            if self._skip_bad or part.problem or part.file_format == "text":
+                continue
+            limit = self._limit
+            if part.file_format != "parquet":
+                limit = min(limit, FIRST_RECORD_BYTES)
+            records = read_records(part.path, self.columns, part.file_format, limit=limit)
+            record = next(records, None)
+            if record is None or (record.is_too_long and limit < self._limit):
+                continue
+            if reason := self._reason(record):
+                self._pass_over(record, reason)
+
+    def _reason(self, record: Record) -> str:
+        """Why a record is bad; empty where it is not."""
+        raise NotImplementedError
+
+    def _records(self) -> Iterator[tuple[FilePart, Record]]:
         before = 0
         for part in self.parts:
             records: Iterator[Record] = iter([Record(str(part.path), 0, {}, part.problem)])
             if not part.problem:
                 records = read_records(
-                    part.path, columns, part.file_format, part.start, part.stop, self._limit
+                    part.path, self.columns, part.file_format, part.start, part.stop, self._limit
                 )
             for record in records:
                 self.bytes_read = before + min(record.position, part.size)
@@ -121,12 +149,11 @@ class DocumentReader(_SourceReader):
         super().__init__(source, options, parts)
         self.options = options
         self.num_documents = self.num_empty = self.num_bad = 0
+        keys = [source.text_key] + ([options.source_key] if options.source_key else [])
+        self.columns = tuple(dict.fromkeys(k for key in keys for k in (key, key.partition(".")[0])))
 
     def __iter__(self) -> Iterator[Document]:
-        options = self.options
-        keys = [options.text_key] + ([options.source_key] if options.source_key else [])
-        columns = tuple(dict.fromkeys(k for key in keys for k in (key, key.partition(".")[0])))
-        for _, record in self._records(columns):
+        for _, record in self._records():
             document = self._document(record)
             if document is not None:
                 self.num_documents += 1
@@ -134,25 +161,30 @@ class DocumentReader(_SourceReader):
 
     def _document(self, record: Record) -> Document | None:
         """The document of a record; None for one that is counted and skipped."""
-        text = _value(record.fields, self.options.text_key)
-        name: Any = self.source.name
-        if self.options.source_key and not record.is_text_file:
-            name = _value(record.fields, self.options.source_key)
-        error = record.error or self._what_is_wrong(record, text, name)
-        if error:
+        if error := self._reason(record):
             self._pass_over(record, error)
             self.num_bad += record.num_records
             return None
+        text, name = self._text_and_name(record)
         if not text or text.isspace():
             self.num_empty += 1
             return None
         return Document(text, name, document_id(text))
 
-    def _what_is_wrong(self, record: Record, text: object, name: object) -> str:
-        options = self.options
+    def _text_and_name(self, record: Record) -> tuple[Any, Any]:
+        """A record's text and the name of its source; not texts where it is bad."""
+        text, name = _value(record.fields, self.source.text_key), self.source.name
+        if self.options.source_key and not record.is_text_file:
+            name = _value(record.fields, self.options.source_key)
+        return text, name
+
+    def _reason(self, record: Record) -> str:
+        if record.error:
+            return record.error
+        options, (text, name) = self.options, self._text_and_name(record)
         wanted = (
-            ("--text-key", options.text_key, text),
-            ("--source-key", options.source_key, name),
+            (f"--text-key {self.source.name}=", self.source.text_key, text),
+            ("--source-key ", options.source_key, name),
         )
         for flag, key, value in wanted:
             if not isinstance(value, str):
@@ -165,13 +197,13 @@ class DocumentReader(_SourceReader):
 
 
 def _key_error(flag: str, key: str, value: object, keys: Sequence[str]) -> str:
-    """What is said of a key under which there is no text."""
+    """What is said of a key under which there is no text; ``flag`` begins the one that names it."""
     found = ", ".join(keys)[:300] or "none"
     kind = "no value" if value is None else named(type(value).__name__)
     near = nearest(key, keys)
-    hint = f"; perhaps you meant {flag} {near}" if near and near != key else ""
+    hint = f"; perhaps you meant {flag}{near}" if near and near != key else ""
     if not hint and key not in keys:
-        hint = f"; {flag} names another"
+        hint = f"; {flag}KEY names another"
     if key not in keys and {"messages", "conversations"} & {*keys}:
         hint = "; conversations are packed by `ultralong prepare chat`"
     return f"key {key!r} has {kind}, where a text belongs (keys here: {found}){hint}"
@@ -219,6 +251,7 @@ class ConversationReader(_SourceReader):
     """
 
     kind = "conversations"
+    columns = _COLUMNS
 
     def __init__(self, source: Source, options: ChatReadOptions) -> None:
         found = find_files(source, options.suffixes, skip_bad=options.skip_bad)
@@ -245,7 +278,7 @@ class ConversationReader(_SourceReader):
         return sum(part.size for part in self.parts)
 
     def __iter__(self) -> Iterator[tuple[Record, Conversation]]:
-        for part, record in self._records(_COLUMNS):
+        for part, record in self._records():
             conversation = self._conversation(record)
             if conversation is not None:
                 self.num_conversations += 1
@@ -268,15 +301,27 @@ class ConversationReader(_SourceReader):
         try:
             if record.error:
                 raise ConversationError("unreadable", record.error)
-            options = self.options
-            read = keys_read(record.fields, options.chat_format)[1].values()
+            read = keys_read(record.fields, self.options.chat_format)[1].values()
             for key, value in record.fields.items():
                 if key not in read and (value is not None or key not in _COLUMNS):
                     known = key in self.unread_keys or len(self.unread_keys) < MAX_UNREAD_KEYS
                     self.unread_keys[key if known else OTHER_KEYS] += 1
-            return parse_conversation(
-                record.fields, options.chat_format, options.ignore_keys, options.reasoning
-            )
+            return self._parsed(record)
         except ConversationError as error:
             self.reject(record, error)
             return None
+
+    def _parsed(self, record: Record) -> Conversation:
+        options = self.options
+        return parse_conversation(
+            record.fields, options.chat_format, options.ignore_keys, options.reasoning
+        )
+
+    def _reason(self, record: Record) -> str:
+        if record.error:
+            return f"unreadable: {record.error}"
+        try:
+            self._parsed(record)
+        except ConversationError as error:
+            return f"{error.problem}: {error}"
+        return ""

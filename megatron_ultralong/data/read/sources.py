@@ -4,9 +4,10 @@ import collections
 import fnmatch
 import glob
 import os
+import shlex
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,6 +19,8 @@ from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.quantity import counted
 
+TEXT_KEY = "text"
+"""Where a document's text stands, if nobody says otherwise."""
 MANIFESTS = ("manifest.json", "chat_manifest.json")
 """Of folders that ``prepare`` and ``prepare chat`` write."""
 MAX_COUNTS = 60
@@ -42,6 +45,8 @@ class Source:
     """Name in tables and in the manifest; its share of the tokens is kept."""
     pattern: str
     """A file, a folder (all files below it) or a glob pattern (``**`` spans folders)."""
+    text_key: str = TEXT_KEY
+    """Key or column of the text of a document."""
 
 
 def parse_sources(arguments: Sequence[str]) -> tuple[Source, ...]:
@@ -62,6 +67,39 @@ def parse_sources(arguments: Sequence[str]) -> tuple[Source, ...]:
             )
         sources.append(Source(name, os.path.expanduser(pattern)))
     return tuple(sources)
+
+
+def with_text_keys(sources: Sequence[Source], arguments: Sequence[str]) -> tuple[Source, ...]:
+    """The sources with the keys of ``KEY``, for all, and ``NAME=KEY``, for those of a name.
+
+    ``["body", "code=content"]``: the source ``code`` has its texts under ``content``, others under
+    ``body``. A name ends at the first ``=``, as in ``NAME=PATH``: a key may hold one behind it.
+
+    Raises:
+        InputError: a name is no source's, a key is empty, or two are given for the same.
+    """
+    names = list(dict.fromkeys(source.name for source in sources))
+    keys: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, key = argument.partition("=")
+        name, key = (name, key) if equals else ("", argument)
+        if equals and name not in names:
+            raise InputError(
+                f"--text-key {argument!r} is NAME=KEY, and no --source is named {name!r} (they are "
+                f"{', '.join(names)}): give the NAME of one, or, if {argument!r} is the whole key, "
+                f"--text-key {shlex.quote(f'{names[0]}={argument}')}"
+            )
+        if not key:
+            raise InputError(f"--text-key {argument!r} has no key: give KEY or NAME=KEY")
+        if name in keys:
+            of = f"source {name!r}" if name else "all sources"
+            raise InputError(
+                f"--text-key gives {of} two keys, {keys[name]!r} and {key!r}: give one of them"
+                + ("" if name else f", and the other one as NAME=KEY, such as {names[-1]}={key}")
+            )
+        keys[name] = key
+    usual = keys.get("", TEXT_KEY)
+    return tuple(replace(source, text_key=keys.get(source.name, usual)) for source in sources)
 
 
 def warn_of_output(sources: Iterable[Source], output: Path) -> None:

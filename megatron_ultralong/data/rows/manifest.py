@@ -69,6 +69,9 @@ class InputSummary(Record):
     """All files that stand there, read and left out, by suffix and reason."""
     ids_sha256: str
     """SHA-256 over the ids of the documents, in the order of reading."""
+    text_key: str = dataclasses.field(default="", repr=False)
+    """Key or column of the texts, unless they are whole files; empty: of an earlier version. Not in
+    what runs record of their rows: the ids above are."""
 
 
 @dataclasses.dataclass(frozen=True)

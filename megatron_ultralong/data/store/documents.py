@@ -167,6 +167,7 @@ class _Merge:
             bad=bad[:MAX_BAD_SHOWN],
             counts=found.counts,
             ids_sha256=digest.hexdigest(),
+            text_key=source.text_key,
         )
 
     def _is_first(self, hexadecimal: str) -> npt.NDArray[np.bool_]:

@@ -182,6 +182,10 @@ class ShardJob:
     folder: Path
     """Where the results go."""
 
+    def is_done(self, shard: Shard) -> bool:
+        """Whether its result is there."""
+        return (self.folder / shard.name).is_dir()
+
     def run(self, shard: Shard, tokenizer: tokenising.DocumentTokenizer, advance: Advance) -> None:
         """Write ``FOLDER/shard-NNNNN``; ``advance`` is told the bytes read.
 
@@ -233,15 +237,14 @@ def tokenise_shards(
     num_workers: int,
     advance: Advance,
 ) -> None:
-    """Tokenise the shards that are not finished yet; ``advance`` is told the bytes done.
+    """Tokenise the shards that are not finished yet; ``advance`` is told the bytes of these.
 
     Raises:
         InputError: at a document that cannot be read: of several, the first in order of reading.
         FastPathError: where the fast engine differs from the reference.
         WorkerLostError: where a worker was killed.
     """
-    left = [shard for shard in shards if not (job.folder / shard.name).is_dir()]
-    advance(sum(shard.num_bytes for shard in shards) - sum(shard.num_bytes for shard in left))
+    left = [shard for shard in shards if not job.is_done(shard)]
     num_workers = min(num_workers, len(left))
     if num_workers < 2:
         for shard in left:

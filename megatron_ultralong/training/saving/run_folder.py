@@ -108,6 +108,20 @@ class RunFolder:
         state = "complete" if done == total else f"past train_iters ({total})"
         return f"the run is at iteration {done}, {state}: --train-iters above {done} trains on"
 
+    @property
+    def what_is_saved(self) -> str:
+        """What to say of a start that saves nothing, or nothing before its end; else empty."""
+        if self.root is None:
+            return NOTHING_SAVED
+        done, total = self.resumed_iteration, self._config.train_iters
+        interval = self._config.save_interval
+        if done >= total or (interval and done // interval < (total - 1) // interval):
+            return ""
+        return (
+            f"the only checkpoint is that of the end, iteration {total}: a run that is killed "
+            "before it begins again; --save-interval N saves every N iterations"
+        )
+
     def open(self, rank: int, world_size: int) -> Resumed:
         """Own the folder, :meth:`check` it and make it ready; every rank calls it, rank 0 writes.
 
