@@ -7,8 +7,10 @@ the next call starts others.
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import pickle
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -100,6 +102,8 @@ class StandingRanks:
 def _serve(pipe: Connection, number: int, backend: str, environment: dict[str, str]) -> None:
     """Make what comes, until the other end is closed."""
     torch.set_num_threads(1)
+    if backend == "nccl":  # in one order whatever comes first: extensions bring libraries
+        importlib.import_module("megatron_ultralong.training.verbs")
     while True:
         try:
             world_size, folder, function, args = pickle.loads(pipe.recv_bytes())
@@ -133,6 +137,8 @@ def _call(
         result = function(*args)
     finally:
         torch.use_deterministic_algorithms(is_deterministic)
+        if "torch._dynamo" in sys.modules:  # it counts how often it has compiled a function
+            torch._dynamo.reset()
     dist.destroy_process_group()
     if backend == "nccl":
         torch.cuda.empty_cache()  # tests of the process that asks have the same devices

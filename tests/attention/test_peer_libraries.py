@@ -6,13 +6,21 @@ import logging
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tools.attention_benchmark.contest import UnableError
 from tools.attention_benchmark.logged_reasons import REASONS, LoggedReasons
 from tools.attention_benchmark.torch_libraries import cudnn_folders, parts
+from tools.attention_benchmark.transformer_engine_attention import (
+    SWITCHES,
+    transformer_engine_contestants,
+)
 
+ENGINE = "transformer_engine.pytorch"
 C = """
 int {name}(void) {{ return {number}; }}
 """
@@ -89,3 +97,58 @@ def test_an_extension_gets_the_parts_that_are_loaded_already(tmp_path: Path, how
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == (["1", "1"] if how == "kept" else ["2"])
+
+
+def _choose(names: dict[str, types.ModuleType], reasons: list[str]) -> None:
+    """As Transformer Engine 2.20 does it: the level of its logger is set at every choice."""
+    utils = names[f"{ENGINE}.attention.dot_product_attention.utils"]
+    logger = logging.getLogger("DotProductAttention")
+    logger.setLevel(utils.AttentionLogging._log_level)
+    if not logger.hasHandlers():
+        logger.addHandler(logging.StreamHandler())
+    for reason in reasons:
+        logger.debug("Disabling %s", reason)
+    switches = [os.environ[name] for name in SWITCHES]
+    logger.debug("switches %s", switches)
+    if reasons:
+        raise ValueError("No dot product attention backend is available for the provided inputs.")
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> dict[str, types.ModuleType]:
+    """The modules of it that the contestant asks, since the real ones need a GPU to be imported."""
+    place = f"{ENGINE}.attention.dot_product_attention"
+    names = ("transformer_engine", ENGINE, f"{ENGINE}.attention", place, f"{place}.utils",
+             f"{ENGINE}.utils")  # fmt: skip
+    found = {name: types.ModuleType(name) for name in names}
+    found[place]._attention_backends = {}
+    found[f"{place}.utils"].AttentionLogging = type("AttentionLogging", (), {"_log_level": 30})
+    found[f"{ENGINE}.utils"].get_cudnn_version = lambda: (9, 19, 0)
+    for name, module in found.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return found
+
+
+@pytest.mark.parametrize("kernel", ["same", "best"])
+def test_a_refusal_of_transformer_engine_has_its_reasons(
+    engine: dict[str, types.ModuleType], kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NVTE_FLASH_ATTN", "7")
+    monkeypatch.delenv("NVTE_FUSED_ATTN", raising=False)
+    task = SimpleNamespace(length=64, edges=None)
+    first = transformer_engine_contestants(kernel)[0]
+    for contestant in first.alternatives(task):
+        said = ["FlashAttention 4 due to NVTE_FLASH_ATTN=0", "FusedAttention: no | plan"]
+        with pytest.raises(UnableError) as failure, contestant.running(task):
+            _choose(engine, said)
+        assert str(failure.value).startswith(f"no kernel for {contestant._implementation} (cuDNN ")
+        assert str(failure.value).endswith(": Disabling FusedAttention: no / plan")
+        with contestant.running(task):
+            _choose(engine, [])
+        with pytest.raises(ValueError, match="other"), contestant.running(task):
+            raise ValueError("other")
+        logging_of_it = engine[f"{ENGINE}.attention.dot_product_attention.utils"].AttentionLogging
+        assert logging_of_it._log_level == logging.WARNING
+        assert os.environ["NVTE_FLASH_ATTN"] == "7"
+        assert "NVTE_FUSED_ATTN" not in os.environ
+    assert not logging.getLogger("DotProductAttention").handlers

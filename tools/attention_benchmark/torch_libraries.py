@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import suppress
 from pathlib import Path
 
 # Each after those that it needs.
@@ -28,7 +29,8 @@ def keep_one_cudnn() -> None:
     folder = folders[0]
     os.environ["CUDNN_HOME"] = str(folder)
     for path in parts(folder):
-        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        with suppress(OSError):  # if it is needed, the extension says so
+            ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
 
 def parts(folder: Path) -> list[Path]:
