@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as functional
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
@@ -25,7 +26,7 @@ from tools.attention_benchmark.own_attention import OwnRing
 from tools.attention_benchmark.peer_table import COLUMNS, Table, block, verdict
 from tools.attention_benchmark.peers import compare, contestants, document_edges
 from tools.attention_benchmark.race import Figures
-from tools.attention_benchmark.torch_attention import torch_contestants
+from tools.attention_benchmark.torch_attention import kept_attention, torch_contestants
 from tools.attention_benchmark.torch_flex_attention import FlexAttention
 from tools.attention_benchmark.transformer_engine_attention import padded, padded_positions
 
@@ -146,6 +147,14 @@ def _over_renewed_groups() -> list[bool]:
 
 def test_no_tensor_keeps_a_group_that_was_given_up():
     assert run_on_ranks(2, _over_renewed_groups) == [[True] * 3] * 2
+
+
+def test_attention_of_pytorch_is_back_after_an_error():
+    before = functional.scaled_dot_product_attention
+    with pytest.raises(RuntimeError, match="planted"), kept_attention():
+        functional.scaled_dot_product_attention = None
+        raise RuntimeError("planted")
+    assert functional.scaled_dot_product_attention is before
 
 
 class _Fails(OwnRing):

@@ -93,6 +93,7 @@ class TorchContextParallel(Contestant):
         # It wants a buffer to shard; those of the contest are sharded already.
         buffer = torch.zeros(2 * task.groups.size, device=task.groups.device)
         with ExitStack() as stack:
+            stack.enter_context(kept_attention())
             if self._implementation in ("FA3", "FA4"):
                 stack.enter_context(_flash_implementation(self._implementation))
             stack.enter_context(
@@ -113,6 +114,20 @@ class TorchContextParallel(Contestant):
         # Looked up here: context_parallel puts its own in the place.
         attend = functional.scaled_dot_product_attention
         return attend(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+
+
+@contextmanager
+def kept_attention() -> Iterator[None]:
+    """PyTorch's function is in its place afterwards.
+
+    If an error leaves ``context_parallel`` of PyTorch 2.11, its own stays there, and every later
+    call of any ``context_parallel`` takes that one with its mesh.
+    """
+    before = functional.scaled_dot_product_attention
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = before
 
 
 @contextmanager
