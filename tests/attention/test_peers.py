@@ -149,11 +149,16 @@ def test_no_tensor_keeps_a_group_that_was_given_up():
     assert run_on_ranks(2, _over_renewed_groups) == [[True] * 3] * 2
 
 
-def test_attention_of_pytorch_is_back_after_an_error():
-    before = functional.scaled_dot_product_attention
-    with pytest.raises(RuntimeError, match="planted"), kept_attention():
+def _leaves_another() -> None:
+    with kept_attention():
         functional.scaled_dot_product_attention = None
         raise RuntimeError("planted")
+
+
+def test_attention_of_pytorch_is_back_after_an_error():
+    before = functional.scaled_dot_product_attention
+    with pytest.raises(RuntimeError, match="planted"):
+        _leaves_another()
     assert functional.scaled_dot_product_attention is before
 
 
