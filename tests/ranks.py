@@ -20,6 +20,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
+from tests.standing_ranks import StandingRanks
+
+_gpus = StandingRanks("nccl")
+
 FORKED = "ULTRALONG_TEST_FORKED"
 """Names a program, ``-c CODE`` of which is run by a fork of :mod:`tests.warm.server`."""
 
@@ -46,12 +50,12 @@ def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> l
     The ranks meet in a file, so that test runs side by side do not collide on a port.
     """
     start_forkserver()
-    return _run(world_size, "forkserver", "gloo", function, args)
+    return _run(world_size, function, args)
 
 
 def run_on_gpus(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """The same over NCCL, a GPU each; started again, since CUDA does not survive a fork."""
-    return _run(world_size, "spawn", "nccl", function, args)
+    """The same over NCCL, a GPU each, by processes that stay for the next call."""
+    return _gpus.run(world_size, function, *args)
 
 
 def run_program(path: Path, *words: str) -> None:
@@ -71,19 +75,13 @@ def _program(_: int, path: Path, words: tuple[str, ...], environment: dict[str, 
     runpy.run_path(str(path), run_name="__main__")
 
 
-def _run(
-    world_size: int,
-    start_method: str,
-    backend: str,
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-) -> list[Any]:
+def _run(world_size: int, function: Callable[..., Any], args: tuple[Any, ...]) -> list[Any]:
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.start_processes(
             _rank,
-            args=(world_size, folder, backend, dict(os.environ), function, args),
+            args=(world_size, folder, dict(os.environ), function, args),
             nprocs=world_size,
-            start_method=start_method,
+            start_method="forkserver",
         )
         return [
             pickle.loads((Path(folder) / f"result-{rank}").read_bytes())
@@ -95,7 +93,6 @@ def _rank(
     rank: int,
     world_size: int,
     folder: str,
-    backend: str,
     environment: dict[str, str],
     function: Callable[..., Any],
     args: tuple[Any, ...],
@@ -105,9 +102,7 @@ def _rank(
     os.environ.update(environment)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     store = dist.FileStore(f"{folder}/store", world_size)
-    if backend == "nccl":
-        torch.cuda.set_device(rank)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
     try:
         result = function(*args)
     except BaseException:  # the other ranks fail too, on a lost peer: say which one was first

@@ -3,11 +3,18 @@
     python tools/benchmark_pretrain.py --work FOLDER --gpus 4 --seq-length 524288 --train-iters 2 \
         -- --tensor-model-parallel-size 2 --context-parallel-size 2 --sequence-parallel \
         --offload-activations
+    python tools/benchmark_pretrain.py --work FOLDER --gpus 2 --layers 4 --train-iters 5 \
+        -- --tensor-model-parallel-size 1 --no-sequence-parallel --context-parallel-size 2
+    python tools/benchmark_pretrain.py --work FOLDER --gpus 2 --layers 4 --train-iters 5 \
+        -- --tensor-model-parallel-size 1 --no-sequence-parallel --context-parallel-size 2 \
+        --cp-comm-type a2a
 
-A random model of Llama 3.1 8B's shape (16 GB) is imported; source code becomes rows;
-`plan` says what a step will take; `pretrain` runs with what stands behind ``--``. With ``--save``
-its checkpoint is resumed for one iteration more, and exported. FOLDER keeps the model and the rows
-for the next run. Each command's time is printed, and what was measured beside the plan.
+`plan` says what a step will take, or what is wrong with the flags, before anything is made. A
+random model of Llama 3.1 8B's shape (16 GB) is imported; source code becomes rows; `pretrain` runs
+with what stands behind ``--`` (what it does not name is the recipe's, TP 8 with it). With
+``--save`` its checkpoint is resumed for one iteration more, and exported. FOLDER keeps the model
+and the rows for the next run. Each command's time is printed, and what was measured beside the
+plan.
 """
 
 from __future__ import annotations
@@ -39,19 +46,18 @@ def main() -> None:
     work = arguments.work
     work.mkdir(parents=True, exist_ok=True)
     rows = work / f"rows-{arguments.seq_length}"
+    run_flags = ["--seq-length", str(arguments.seq_length), "--global-batch-size", "1", *flags]
+    plan = work / "plan.json"
+    words = (RECIPE, "--no-search", "--gpus", str(arguments.gpus), "--gpu", arguments.gpu or _gpu())
+    words += ("--model", str(shape_folder(work, arguments.model, arguments.layers)))
+    ultralong("plan", *words, "--json", str(plan), *run_flags)
+    planned = json.loads(plan.read_text())["chosen"]
     random_base(work, arguments.model, arguments.layers)
     if not rows.exists():
         library = sysconfig.get_path("purelib")
         words = ("--source", f"code={library}/*/*.py", "--skip-bad", "--valid-fraction", "0")
         words += ("--tokenizer", str(TOKENIZER), "--seq-length", str(arguments.seq_length))
         ultralong("prepare", *words, "--output", str(rows))
-    run_flags = ["--seq-length", str(arguments.seq_length), "--global-batch-size", "1", *flags]
-    plan = work / "plan.json"
-    words = (RECIPE, "--no-search", "--gpus", str(arguments.gpus), "--gpu", arguments.gpu or _gpu())
-    words += ("--load", str(work / "base"))
-    ultralong("plan", *words, "--json", str(plan), *run_flags)
-    planned = json.loads(plan.read_text())["chosen"]
-
     if not arguments.train_iters:
         return
     saved = work / "run"
@@ -67,19 +73,48 @@ def main() -> None:
         ultralong("convert export", str(saved), str(work / "exported"))
 
 
+def shape_folder(work: Path, model: str, layers: int) -> Path:
+    """``work/shape``: a ``config.json`` of transformers in the shape of ``model``; made if it is
+    not there.
+    """
+    made, named = work / "shape.json", {"model": model, "layers": layers}
+    if made.exists() and json.loads(made.read_text()) != named:
+        sys.exit(
+            f"error: {work} has {made.read_text()}, not {json.dumps(named)}: name another --work"
+        )
+    made.write_text(json.dumps(named))
+    if not (work / "shape").exists():
+        from transformers import LlamaConfig
+
+        shape = MODELS[model]
+        config = LlamaConfig(
+            architectures=["LlamaForCausalLM"],
+            vocab_size=shape.vocab_size,
+            hidden_size=shape.hidden_size,
+            intermediate_size=shape.ffn_hidden_size,
+            num_attention_heads=shape.num_attention_heads,
+            num_key_value_heads=shape.num_query_groups,
+            head_dim=shape.kv_channels,
+            num_hidden_layers=layers or shape.num_layers,
+            max_position_embeddings=shape.max_position_embeddings,
+            rope_theta=shape.rotary_base,
+            rms_norm_eps=shape.norm_epsilon,
+            tie_word_embeddings=not shape.untie_embeddings_and_output_weights,
+            dtype="bfloat16",
+        )
+        with whole(work / "shape") as aside:
+            config.save_pretrained(aside)
+    return work / "shape"
+
+
 def random_base(work: Path, model: str, layers: int) -> Path:
     """``work/base``: a checkpoint of random weights in the shape of ``model``, with the demo's
     tokenizer; made if it is not there.
     """
-    made, shape = work / "shape.json", {"model": model, "layers": layers}
-    if made.exists() and json.loads(made.read_text()) != shape:
-        sys.exit(
-            f"error: {work} has {made.read_text()}, not {json.dumps(shape)}: name another --work"
-        )
-    made.write_text(json.dumps(shape))
+    shape = shape_folder(work, model, layers)
     if not (work / "hf").exists():
         with whole(work / "hf") as aside:
-            script = ["-c", _MODEL, str(aside), model, str(layers)]
+            script = ["-c", _MODEL, str(aside), str(shape)]
             run("random model in transformers", [sys.executable, *script])
             for file in TOKENIZER.glob("tokenizer*"):
                 shutil.copy(file, aside)
@@ -92,26 +127,11 @@ _MODEL = """
 import sys
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from megatron_ultralong.model.shape import MODELS
 
 torch.manual_seed(0)
 torch.set_default_dtype(torch.bfloat16)
 torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
-shape = MODELS[sys.argv[2]]
-config = LlamaConfig(
-    vocab_size=shape.vocab_size,
-    hidden_size=shape.hidden_size,
-    intermediate_size=shape.ffn_hidden_size,
-    num_attention_heads=shape.num_attention_heads,
-    num_key_value_heads=shape.num_query_groups,
-    head_dim=shape.kv_channels,
-    num_hidden_layers=int(sys.argv[3]) or shape.num_layers,
-    max_position_embeddings=shape.max_position_embeddings,
-    rope_theta=shape.rotary_base,
-    rms_norm_eps=shape.norm_epsilon,
-    tie_word_embeddings=not shape.untie_embeddings_and_output_weights,
-)
-LlamaForCausalLM(config).save_pretrained(sys.argv[1])
+LlamaForCausalLM(LlamaConfig.from_pretrained(sys.argv[2])).save_pretrained(sys.argv[1])
 """
 
 

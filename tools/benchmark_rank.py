@@ -15,6 +15,10 @@ Under torchrun the ranks are real, and so is what travels: the same step with no
 
 ``--beside-transformer-engine p2p`` prints the step beside that of Megatron-Core with the context
 parallelism of Transformer Engine, the same model on the same ranks, in turns.
+
+``--beside-emulation`` prints the real step of every rank beside the emulated one of the same rank
+on the same device, in turns, with clock and power of each: cards differ, and real ranks wait for
+the slowest. Both are held: it takes twice the memory.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ from pathlib import Path
 import megatron.core
 import torch
 from rank_benchmark import lone_group
+from rank_benchmark.emulation import print_beside_emulation
 from rank_benchmark.job import Measurement, RankJob
 from rank_benchmark.kernels import print_kernels
 from rank_benchmark.ways import EXCHANGES, print_turns
@@ -54,6 +59,10 @@ def main() -> None:
     """Measure and print."""
     arguments = _parser().parse_args()
     is_real = "RANK" in os.environ
+    if arguments.beside_emulation and not is_real:
+        raise InputError(
+            "--beside-emulation compares real ranks: start it with torchrun --nproc-per-node 2"
+        )
     if is_real:
         arguments.world_size = world_size()
     recipe = PRETRAIN_RECIPES[arguments.recipe]()
@@ -100,6 +109,10 @@ def main() -> None:
         if arguments.beside_transformer_engine:
             _say_command()
             print_turns(arguments, config, model, groups)
+            return
+        if arguments.beside_emulation:
+            _say_command()
+            print_beside_emulation(arguments, config, model, groups)
             return
         job = RankJob(config, model, groups)
         ballast = _other_layers(job, arguments.held_layers)
@@ -238,6 +251,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--peak-tflops", type=float, default=0.0, help="0: the device's dense bf16 peak")
     add("--beside-transformer-engine", nargs="+", choices=EXCHANGES, default=[], help="print a "
         "table of the step and of these of its --cp-comm-type, in turns; all are held")  # fmt: skip
+    add(
+        "--beside-emulation",
+        action="store_true",
+        help="print the real step of every rank beside its emulated one, in turns; both are held",
+    )
     add("--turns", type=int, default=3, help="steps of each, whose median is printed")
     add("--json", type=Path, default=None, help="append the figures to this file")
     return parser

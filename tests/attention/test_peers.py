@@ -14,16 +14,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as functional
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from megatron_ultralong.attention import reference
 from tests.patience import patience
 from tests.ranks import run_on_ranks
 from tools.attention_benchmark.contest import PADDING, Groups, Task, local
 from tools.attention_benchmark.own_attention import OwnRing
+from tools.attention_benchmark.peer_table import COLUMNS, Table, block, verdict
 from tools.attention_benchmark.peers import compare, contestants, document_edges
-from tools.attention_benchmark.torch_attention import torch_contestants
+from tools.attention_benchmark.race import Figures
+from tools.attention_benchmark.torch_attention import kept_attention, torch_contestants
 from tools.attention_benchmark.torch_flex_attention import FlexAttention
 from tools.attention_benchmark.transformer_engine_attention import padded, padded_positions
 
@@ -97,8 +101,8 @@ def _check(said: str) -> None:
         assert refused[f"Transformer Engine {exchange}", False].startswith("cannot run: ")
     for rotation in ("allgather", "alltoall"):
         reason = refused[f"PyTorch context_parallel {rotation}", False]
-        assert "size of the tensor (256) must match the existing size (512)" in reason
-    timed = [row for row in rows if len(row) == 12 and row[0][0].isdigit()]
+        assert reason.startswith("cannot run: context_parallel takes no documents: ")
+    timed = [row for row in rows if len(row) == len(COLUMNS) and row[0][0].isdigit()]
     assert {row[0] for row in timed} == {"512", "1,024"}
     assert len(timed) == 2 * len(runs)
     assert all(max(float(row[8]), float(row[9])) < FLOAT32 for row in timed)
@@ -127,6 +131,38 @@ def test_flex_attention_sees_the_same_documents():
 
 
 _ONE = SimpleNamespace(device=torch.device("cpu"))
+
+
+def _over_renewed_groups() -> list[bool]:
+    """Of results before and after: the group that PyTorch would send over is the present one."""
+    groups = Groups(torch.device("cpu"))
+    found = []
+    for _ in range(3):
+        x = distribute_tensor(torch.ones(8, 4, requires_grad=True), groups.mesh(), [Shard(0)])
+        y = x @ distribute_tensor(torch.ones(4, 4), groups.mesh(), [Replicate()])
+        (dx,) = torch.autograd.grad(y.sum(), x)
+        found.append(all(z.device_mesh.get_group() is groups.world for z in (x, y, dx)))
+        assert groups.mesh() is groups.mesh()
+        groups.renew()
+    dist.barrier()
+    return found
+
+
+def test_no_tensor_keeps_a_group_that_was_given_up():
+    assert run_on_ranks(2, _over_renewed_groups) == [[True] * 3] * 2
+
+
+def _leaves_another() -> None:
+    with kept_attention():
+        functional.scaled_dot_product_attention = None
+        raise RuntimeError("planted")
+
+
+def test_attention_of_pytorch_is_back_after_an_error():
+    before = functional.scaled_dot_product_attention
+    with pytest.raises(RuntimeError, match="planted"):
+        _leaves_another()
+    assert functional.scaled_dot_product_attention is before
 
 
 class _Fails(OwnRing):
@@ -195,7 +231,9 @@ def test_one_rank_that_raises_is_a_row_and_the_others_continue(where, rank, leng
     assert len(failures) == 1
     assert f"cannot run: rank {rank}: RuntimeError: planted in {where}" in " ".join(failures[0])
     # The reference and PyTorch's ring at both lengths, and it at the length before it failed.
-    timed = [row for row in rows if len(row) == 12 and row[0].isdigit() and row not in failures]
+    timed = [
+        row for row in rows if len(row) == len(COLUMNS) and row[0].isdigit() and row not in failures
+    ]
     assert len(timed) == (4 if length == 32 else 5)
 
 
@@ -228,3 +266,35 @@ def test_short_rows_have_documents_too(length):
     assert edges[0] == 0
     assert edges[-1] == length
     assert all(a < b for a, b in itertools.pairwise(edges))
+
+
+class _Known:
+    """A race whose seconds and GiB are given."""
+
+    def __init__(self, figures):
+        self._figures = figures
+
+    def over(self, task, contestants):
+        return {
+            each: Figures(seconds / 4, 3 * seconds / 4, gib, [0.0, 0.0], "cudnn")
+            for each, (seconds, gib) in zip(contestants, self._figures, strict=True)
+        }
+
+
+@given(st.lists(st.tuples(st.floats(1, 9), st.floats(1, 9)), min_size=4, max_size=4))
+def test_peers_are_compared_with_the_default_and_with_the_fastest(figures):
+    its = [*contestants("same", False)[:2], *torch_contestants("same")]
+    task = SimpleNamespace(length=64, mask="none", edges=None)
+    said = io.StringIO()
+    with redirect_stdout(said):
+        found = block(Table(True), _Known(figures), task, "same", its)
+        verdict(Table(True), found)
+    rows = _cells(said.getvalue())
+    best = min(figures[:2], key=lambda its: its[0])
+    for row, (seconds, gib) in zip(rows[2:], figures[2:], strict=True):
+        expected = [seconds / figures[0][0], figures[0][1] / gib, seconds / best[0], best[1] / gib]
+        assert row[-4:] == [f"{x:.2f}" for x in expected]
+    worst = [min(f[0] for f in figures[2:]) / own[0] for own in (figures[0], best)]
+    lines = [x for x in said.getvalue().splitlines() if "every peer, no documents" in x]
+    for line, value in zip(lines, worst, strict=True):
+        assert f"{'yes' if value >= 1 else 'NO'}, {value:.2f} at the worst" in line

@@ -20,6 +20,13 @@ Found = TypeVar("Found")
 SECONDS_TO_ABORT = 60.0  # until a rank that was set free must be back
 
 
+def _forget_frames(error: BaseException | None) -> None:
+    """Of an error and of those that led to it: they hold tensors and groups."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
 class AttemptError(Exception):
     """An attempt failed on some rank; the message has its number and why, the same on all ranks."""
 
@@ -61,7 +68,7 @@ class Agreement:
         except Exception as error:
             is_of_all = isinstance(error, UnableError) or self._groups.size == 1
             self._tell(key, ("" if is_of_all else f"rank {self._groups.rank}: ") + one_line(error))
-            error.__traceback__ = None  # its frames hold tensors and groups
+            _forget_frames(error)
             if sends:
                 gc.collect()
                 self._groups.abandon()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from megatron_ultralong.sequence.assignment import Assignment, balanced, zigzag
 from megatron_ultralong.sequence.documents import causal_area
@@ -40,13 +41,27 @@ class Groups:
         self.device = device
         self.size, self.rank = dist.get_world_size(), dist.get_rank()
         self._made: list[dist.ProcessGroup] = []
-        self.were_renewed = False
+        self._mesh: DeviceMesh | None = None
+        self.renewals = 0
+        """How often groups were given up, and made again."""
         self._make()
 
     @property
     def world(self) -> dist.ProcessGroup:
         """All ranks."""
         return self._made[0]
+
+    def mesh(self) -> DeviceMesh:
+        """All ranks, for PyTorch: the same object until groups are renewed.
+
+        Its dimension has another name each time. Meshes of the same ranks and names are equal for
+        PyTorch, and what it has cached for one (placements of results, in forward and backward)
+        leads to the groups of that one, which are aborted.
+        """
+        if self._mesh is None:
+            names = (f"ranks{self.renewals}",)
+            self._mesh = DeviceMesh.from_group(self.world, self.device.type, mesh_dim_names=names)
+        return self._mesh
 
     def levels(self) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
         """Pairs of neighbours that exchange heads, and the ring between them, for a2a+p2p.
@@ -66,6 +81,7 @@ class Groups:
 
     def abandon(self) -> None:
         """Set those free that wait for this rank: they get an error instead."""
+        self._mesh = None
         for group in self._made:
             with suppress(Exception):  # whatever it says, the group is given up
                 if self.device.type == "cuda":
@@ -77,7 +93,7 @@ class Groups:
 
     def renew(self) -> None:
         """New groups, after a failure that all ranks know of."""
-        self.were_renewed = True
+        self.renewals += 1
         self.abandon()
         self._make()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -81,7 +82,7 @@ def compare(arguments: argparse.Namespace, device: torch.device, field: Field) -
         for (documents, kernel), its in chosen.items():
             found += block(table, race, task(length, documents), kernel, its)
     verdict(table, found)
-    return groups.were_renewed
+    return groups.renewals > 0
 
 
 def document_edges(length: int) -> list[int]:
@@ -89,6 +90,12 @@ def document_edges(length: int) -> list[int]:
     whole = max(length, LENGTHS[0])
     edges = recipe_lengths(whole, 0)
     return sorted({edge * length // whole for edge in edges})
+
+
+def _silence() -> None:
+    """What libraries say of themselves between the rows of the table."""
+    for message in ("Attempting to run cuBLAS", r"Argument \w+ \(position"):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def _start(arguments: argparse.Namespace) -> torch.device:
@@ -106,6 +113,7 @@ def _start(arguments: argparse.Namespace) -> torch.device:
                 f"a row of {length} tokens does not divide into {2 * size} chunks, two for each of "
                 f"{size} ranks: use {-(-length // (2 * size)) * 2 * size}"
             )
+    _silence()
     device = torch.device(arguments.device)
     if device.type == "cuda":
         # A group of contestants that has failed is given up and made again, not the process.

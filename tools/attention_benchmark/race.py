@@ -111,18 +111,18 @@ def able(
     """The first alternative that computes attention, and errors of out, dq, dk and dv.
 
     Raises:
-        AttemptError: none does; with the reason of the last.
+        AttemptError: none does; with the reason of each.
     """
-    failure = AttemptError("it has no way to run")
+    reasons: dict[str, None] = {}
     for contestant in first.alternatives(task):
         try:
             agreement.attempt(lambda it=contestant: it.check(task), sends=False)  # type: ignore[misc]
             call = _checked(agreement, task, contestant, exact)
         except AttemptError as error:
-            failure = error
+            reasons[str(error)] = None
             continue
         return contestant, exact.errors(call.result, contestant.positions(task))
-    raise failure
+    raise AttemptError("; then ".join(reasons))
 
 
 class Race:

@@ -1,7 +1,7 @@
 """PyTorch's context parallelism of ``scaled_dot_product_attention``, as contestants.
 
-Its prototype API, alike in PyTorch 2.11 and 2.13. It has no kernel of the CPU: there its ring alone
-runs (``_templated_ring_attention``), over PyTorch's kernel of the CPU.
+Its prototype API, alike in PyTorch 2.11 and 2.13; it takes no documents. It has no kernel of the
+CPU: there its ring alone runs (``_templated_ring_attention``), over PyTorch's kernel of the CPU.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ import torch.nn.attention as implementations
 import torch.nn.functional as functional
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from megatron_ultralong.sequence.assignment import zigzag
-from megatron_ultralong.sequence.documents import document_numbers
 
 from .contest import Contestant, Task, UnableError
 
@@ -42,7 +40,6 @@ class TorchContextParallel(Contestant):
         self.name = f"PyTorch context_parallel {rotation}"
         self._rotation, self._implementation, self._copies = rotation, implementation, copies
         self.note = "keys and values copied for the heads that share them" if copies else ""
-        self._mesh: tuple[Any, DeviceMesh] | None = None
 
     def positions(self, task: Task) -> Tensor:
         """See :class:`Contestant`: it calls the zigzag head-tail."""
@@ -59,13 +56,18 @@ class TorchContextParallel(Contestant):
     def check(self, task: Task) -> None:
         """See :class:`Contestant`."""
         importlib.import_module(EXPERIMENTAL)
+        if task.edges is not None:
+            raise UnableError(
+                "context_parallel takes no documents: of masks it takes is_causal alone, and an "
+                "attn_mask is not sharded with the rows"
+            )
         if self._implementation in ("FA3", "FA4") and task.groups.device.type == "cuda":
             with _flash_implementation(self._implementation):
                 pass
 
     def alternatives(self, task: Task) -> list[Contestant]:
         """See :class:`Contestant`."""
-        if task.edges is not None:  # none of them takes documents: one says why
+        if task.edges is not None:  # one says why, for all kernels
             return [self]
         return [
             TorchContextParallel(self.kernel, self._rotation, implementation, copies)
@@ -91,48 +93,41 @@ class TorchContextParallel(Contestant):
         # It wants a buffer to shard; those of the contest are sharded already.
         buffer = torch.zeros(2 * task.groups.size, device=task.groups.device)
         with ExitStack() as stack:
+            stack.enter_context(kept_attention())
             if self._implementation in ("FA3", "FA4"):
                 stack.enter_context(_flash_implementation(self._implementation))
             stack.enter_context(
                 context_parallelism.context_parallel(
-                    self._device_mesh(task), buffers=[buffer], buffer_seq_dims=[0]
+                    task.groups.mesh(), buffers=[buffer], buffer_seq_dims=[0]
                 )
             )
             stack.enter_context(sdpa_kernel(backend))
             yield
 
-    def _device_mesh(self, task: Task) -> DeviceMesh:
-        if self._mesh is None or self._mesh[0] is not task.groups.world:
-            world = task.groups.world
-            self._mesh = (world, DeviceMesh.from_group(world, task.groups.device.type))
-        return self._mesh[1]
-
     def attention(self, task: Task, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """See :class:`Contestant`; documents are a mask, the one argument that there is."""
-        masks = {} if task.edges is None else {"attn_mask": self._document_mask(task)}
+        """See :class:`Contestant`."""
         if self._copies:
             k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         if task.groups.device.type != "cuda":
-            out: Tensor = _CpuRing.apply(q, k, v, task.groups.world, masks)
+            out: Tensor = _CpuRing.apply(q, k, v, task.groups.world)
             return out
         # Looked up here: context_parallel puts its own in the place.
         attend = functional.scaled_dot_product_attention
-        if masks:
-            return attend(q, k, v, enable_gqa=q.shape[1] != k.shape[1], **masks)
         return attend(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
 
-    def _document_mask(self, task: Task) -> Tensor:
-        """What this rank's queries see of the keys of all ranks, end to end, [1, 1, s_local, s]."""
-        assert task.cu_seqlens is not None
-        numbers = torch.from_numpy(document_numbers(task.cu_seqlens.numpy()))
-        size = task.groups.size
-        keys = torch.cat([zigzag(size).positions(rank, task.length) for rank in range(size)])
-        own = self.positions(task)
-        seen = (numbers[own][:, None] == numbers[keys][None, :]) & (own[:, None] >= keys[None, :])
-        mask = seen[None, None].to(task.groups.device)
-        if mask.is_cuda:
-            return mask
-        return torch.zeros_like(mask, dtype=task.dtype).masked_fill(~mask, -torch.inf)
+
+@contextmanager
+def kept_attention() -> Iterator[None]:
+    """PyTorch's function is in its place afterwards.
+
+    If an error leaves ``context_parallel`` of PyTorch 2.11, its own stays there, and every later
+    call of any ``context_parallel`` takes that one with its mesh.
+    """
+    before = functional.scaled_dot_product_attention
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = before
 
 
 @contextmanager
@@ -156,15 +151,13 @@ class _CpuRing(torch.autograd.Function):
     """PyTorch's ring over its kernel of the CPU."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, group: Any, masks: dict[str, Tensor]
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, group: Any) -> Tensor:
         from torch.distributed.tensor.experimental._attention import (
             _templated_ring_attention as its,
         )
 
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        out, lse = its(group, 2, kernel, q, k, v, is_causal=True, **masks)
+        out, lse = its(group, 2, kernel, q, k, v, is_causal=True)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.group = group
         return out
@@ -180,7 +173,7 @@ class _CpuRing(torch.autograd.Function):
             ctx.group, 2, partial(kernel, dropout_p=0.0), dout, "grad_out", q, k, v, out, lse,
             is_causal=True,
         )  # fmt: skip
-        return (*gradients[:3], None, None)
+        return (*gradients[:3], None)
 
 
 def torch_contestants(kernel: str) -> list[Contestant]:

@@ -46,7 +46,7 @@ class FlexAttention(Contestant):
     def __init__(self, kernel: str) -> None:
         super().__init__(kernel)
         self._masks: dict[int, Any] = {}
-        self._module: tuple[Any, nn.Module] | None = None
+        self._module: tuple[DeviceMesh, nn.Module] | None = None
 
     def positions(self, task: Task) -> Tensor:
         """See :class:`Contestant`."""
@@ -93,10 +93,9 @@ class FlexAttention(Contestant):
         }
 
     def _parallel(self, task: Task) -> nn.Module:
-        world = task.groups.world
-        if self._module is None or self._module[0] is not world:
-            mesh = DeviceMesh.from_group(world, task.groups.device.type)
-            self._module = (world, _style()._apply(_Flex(task.groups.device), mesh))
+        mesh = task.groups.mesh()
+        if self._module is None or self._module[0] is not mesh:
+            self._module = (mesh, _style()._apply(_Flex(task.groups.device), mesh))
         return self._module[1]
 
     def kernel_name(self, task: Task) -> str:

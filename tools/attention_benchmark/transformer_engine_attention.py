@@ -11,7 +11,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import itertools
+import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -23,11 +25,19 @@ from torch import Tensor
 from megatron_ultralong.sequence.assignment import zigzag
 
 from .contest import PADDING, Contestant, Task, UnableError
+from .logged_reasons import LoggedReasons
+from .torch_libraries import cudnn_folders, keep_one_cudnn
 
 EXCHANGES = ("p2p", "all_gather", "a2a", "a2a+p2p")
-ENVIRONMENT = {
-    "same": {"NVTE_FLASH_ATTN": "0", "NVTE_FUSED_ATTN": "1", "NVTE_UNFUSED_ATTN": "0"},
-    "best": {"NVTE_FLASH_ATTN": "1", "NVTE_FUSED_ATTN": "1", "NVTE_UNFUSED_ATTN": "0"},
+SWITCHES = ("NVTE_FLASH_ATTN", "NVTE_FLASH_ATTN_V2", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN")
+IMPLEMENTATIONS = {  # what the switches say
+    "cuDNN": "0010",
+    "FlashAttention 3 or 4": "1000",
+    "cuDNN or any FlashAttention": "1110",  # it takes cuDNN first on Hopper
+}
+KERNELS = {
+    "same": ("cuDNN",),
+    "best": ("FlashAttention 3 or 4", "cuDNN or any FlashAttention"),  # on Hopper, fastest first
 }
 
 
@@ -59,10 +69,12 @@ def padded_positions(edges: tuple[int, ...], size: int, rank: int) -> Tensor:
 class TransformerEngine(Contestant):
     """``DotProductAttention`` with one ``cp_comm_type``."""
 
-    def __init__(self, kernel: str, exchange: str) -> None:
+    def __init__(self, kernel: str, exchange: str, implementation: str) -> None:
         super().__init__(kernel)
         self.name = f"Transformer Engine {exchange}"
         self._exchange = exchange
+        self._implementation = implementation
+        self._reasons = LoggedReasons("Disabling ", but=" due to NVTE_")
         self._chosen: dict[Any, dict[str, Any]] = {}
         """What it remembers of its choice of a kernel, by row: made once, as in training."""
         self._cu_padded: dict[int, tuple[Tensor, int]] = {}
@@ -81,20 +93,33 @@ class TransformerEngine(Contestant):
         """See :class:`Contestant`: its environment, and the choice of a kernel for this row."""
         from transformer_engine.pytorch.attention.dot_product_attention import _attention_backends
 
-        before = {name: os.environ.get(name) for name in ENVIRONMENT[self.kernel]}
-        os.environ.update(ENVIRONMENT[self.kernel])
+        switches = dict(zip(SWITCHES, IMPLEMENTATIONS[self._implementation], strict=True))
         key = (task.length, task.edges is None)
         _attention_backends["backend_selection_requires_update"] = True
         _attention_backends.update(self._chosen.get(key, {}))
-        try:
-            yield
+        with _environment(switches), _told(self._reasons):
+            try:
+                yield
+            except ValueError as error:
+                if "backend is available" not in str(error):
+                    raise
+                raise UnableError(self._refusal()) from None
             self._chosen[key] = dict(_attention_backends)
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    del os.environ[name]
-                else:
-                    os.environ[name] = value
+            self._reasons.taken()
+
+    def _refusal(self) -> str:
+        """Why it has no kernel, as it has logged."""
+        from transformer_engine.pytorch.utils import get_cudnn_version
+
+        said = self._reasons.taken() or "it has logged no reason"
+        version, folders = ".".join(map(str, get_cudnn_version())), cudnn_folders()
+        where = ", ".join(map(str, folders)) or "no folder"
+        return f"no kernel for {self._implementation} (cuDNN {version} of {where}): {said}"
+
+    def alternatives(self, task: Task) -> list[Contestant]:
+        """See :class:`Contestant`."""
+        kernels = KERNELS[self.kernel]
+        return [TransformerEngine(self.kernel, self._exchange, its) for its in kernels]
 
     def check(self, task: Task) -> None:
         """See :class:`Contestant`."""
@@ -104,7 +129,10 @@ class TransformerEngine(Contestant):
             raise UnableError("it computes on CUDA devices alone")
         if self._exchange == "a2a+p2p":
             task.groups.levels()
-        importlib.import_module("transformer_engine.pytorch")
+        keep_one_cudnn()
+        with _environment({"NVTE_FRAMEWORK": "pytorch"}), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it was not built for
+            importlib.import_module("transformer_engine.pytorch")
 
     def attention(self, task: Task, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """See :class:`Contestant`."""
@@ -151,6 +179,37 @@ class TransformerEngine(Contestant):
         return "cudnn" if chosen.get("use_fused_attention") else "unknown"
 
 
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Environment variables, and afterwards what was there before."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _told(reasons: LoggedReasons) -> Iterator[None]:
+    """It logs why it refuses a kernel, and to nobody else."""
+    from transformer_engine.pytorch.attention.dot_product_attention.utils import AttentionLogging
+
+    logger, level = logging.getLogger("DotProductAttention"), AttentionLogging._log_level
+    handlers, propagates = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [reasons], False
+    AttentionLogging._log_level = logging.DEBUG  # it sets that of its logger at every choice
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = handlers, propagates
+        AttentionLogging._log_level = level
+
+
 @lru_cache(maxsize=2)
 def _module(heads: int, kv_heads: int, head_dim: int, has_documents: bool) -> Any:
     from transformer_engine.pytorch import DotProductAttention
@@ -167,4 +226,5 @@ def _module(heads: int, kv_heads: int, head_dim: int, has_documents: bool) -> An
 
 def transformer_engine_contestants(kernel: str) -> list[Contestant]:
     """One for each ``cp_comm_type``."""
-    return [TransformerEngine(kernel, exchange) for exchange in EXCHANGES]
+    first = KERNELS[kernel][0]
+    return [TransformerEngine(kernel, exchange, first) for exchange in EXCHANGES]

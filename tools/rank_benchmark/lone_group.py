@@ -152,9 +152,11 @@ def _create(store: dist.Store, rank: int, size: int, timeout: Any) -> LoneGroup:
     return LoneGroup(rank, size)
 
 
-def start(rank: int, world_size: int) -> None:
-    """Make this process rank ``rank`` of a job of ``world_size``."""
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK="0")
+def start(rank: int, world_size: int, local_rank: int = 0) -> None:
+    """Make this process rank ``rank`` of a job of ``world_size``, on the device ``local_rank``."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(local_rank))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
     if NAME not in dist.Backend.backend_list:
         dist.Backend.register_backend(NAME, _create, devices=["cpu", "cuda"])
     dist.init_process_group(NAME, store=dist.HashStore(), rank=rank, world_size=world_size)
