@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import sys
 from collections.abc import Iterator
 
 from megatron_ultralong.program.environment import variables
@@ -62,11 +63,14 @@ def check_variables() -> None:
 
 
 def check_start() -> None:
-    """Check, before this rank is started, that it can find the others.
+    """Check, before this rank is started, that it can find the others, or has found them.
 
     Raises:
         InputError: the variables of a job are not all there.
     """
+    distributed = sys.modules.get("torch.distributed")  # where a caller has made them meet
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return
     lacking = [name for name in _MEETING if name not in os.environ]
     there = [name for name in ("RANK", "WORLD_SIZE") if name in os.environ]
     if lacking and (under_torchrun() or world_size() > 1):
