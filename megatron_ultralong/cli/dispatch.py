@@ -175,7 +175,7 @@ def _checked(name: str, verb: Verb, words: list[str]) -> Any:
     with says_who_set(words, default):
         load(verb.check_early)(options, num_ranks)
     # Before ranks are started: one that ends by itself would leave the others waiting for it.
-    if options.save and "RANK" not in os.environ:
+    if options.save and not under_torchrun():
         save = Path(options.save)
         load("program.owner:check_not_owned")(save, f"--save {save}", is_patient=False)
     if how and not is_launched():  # there it was told before the ranks were started
