@@ -25,7 +25,6 @@ from megatron_ultralong.program.ranks import (
     check_start,
     check_variables,
     is_launched,
-    is_main_rank,
     is_told_world_size,
     under_torchrun,
     world_size,
@@ -189,7 +188,8 @@ def _checked(name: str, verb: Verb, words: list[str]) -> Any:
     options, default, num_ranks, how = read_training(name, verb, words)
     with says_who_set(words, default):
         load(verb.check_early)(options, num_ranks)
-    if options.save and is_main_rank():  # who takes it: no other rank may find this job's own
+    # Before ranks are started: one that ends by itself would leave the others waiting for it.
+    if options.save and not under_torchrun():
         save = Path(options.save)
         load("program.owner:check_not_owned")(save, f"--save {save}", is_patient=False)
     if how and not is_launched():  # there it was told before the ranks were started

@@ -162,8 +162,6 @@ def cases(
     save_config(folder / "config.yaml", make_config(None, (1, 2)))
     for name in ("seed", "rows", "model"):
         begun_run(folder / name, make_config, name)
-    (folder / "used").mkdir()
-    take(folder / "used", "pretrain", "--save used")  # this process has it as long as it runs
     return {
         "recipe": (["pretrain", "nothing"], "recipe 'nothing' is not known"),
         "file": (["pretrain", "--config", str(folder / "none.yaml")], "none.yaml"),
@@ -204,10 +202,6 @@ def cases(
         ),
         "save elsewhere": ([*fits, "--save", str(folder / "foreign")], "foreign is not empty"),
         "save a file": ([*fits, "--save", str(folder / "a file")], "a file is a file: name an"),
-        "save in use": (
-            [*fits, "--save", str(folder / "used")],
-            f"used is in use by pretrain (process {os.getpid()} on ",
-        ),
         "save of a seed": ([*run, str(folder / "seed")], "a run with seed 7, this one has 1234"),
         "save of rows": ([*run, str(folder / "rows")], "a run over other rows: data manifest.seed"),
         "save of a model": ([*run, str(folder / "model")], "another model: model.num_layers"),
@@ -231,6 +225,22 @@ def test_mistakes_are_said_before_torch_is_there(cases: dict[str, tuple[list[str
         assert said.count("error:") <= 1, f"{name}: {said}"
         assert "Traceback" not in said, f"{name}: {said}"
         assert not slow, name
+
+
+def test_an_owner_of_the_folder_is_named_before_ranks_are_started(
+    tiny: Path, tmp_path: Path, make_config: MakeConfig
+) -> None:
+    """Not by a rank: one that ended alone would leave the others waiting for it."""
+    config = dataclasses.replace(make_config(None, (1, 2)), save=str(tmp_path / "run"))
+    save_config(tmp_path / "config.yaml", config)
+    (tmp_path / "run").mkdir()
+    owner = take(tmp_path / "run", "pretrain", "--save run")
+    words = ["pretrain", "--config", str(tmp_path / "config.yaml"), "--ranks", "2"]
+    ((said, slow),) = said_before_imports([words])
+    owner.release()
+    assert f"run is in use by pretrain (process {os.getpid()} on " in said
+    assert said.count("ultralong: error:") == 1
+    assert not slow
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
