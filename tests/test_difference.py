@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from megatron_ultralong.model.yarn import LinearConfig, YarnConfig, in_words
-from megatron_ultralong.program.difference import first_difference
+from megatron_ultralong.program.difference import first_difference, value_difference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,3 +77,19 @@ def test_scalings_of_the_rotary_embedding() -> None:
     assert in_words(None) == "no scaling"
     assert in_words(LinearConfig(8.0)) == "linear, scaling_factor 8.0"
     assert in_words(YarnConfig(2.0)).startswith("yarn, scaling_factor 2.0, original_max_position")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ({"a": [1], "b": 1}, {"a": (1,), "b": 2}, ("work, b", "1", "2")),
+        ({"a": None}, {}, ("work, a", "nothing", "nothing")),
+        ({"a": 1}, {"a": 1.0}, ("work, a", "1", "1.0")),
+        ({"a": {"b": "x", "c": True}}, {"a": {"c": False, "b": "x"}}, ("work, a, c", "yes", "no")),
+    ],
+)
+def test_values_are_compared_as_they_are_written(
+    old: dict[str, object], new: dict[str, object], told: tuple[str, str, str]
+) -> None:
+    """One side was read from JSON, where a tuple is a list; 1 and 1.0 are two there."""
+    assert value_difference("work", old, new) == told

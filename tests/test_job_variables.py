@@ -59,6 +59,7 @@ def test_each_must_be_a_number(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     inputs: Path,
+    tmp_path: Path,
     name: str,
     value: str,
 ) -> None:
@@ -67,6 +68,9 @@ def test_each_must_be_a_number(
     assert f"{name} is {value!r} in the environment" in said
     cli.main(["plan", "llama3.1-8b-1m", "--gpus", "32"])  # no job, and none of its variables
     assert "GiB" in capsys.readouterr().out
+    cli.main(["convert", "import", str(inputs / "hf"), str(tmp_path / "model")])
+    assert "tokenizer sha256" in capsys.readouterr().out
+    assert f"{name} is {value!r} in the environment" in refusal(capsys, "doctor")
 
 
 def test_ranks_are_of_one_job(

@@ -185,7 +185,8 @@ def import_command(command: PlanConfig) -> str:
 
     target, load = load_folder(command), command.run.load
     source = load if _is_hugging_face(load) else command.model or ""
-    is_made = source != load and (Path(target) / FILE_NAME).is_file()
+    # a checkpoint that nobody names, in a folder "base", may be of any model
+    is_made = target == load and (Path(load) / FILE_NAME).is_file()
     if is_made or not _is_hugging_face(source):
         return ""
     return f"{PROGRAM} convert import {shlex.quote(source)} {shlex.quote(target)}"

@@ -23,7 +23,7 @@ from megatron_ultralong.attention import reference, ring_attention
 from megatron_ultralong.doctor.finding import Finding
 from megatron_ultralong.program.environment import path_of_modules, variables
 from megatron_ultralong.program.quantity import counted
-from megatron_ultralong.program.ranks import under_torchrun
+from megatron_ultralong.program.ranks import number_of, under_torchrun
 from megatron_ultralong.sequence.assignment import zigzag
 from megatron_ultralong.sequence.transport import ProcessGroupRing, Transfer
 
@@ -118,7 +118,7 @@ def _rank(rank: int, folder: str, megabytes: int, use_gpus: bool) -> None:
 
 
 def _on_the_job(megabytes: int) -> dict[str, float | str]:
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = number_of("LOCAL_RANK")
     return _measure(megabytes, local_rank if torch.cuda.is_available() else None)
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import os
 import re
 import socket
 import sys
@@ -17,7 +16,7 @@ from megatron_ultralong.doctor.software import DRIVER, python_finding, software_
 from megatron_ultralong.program.ending import PROGRAM, tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges, field_docstrings
-from megatron_ultralong.program.ranks import under_torchrun
+from megatron_ultralong.program.ranks import check_variables, number_of, under_torchrun
 
 SICK = 1
 """Exit status where a run cannot work here."""
@@ -96,14 +95,15 @@ def diagnose(config: DoctorConfig) -> int:
     """Print every finding as soon as it is there; returns the exit status.
 
     Raises:
-        InputError: nothing to measure, or ranks without GPUs.
+        InputError: nothing to measure, ranks without GPUs, or a job's variables are no numbers.
     """
     check_ranges(config)
+    check_variables()
     if config.communication and not config.gpus:
         raise InputError(
             "--no-gpus and --communication: ranks take the GPUs; give --no-communication too"
         )
-    rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
+    rank, local_rank = map(number_of, ("RANK", "LOCAL_RANK"))
     levels: Counter[str] = Counter()
     for finding in _findings(config):
         if isinstance(finding, str):

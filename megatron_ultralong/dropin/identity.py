@@ -70,8 +70,8 @@ class Identity:
             if found != self.result:
                 raise InputError(
                     f"--save {root} holds checkpoints with other metadata than this run makes: "
-                    f"{found} there, {self.result} here; continue with its original arguments "
-                    "with, or name a new folder"
+                    f"{found} there, {self.result} here; continue with its original arguments, "
+                    "or name a new folder"
                 )
             if self.manifest is not None:
                 check_same_rows(

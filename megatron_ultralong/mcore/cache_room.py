@@ -1,13 +1,12 @@
 """Room for the keys and values of rows that are continued."""
 
-import os
-
 import torch
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.program.available_memory import available_memory
+from megatron_ultralong.program.ranks import local_world_size
 
 
 def most_tokens(bytes_per_token: float, groups: ProcessGroupCollection) -> int:
@@ -25,7 +24,7 @@ def most_tokens(bytes_per_token: float, groups: ProcessGroupCollection) -> int:
 def _free_bytes() -> int:
     """Memory that keys and values may take on this rank."""
     if device().type != "cuda":
-        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        local_ranks = local_world_size()
         return int(0.8 * available_memory() / local_ranks)
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()

@@ -23,6 +23,7 @@ from torch import Tensor
 from megatron_ultralong.plan.job import PAGE_BYTES, in_pages
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.quantity import quantity
+from megatron_ultralong.program.ranks import local_world_size
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class PinnedMemory:
         if not slabs:
             return
         device = torch.cuda.current_device() if self._pins else None
-        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        local_ranks = local_world_size()
         with ThreadPoolExecutor(
             max(1, min(_MOST_THREADS, (os.cpu_count() or 1) // local_ranks)),
             # A thread's device is the first of the node, until it is told another.

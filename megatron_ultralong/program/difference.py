@@ -1,6 +1,7 @@
 """Where two values differ, in words, of the texts that Python makes of records."""
 
 import ast
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,9 +27,15 @@ def first_difference(name: str, old: str, new: str) -> tuple[str, str, str]:
 def value_difference(name: str, old: Any, new: Any) -> tuple[str, str, str]:
     """The same of JSON values; texts are quoted, truth is told as yes and no."""
     if isinstance(old, dict) and isinstance(new, dict):
-        key = next(key for key in [*old, *new] if old.get(key) != new.get(key))
+        key = next(key for key in [*old, *new] if _is_other(key, old, new))
         return value_difference(f"{name}, {key}", old.get(key), new.get(key))
     return name, _quoted(old), _quoted(new)
+
+
+def _is_other(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether a value would be written otherwise: a tuple is a list, 1 and 1.0 are two."""
+    texts = [json.dumps(values[key]) if key in values else "" for values in (old, new)]
+    return texts[0] != texts[1]
 
 
 def _quoted(value: Any) -> str:

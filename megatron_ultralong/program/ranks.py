@@ -87,6 +87,11 @@ def world_size() -> int:
     return number_of("WORLD_SIZE", 1)
 
 
+def local_world_size(default: int = 1) -> int:
+    """Ranks of this job on this machine: as torchrun says, or ``default``."""
+    return max(1, number_of("LOCAL_WORLD_SIZE", default))
+
+
 def is_told_world_size() -> bool:
     """Whether torchrun or the user says how many ranks the job has."""
     return "WORLD_SIZE" in os.environ

@@ -1,7 +1,6 @@
 """What a run works with once it has been checked, and what it needs of this machine."""
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from megatron_ultralong.plan import job, layer_memory
 from megatron_ultralong.program.available_memory import available_memory
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.quantity import counted, quantity
+from megatron_ultralong.program.ranks import local_world_size
 from megatron_ultralong.training import early_checks, optimizer, rows
 from megatron_ultralong.training.telling.log import check_sinks
 
@@ -152,7 +152,7 @@ def check_offloading(config: TrainingConfig, model: shape.ModelConfig, num_ranks
     """
     if not config.memory.offload_activations:
         return 0
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    local_ranks = local_world_size()
     limit = int(config.memory.max_host_memory_gib * 2**30)
     rule = f"max_host_memory_gib is {config.memory.max_host_memory_gib:g}"
     if not limit:

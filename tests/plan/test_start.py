@@ -129,6 +129,20 @@ def test_the_command_loads_what_pretrain_takes(
         assert "ultralong.json" not in told_by_pretrain(data)
 
 
+@pytest.mark.parametrize("flag", ["--model", "--load"])
+def test_a_checkpoint_that_nobody_names_is_of_any_model(
+    inputs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    flag: str,
+) -> None:
+    (tmp_path / "base").symlink_to(inputs / "megatron")
+    monkeypatch.chdir(tmp_path)
+    plan(["extend", "--gpus", "8", flag, str(inputs / "hf"), "--seq-length", "128"])
+    assert f"ultralong convert import {inputs / 'hf'} base\n" in capsys.readouterr().out
+
+
 def test_a_row_that_ranks_do_not_divide(inputs: Path) -> None:
     """What came from ranks and rows is not said to be the recipe's, and what helps is named."""
     folders = f"--load {inputs / 'megatron'} --data-path {inputs / '128' / 'rows'}"

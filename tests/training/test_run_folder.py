@@ -126,6 +126,11 @@ def test_a_start_that_saves_at_its_end_alone_says_so(
         on_the_way = [i for i in range(done + 1, total) if interval and i % interval == 0]
         alone = done < total and not on_the_way
         assert (f"is that of the end, iteration {total}: " in text) == alone, (done, on_the_way)
+        assert ("the only checkpoint is" in text) == (alone and not done)
+        assert (
+            f"the next checkpoint is that of the end, iteration {total}: a run that is killed "
+            f"before it begins again at iteration {done};" in text
+        ) == (alone and done > 0)
         assert ("--save-interval N saves every N iterations" in text) == alone
 
 

@@ -12,7 +12,6 @@ import importlib
 import importlib.util
 import itertools
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from megatron_ultralong.program.environment import variables
 from megatron_ultralong.sequence.assignment import zigzag
 
 from .contest import PADDING, Contestant, Task, UnableError
@@ -97,7 +97,7 @@ class TransformerEngine(Contestant):
         key = (task.length, task.edges is None)
         _attention_backends["backend_selection_requires_update"] = True
         _attention_backends.update(self._chosen.get(key, {}))
-        with _environment(switches), _told(self._reasons):
+        with variables(switches), _told(self._reasons):
             try:
                 yield
             except ValueError as error:
@@ -130,7 +130,7 @@ class TransformerEngine(Contestant):
         if self._exchange == "a2a+p2p":
             task.groups.levels()
         keep_one_cudnn()
-        with _environment({"NVTE_FRAMEWORK": "pytorch"}), warnings.catch_warnings():
+        with variables({"NVTE_FRAMEWORK": "pytorch"}), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what it was not built for
             importlib.import_module("transformer_engine.pytorch")
 
@@ -177,21 +177,6 @@ class TransformerEngine(Contestant):
         if chosen.get("use_flash_attention"):
             return f"FlashAttention {chosen['flash_attention_backend']}"
         return "cudnn" if chosen.get("use_fused_attention") else "unknown"
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Environment variables, and afterwards what was there before."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextmanager

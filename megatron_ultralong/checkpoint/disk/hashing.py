@@ -10,6 +10,7 @@ import threading
 from typing import IO
 
 from megatron_ultralong.checkpoint.disk import checksums
+from megatron_ultralong.program.ranks import local_world_size
 
 _MAX_PENDING = 64
 """Parts that wait for a piece's thread, at most."""
@@ -25,7 +26,7 @@ class HashingThreads(contextlib.ExitStack):
 
     def __init__(self) -> None:
         super().__init__()
-        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cores = (os.cpu_count() or 1) // local_world_size()
         self._num_threads = max(2, min(_MOST_THREADS, cores))
         self._pieces: list[_Piece] = []
         self._size = 0

@@ -17,7 +17,7 @@ from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import progress
 from megatron_ultralong.program.rank_values import every_rank
-from megatron_ultralong.program.ranks import is_main_rank
+from megatron_ultralong.program.ranks import is_main_rank, local_world_size
 from megatron_ultralong.program.refused_file import ClosedFileError
 
 _DATA_SUFFIX = ".distcp"
@@ -63,7 +63,7 @@ def check_tensors(folder: Path, listed: checksums.Checksums) -> None:
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     names = [name for name in listed if name.endswith(_DATA_SUFFIX)]
     share = sum(listed[name].size for name in names) / world_size
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    local = local_world_size(world_size)
     is_shown = rank == 0 and share >= _SHOWN_BYTES
     found: InputError | None = None
     try:

@@ -117,9 +117,10 @@ class RunFolder:
         interval = self._config.save_interval
         if done >= total or (interval and done // interval < (total - 1) // interval):
             return ""
+        which, where = ("next", f" at iteration {done}") if done else ("only", "")
         return (
-            f"the only checkpoint is that of the end, iteration {total}: a run that is killed "
-            "before it begins again; --save-interval N saves every N iterations"
+            f"the {which} checkpoint is that of the end, iteration {total}: a run that is killed "
+            f"before it begins again{where}; --save-interval N saves every N iterations"
         )
 
     def open(self, rank: int, world_size: int) -> Resumed:
