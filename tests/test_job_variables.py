@@ -104,3 +104,9 @@ def test_a_level_that_logging_does_not_know(
     monkeypatch.setenv("ULTRALONG_LOG", level)
     said = refusal(capsys, "plan", "small", "--gpus", "1")
     assert f"ULTRALONG_LOG is {level!r} in the environment: use DEBUG or INFO or " in said
+
+
+def test_an_empty_level_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a template of a job script leaves it."""
+    monkeypatch.setenv("ULTRALONG_LOG", "")
+    cli.main(["plan", "small", "--model", "demo", "--gpus", "1", "--gpu", "h100-80gb"])

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb; bad input ends with one message and exit status 2, docs/running.md has more."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     with ends_with_message(), status_of_start() if _starts_ranks(words) else nullcontext():
-        level = os.environ.get("ULTRALONG_LOG", "WARNING")
+        level = os.environ.get("ULTRALONG_LOG") or "WARNING"
         if level not in _LEVELS:
             raise InputError(
                 f"ULTRALONG_LOG is {level!r} in the environment: use {' or '.join(_LEVELS)}"

@@ -16,6 +16,7 @@ from megatron_ultralong.doctor.software import DRIVER, python_finding, software_
 from megatron_ultralong.program.ending import PROGRAM, tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges, field_docstrings
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.ranks import check_variables, number_of, under_torchrun
 
 SICK = 1
@@ -116,7 +117,7 @@ def diagnose(config: DoctorConfig) -> int:
         elif finding.level == "problem" or (finding.level == "warning" and local_rank == 0):
             _print(f"rank {rank} on {socket.gethostname()}: {finding.line()}")
     if rank == 0:
-        _print(", ".join(f"{levels[level]} {level}s" for level in ("problem", "warning", "note")))
+        _print(", ".join(counted(levels[level], level) for level in ("problem", "warning", "note")))
     return SICK if levels["problem"] else 0
 
 
