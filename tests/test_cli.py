@@ -147,14 +147,19 @@ def test_a_source_without_text_is_refused(
 def test_a_split_of_less_than_a_row_says_how_to_sample_less_strictly(
     inputs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    for sampling, says in (("fu", True), ("none", False)):
+    """Where that would give it a row: the documents have 11,473 tokens."""
+    for sampling, length, says in (
+        ("fu", 8192, True),
+        ("fu", 2**20, False),
+        ("none", 2**20, False),
+    ):
         words = ["prepare", "--source", f"code={inputs / 'documents.jsonl'}"]
-        words += ["--tokenizer", str(inputs / "hf"), "--seq-length", "1048576"]
+        words += ["--tokenizer", str(inputs / "hf"), "--seq-length", str(length)]
         words += ["--length-sampling", sampling, "--output", str(tmp_path / sampling)]
         with pytest.raises(SystemExit):
             cli.main(words)
         error = capsys.readouterr().err.splitlines()[-1]
-        assert "under one row of seq_length (1048576)" in error
+        assert f"under one row of seq_length ({length})" in error
         assert ("--length-sampling none (now fu: " in error) == says
         assert "--length-sampling fu" not in error
 

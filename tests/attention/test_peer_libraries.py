@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.patience import patience
 from tools.attention_benchmark.contest import UnableError
 from tools.attention_benchmark.logged_reasons import REASONS, LoggedReasons
 from tools.attention_benchmark.torch_libraries import cudnn_folders, parts
@@ -63,7 +64,7 @@ def _library(folder: Path, name: str, code: str, *words: str) -> None:
     source = folder / f"{name}.c"
     source.write_text(code)
     command = ["gcc", "-shared", "-fPIC", "-o", str(folder / name), str(source), *words]
-    subprocess.run([*command, f"-Wl,-soname,{name}"], check=True, timeout=60)
+    subprocess.run([*command, f"-Wl,-soname,{name}"], check=True, timeout=patience(60))
 
 
 PROGRAM = """
@@ -92,7 +93,7 @@ def test_an_extension_gets_the_parts_that_are_loaded_already(tmp_path: Path, how
     environment = {**os.environ, "LD_LIBRARY_PATH": str(system)}
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(own), str(system), how],
-        capture_output=True, text=True, timeout=120, check=False, env=environment,
+        capture_output=True, text=True, timeout=patience(120), check=False, env=environment,
         cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert run.returncode == 0, run.stderr

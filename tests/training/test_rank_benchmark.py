@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.patience import patience
 from tests.ranks import run_on_ranks, run_program
 
 ROOT = Path(__file__).parents[2]
@@ -76,6 +77,8 @@ def test_two_ranks_print_real_steps_beside_emulated_ones(tiny: Path) -> None:
 def test_beside_emulation_wants_real_ranks(tiny: Path) -> None:
     words = ["--recipe", "demo-cpu", "--load", str(tiny / "base"), "--beside-emulation"]
     program = [sys.executable, str(ROOT / "tools" / "benchmark_rank.py"), *words]
-    run = subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
+    run = subprocess.run(
+        program, capture_output=True, text=True, timeout=patience(120), check=False
+    )
     assert run.returncode == 1
     assert "start it with torchrun" in run.stderr
