@@ -55,10 +55,13 @@ NOT_QUICK = (
     "plan/test_sizes.py",
     "plan/test_steps.py",
     "slurm",
+    "test_current_folder.py",
     "test_docker.py",
     "test_doctor.py",
     "test_examples.py",
     "test_smollm2.py",
+    "test_standing_ranks.py",
+    "test_streams.py",
     "test_unreadable.py",
     "training",
 )
