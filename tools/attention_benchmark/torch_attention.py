@@ -19,9 +19,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from megatron_ultralong.sequence.assignment import zigzag
-
 from .contest import Contestant, Task, UnableError
+from .head_tail import HeadTail
 
 EXPERIMENTAL = "torch.distributed.tensor.experimental._attention"
 ROTATIONS = ("allgather", "alltoall")
@@ -31,7 +30,7 @@ KERNELS = {
 }
 
 
-class TorchContextParallel(Contestant):
+class TorchContextParallel(HeadTail):
     """``context_parallel`` with one way to rotate keys and one kernel."""
 
     def __init__(self, kernel: str, rotation: str, implementation: str, copies: bool) -> None:
@@ -40,18 +39,6 @@ class TorchContextParallel(Contestant):
         self.name = f"PyTorch context_parallel {rotation}"
         self._rotation, self._implementation, self._copies = rotation, implementation, copies
         self.note = "keys and values copied for the heads that share them" if copies else ""
-
-    def positions(self, task: Task) -> Tensor:
-        """See :class:`Contestant`: it calls the zigzag head-tail."""
-        return zigzag(task.groups.size).positions(task.groups.rank, task.length)
-
-    def arranged(self, x: Tensor) -> Tensor:
-        """[s, b, heads, d] -> [b, heads, s, d]."""
-        return x.permute(1, 2, 0, 3)
-
-    def returned(self, x: Tensor) -> Tensor:
-        """Inverse of :meth:`arranged`."""
-        return x.permute(2, 0, 1, 3)
 
     def check(self, task: Task) -> None:
         """See :class:`Contestant`."""

@@ -16,7 +16,8 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from megatron_ultralong.sequence.assignment import zigzag
 from megatron_ultralong.sequence.documents import document_numbers
 
-from .contest import Contestant, Task, UnableError
+from .contest import Task, UnableError
+from .head_tail import HeadTail
 
 BLOCK = 128  # tokens, of the mask
 
@@ -37,7 +38,7 @@ class _Flex(nn.Module):
         return out
 
 
-class FlexAttention(Contestant):
+class FlexAttention(HeadTail):
     """``flex_attention`` under ``_ContextParallel``, over the zigzag that it calls head-tail."""
 
     name = "PyTorch FlexAttention allgather"
@@ -47,18 +48,6 @@ class FlexAttention(Contestant):
         super().__init__(kernel)
         self._masks: dict[int, Any] = {}
         self._module: tuple[DeviceMesh, nn.Module] | None = None
-
-    def positions(self, task: Task) -> Tensor:
-        """See :class:`Contestant`."""
-        return zigzag(task.groups.size).positions(task.groups.rank, task.length)
-
-    def arranged(self, x: Tensor) -> Tensor:
-        """[s, b, heads, d] -> [b, heads, s, d]."""
-        return x.permute(1, 2, 0, 3)
-
-    def returned(self, x: Tensor) -> Tensor:
-        """Inverse of :meth:`arranged`."""
-        return x.permute(2, 0, 1, 3)
 
     def check(self, task: Task) -> None:
         """See :class:`Contestant`."""
