@@ -42,6 +42,24 @@ def figures(records: list[IterationRecord]) -> list[float]:
     return [value for record in records for value in (record.lm_loss, record.grad_norm)]
 
 
+@pytest.mark.parametrize("first", ["bf16", "fp32"])
+def test_the_other_precision_resumes(tmp_path: Path, make_config: MakeConfig, first: str) -> None:
+    """Ranks share the weights of one optimizer: of float32 ones each has a part."""
+    runs: list[PretrainConfig] = []
+    for context in (1, 2):
+        layout, folders = (1, context), (tmp_path / f"whole{context}", tmp_path / f"parts{context}")
+        made = [make_config(folder, layout, "block", train_iters=STEPS) for folder in folders]
+        whole, config = (dataclasses.replace(one, precision=first) for one in made)
+        other = {"bf16": "fp32", "fp32": "bf16"}[first]
+        saved = dataclasses.replace(config, train_iters=SAVED)
+        runs += [whole, saved, dataclasses.replace(config, precision=other)]
+    records = run_on_ranks(2, train_each, runs)[0]
+    for expected, resumed in zip(records[::3], records[2::3], strict=True):
+        assert [record.iteration for record in resumed] == [4, 5]
+        # bf16 rounds to 2^-9, weights and layers' results
+        assert figures(resumed) == pytest.approx(figures(expected[SAVED:]), rel=0.03)
+
+
 @pytest.mark.slow
 def test_other_layouts_go_on_alike(written: Path, tmp_path: Path, make_config: MakeConfig) -> None:
     configs: dict[str, PretrainConfig] = {}

@@ -180,6 +180,7 @@ def load_checkpoint(
     _take_rates(state["optimizer"]["optimizer"]["param_groups"], asked)
     with own_shards(optimizer.chained_optimizers):
         optimizer.load_state_dict(state["optimizer"])
+    _gather_main_weights(chunks)
     separate_steps(optimizer.chained_optimizers)
     for group, values in zip(optimizer.param_groups, asked, strict=True):
         group.update(values)
@@ -190,6 +191,18 @@ def load_checkpoint(
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise InputError(f"{folder}: the random states are damaged ({error})") from error
     return position
+
+
+def _gather_main_weights(chunks: Sequence[DistributedDataParallel]) -> None:
+    """Give all ranks the float32 weights that the optimizer has read.
+
+    A float32 model's weights are the optimizer's, a part on each rank. Those of a checkpoint that
+    was trained in bf16 are rounded, and its optimizer's are not: each rank would have the other
+    ranks' parts rounded.
+    """
+    for chunk in chunks:
+        if any(parameter.dtype == torch.float32 for parameter in chunk.parameters()):
+            chunk.start_param_sync(force_sync=True)
 
 
 def _position(common: dict[str, Any], folder: Path) -> dict[str, Any]:
