@@ -12,7 +12,7 @@ from megatron_ultralong.checkpoint.convert.verification import (
     differences_error,
     num_bytes,
 )
-from megatron_ultralong.checkpoint.disk.large_files import OpenFile
+from megatron_ultralong.checkpoint.disk.large_files import map_tensor
 from megatron_ultralong.checkpoint.formats import gguf_file
 from megatron_ultralong.checkpoint.formats.gguf_rope import DIVISORS
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
@@ -41,12 +41,11 @@ def compare_gguf(
         header = contents.header(Path(folder, "header"))
     offsets = contents.offsets(header)
     _check_header(path, header, contents)
-    file = OpenFile(path)
 
     def read(name: str) -> torch.Tensor:
         info = contents.tensors[name]
         count = torch.Size(info.shape).numel()
-        return file.tensor(offsets[name], info.dtype, count).reshape(info.shape)
+        return map_tensor(path, offsets[name], info.dtype, count).reshape(info.shape)
 
     differences: dict[str, str | None] = {}
     if contents.divisors is not None:
