@@ -10,7 +10,7 @@ import pytest
 from megatron_ultralong.data.read import parquet
 from megatron_ultralong.data.read.formats import read_records
 from megatron_ultralong.data.read.options import ReadOptions
-from megatron_ultralong.data.read.reading import DocumentReader, find_documents
+from megatron_ultralong.data.read.reading import DocumentReader
 from megatron_ultralong.data.read.sources import FilePart, Source, find_files, parse_sources
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import document_id
@@ -29,7 +29,7 @@ def texts_of(path: Path | str, **options) -> list[str]:
 
 def reader_of(path: Path | str, text_key: str = "text", **options) -> DocumentReader:
     source, read = Source("s", str(path), text_key), ReadOptions(**options)
-    return DocumentReader(source, read, find_documents(source, read).files)
+    return DocumentReader(source, read, find_files(source, read).files)
 
 
 def jsonl(records: list[object]) -> bytes:
@@ -72,7 +72,8 @@ def test_files_of_folders_and_patterns(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
 
     def found(pattern: str, *suffixes: str) -> list[str]:
-        files = find_files(Source("s", str(tmp_path / pattern)), suffixes).files
+        read = ReadOptions(suffixes=suffixes)
+        files = find_files(Source("s", str(tmp_path / pattern)), read).files
         return [str(part.path.relative_to(tmp_path)) for part in files]
 
     assert found("") == ["a/deep/y.py.gz", "a/z.txt", "b/x.py", "top.py"]

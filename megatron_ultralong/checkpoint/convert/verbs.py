@@ -10,14 +10,17 @@ from typing import Any
 import torch
 
 from megatron_ultralong.checkpoint.convert import early_checks, model_writer, small_files
-from megatron_ultralong.checkpoint.convert.gguf_verification import compare_gguf
 from megatron_ultralong.checkpoint.convert.report import ConversionReport, good_for, summarise
 from megatron_ultralong.checkpoint.convert.table import show
-from megatron_ultralong.checkpoint.convert.verification import Comparison, compare, num_bytes
+from megatron_ultralong.checkpoint.convert.verification import (
+    Comparison,
+    compare,
+    compare_gguf,
+    num_bytes,
+)
 from megatron_ultralong.checkpoint.disk.folder import RELEASE, write_latest
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, save_metadata
 from megatron_ultralong.checkpoint.formats import (
-    gguf_file,
     gguf_rope,
     hugging_face_config,
     meta,
@@ -30,7 +33,7 @@ from megatron_ultralong.checkpoint.formats.torch_dist_writer import write_torch_
 from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
 from megatron_ultralong.checkpoint.logits.check import check_logits
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, VerifyConfig
-from megatron_ultralong.data.tokenize.stop_tokens import GENERATION_FILE, missed_end
+from megatron_ultralong.data.tokenize.trained_template import GENERATION_FILE, missed_end
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import Journal
@@ -99,9 +102,10 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
     for line in lines:
         tell(f"warning: {line}")
     if config.format == "huggingface" and (end := missed_end(source.source_folder)):
+        text, number = end
         tell(
-            f"warning: the chat template ends answers with {end.text}, where no file of the model "
-            f"stops: engines will write on behind them; add {end.id} to eos_token_id of "
+            f"warning: the chat template ends answers with {text}, where no file of the model "
+            f"stops: engines will write on behind them; add {number} to eos_token_id of "
             f"{config.dst / GENERATION_FILE}"
         )
     dtype = _DTYPES[config.dtype]
@@ -183,7 +187,8 @@ def _verify_gguf(config: VerifyConfig) -> Comparison:
             f"--logits computes no GGUF file ({config.b}): leave it out, or compare the answers "
             "of llama.cpp with those of `ultralong generate`"
         )
-    return compare_gguf(source, gguf_file.gguf_path(config.b), _DTYPES[config.dtype])
+    path = config.b / GGUF_FILE if config.b.is_dir() else config.b
+    return compare_gguf(source, path, _DTYPES[config.dtype])
 
 
 def _report(

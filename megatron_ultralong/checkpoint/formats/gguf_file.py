@@ -8,7 +8,9 @@ Face folder of the same model, except for the rotary embedding
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +58,7 @@ _LAYER = {
 }
 _TYPES = {torch.float32: ("F32", 0), torch.float16: ("F16", 1), torch.bfloat16: ("BF16", 32)}
 """GGUF's name of a dtype, and the number of a file whose matrices have it."""
-_SAMPLING = {
+_SAMPLING: dict[str, tuple[str, Callable[[Any], Value]]] = {
     "top_k": ("top_k", int32),
     "top_p": ("top_p", float32),
     "min_p": ("min_p", float32),
@@ -110,6 +112,7 @@ class GgufContents:
             for name, shape in zip(weight.names, weight.shapes, strict=True):
                 info = stored_info(TensorInfo(dtype or source.dtype(weight), shape))
                 self.tensors[gguf_name(name)] = info
+        size = sum(math.prod(info.shape) for info in self.tensors.values())
         path = source.source_folder / CONFIG_FILE
         check_inside(path, source.source_folder)
         config = read_json(path) if path.is_file() else JsonObject({}, str(path))
@@ -118,18 +121,13 @@ class GgufContents:
             "general.type": string("model"),
             **_sampling(source.source_folder),
             "general.name": named("source_model", string, source.metadata.source_model),
-            "general.size_label": string(self._size_label()),
+            "general.size_label": string(library().size_label(size, size, 0, 0)),
             **_shape_values(source.model),
             **rope,
             "general.file_type": uint32(_TYPES[main][1]),
             "general.quantization_version": uint32(library().GGML_QUANT_VERSION),
             **tokenizer_values(source.source_folder, source.model.vocab_size, config),
         }
-
-    def _size_label(self) -> str:
-        count = sum(math.prod(info.shape) for info in self.tensors.values())
-        label: str = library().size_label(count, count, 0, 0)
-        return label
 
     def header(self, aside: Path) -> bytes:
         """The file up to its first tensor; ``aside`` is where the package writes it."""
@@ -188,11 +186,6 @@ class GgufWriter(TensorWriter):
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Fill Hugging Face tensor ``name`` in."""
         self.put(self._path, self._offsets[gguf_name(name)], stored(name, tensor, self._model))
-
-
-def gguf_path(path: Path) -> Path:
-    """The file, where ``path`` may be its folder."""
-    return path / GGUF_FILE if path.is_dir() else path
 
 
 def _shape_values(model: ModelConfig) -> Values:

@@ -14,12 +14,7 @@ import torch
 
 from megatron_ultralong.checkpoint.disk.large_files import TensorWriter
 from megatron_ultralong.checkpoint.formats import hugging_face_config, weight_files, weight_map
-from megatron_ultralong.checkpoint.formats.rope_block import (
-    is_in_parameters,
-    max_positions,
-    rope_scaling,
-    stated_block,
-)
+from megatron_ultralong.checkpoint.formats.rope_block import rope_scaling
 from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope
 from megatron_ultralong.checkpoint.formats.tensor_file import DTYPES, TensorFile, TensorInfo
 from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD, Weight
@@ -72,16 +67,8 @@ class HuggingFaceFolder:
     @property
     def rope(self) -> Rope:
         """The rotary embedding, and the block that states it."""
-        where = str(self.folder / hugging_face_config.CONFIG_FILE)
-        return Rope(
-            self.rope_scaling,
-            stated_block(self.config, where),
-            max_positions(self.config),
-            self.model.kv_channels,
-            self.model.rotary_base,
-            self.model.family.name,
-            is_in_parameters(self.config),
-        )
+        model = self.model
+        return hugging_face_config.stated_rope(self.config, model.kv_channels, model.family.name)
 
     @property
     def name(self) -> str:

@@ -9,14 +9,15 @@ They are read, by a reader that runs nothing, before Megatron-Core reads them by
 import bisect
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
 from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
+from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside
 from megatron_ultralong.checkpoint.disk.large_files import Window, announce
@@ -168,8 +169,10 @@ class TorchDistReader:
             InputError: the bytes of it are damaged.
         """
         entry = self.tensors[key]
-        near = self._index(key).near(start, shape)
-        items = [item for chunk in near for item in _overlap(key, chunk, start, shape)]
+        near = [c for c in self._index(key).near(start, shape) if 0 not in c.sizes]
+        wanted = dcp.ChunkStorageMetadata(torch.Size(start), torch.Size(shape))
+        held = dcp.TensorStorageMetadata(entry.properties, entry.size, near)
+        items = create_read_items_for_chunk_list(key, held, [wanted])
         covered = sum(torch.Size(item.lengths).numel() for item in items)
         if covered != torch.Size(shape).numel():
             raise InputError(
@@ -239,23 +242,3 @@ def _slices(begins: Sequence[int], lengths: Sequence[int]) -> tuple[slice, ...]:
     return tuple(
         slice(begin, begin + length) for begin, length in zip(begins, lengths, strict=True)
     )
-
-
-def _overlap(
-    key: str, chunk: dcp.ChunkStorageMetadata, start: Sequence[int], shape: Sequence[int]
-) -> Iterator[ReadItem]:
-    """The piece of ``chunk`` inside the region at ``start`` with ``shape``, if there is one."""
-    begins = [max(o, s) for o, s in zip(chunk.offsets, start, strict=True)]
-    ends = [
-        min(o + c, s + n)
-        for o, c, s, n in zip(chunk.offsets, chunk.sizes, start, shape, strict=True)
-    ]
-    if all(begin < end for begin, end in zip(begins, ends, strict=True)):
-        yield ReadItem(
-            type=LoadItemType.TENSOR,
-            dest_index=dcp.MetadataIndex(key),
-            dest_offsets=torch.Size(b - s for b, s in zip(begins, start, strict=True)),
-            storage_index=dcp.MetadataIndex(key, chunk.offsets),
-            storage_offsets=torch.Size(b - o for b, o in zip(begins, chunk.offsets, strict=True)),
-            lengths=torch.Size(e - b for b, e in zip(begins, ends, strict=True)),
-        )

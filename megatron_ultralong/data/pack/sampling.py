@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
+from megatron_ultralong.data.pack.packing import Int64Array
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges
 from megatron_ultralong.program.quantity import LENGTH
@@ -35,7 +36,6 @@ MAX_MAKE_UP = 2.0
 """Most that a source's weights are raised by because more of it than of others is held out."""
 
 SamplingName = Literal["ultralong", "fu", "none"]
-Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 

@@ -25,10 +25,11 @@ from megatron_ultralong.data.prepare.report import (
 )
 from megatron_ultralong.data.prepare.selection import Selection, select_documents, source_shares
 from megatron_ultralong.data.prepare.shard_key import PACKAGES, in_words, shard_key
-from megatron_ultralong.data.read.reading import DocumentReader, find_documents
+from megatron_ultralong.data.read.reading import DocumentReader
 from megatron_ultralong.data.read.sources import (
     FoundFiles,
     Source,
+    find_files,
     parse_sources,
     warn_of_output,
     with_text_keys,
@@ -115,7 +116,7 @@ def prepare(config: PrepareConfig) -> Manifest:
 def _plan(config: PrepareConfig, sources: tuple[Source, ...]) -> _Plan:
     chosen = engines.choose_tokenizer(config.tokenizer, config.tokenizer_engine)
     separator = separator_ids(chosen.tokenizer, config.separator)
-    found = [find_documents(source, config.reading) for source in sources]
+    found = [find_files(source, config.reading) for source in sources]
     for its in found:
         DocumentReader(its.source, config.reading, its.files).check_first_records()
     shards = plan_shards(found)

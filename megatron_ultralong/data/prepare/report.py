@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from megatron_ultralong.data.pack.sampling import LengthSampling
+from megatron_ultralong.data.pack.packing import Int64Array
+from megatron_ultralong.data.pack.sampling import Float64Array, LengthSampling
 from megatron_ultralong.data.read.sources import FileCount
 from megatron_ultralong.data.rows.chat_manifest import ChatLengths, ChatSource
 from megatron_ultralong.data.rows.manifest import BinSummary, InputSummary, LengthCount, Manifest
@@ -92,7 +92,7 @@ def length_panels(
         figure.savefig(aside, format="png", dpi=120)
 
 
-def powers(counts: Sequence[Counts]) -> npt.NDArray[np.int64]:
+def powers(counts: Sequence[Counts]) -> Int64Array:
     """The powers of two of the lengths: places on the horizontal axis."""
     return np.array([count.min_length.bit_length() - 1 for count in counts])
 
@@ -259,10 +259,6 @@ def _cells(
         f"{sampled / 1e6:,.2f}M",
         f"{sampled / max(after, 1):.1%}",
     ]
-
-
-Int64Array = npt.NDArray[np.int64]
-Float64Array = npt.NDArray[np.float64]
 
 
 def _count_cells(

@@ -43,6 +43,15 @@ class Record(NamedTuple):
     """Keys that the record has in its file, where its fields are fewer."""
 
 
+class BadRecordError(Exception):
+    """A record that cannot be used; ``reason`` says why."""
+
+    @property
+    def reason(self) -> str:
+        """For messages."""
+        return str(self)
+
+
 def unreadable(place: Path | str, error: Exception) -> Record:
     """What stands for the records from here on, that a library cannot read."""
     of_system = error.strerror if isinstance(error, OSError) and error.errno else ""

@@ -14,7 +14,7 @@ from typing import ClassVar
 from megatron_ultralong.data.read.compression import uncompressed_name
 from megatron_ultralong.data.read.file_kind import FileKind, file_kind, is_known_name
 from megatron_ultralong.data.read.file_names import Entry, litter_reason, matches, walk
-from megatron_ultralong.data.read.options import FileFormat
+from megatron_ultralong.data.read.options import ChatReadOptions, FileFormat, ReadOptions
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.quantity import counted
@@ -158,44 +158,33 @@ class FoundFiles:
     """All files, by suffix and treatment: those that are read first."""
 
 
-def find_files(
-    source: Source,
-    suffixes: Sequence[str] = (),
-    file_format: FileFormat = "auto",
-    *,
-    skip_bad: bool = False,
-) -> FoundFiles:
+def find_files(source: Source, options: ReadOptions | ChatReadOptions) -> FoundFiles:
     """The files of a source, each looked at, and taken once.
 
     Below a folder what programs and people leave there is left out, and so is a file of which
     neither suffix nor beginning says what it is. A file that is named is read: itself, by
-    ``suffixes``, by the suffix in a pattern.
-
-    Args:
-        source: where they are.
-        suffixes: endings of the files wanted below folders and of patterns; all if none.
-        file_format: of all files; ``auto``: by name and beginning.
-        skip_bad: keep files that cannot be read, each as one bad document.
+    ``suffixes``, by the suffix in a pattern. Under ``skip_bad`` files that cannot be read are kept,
+    each as one bad document.
 
     Raises:
         InputError: where there are no files, a folder cannot be listed, or a file is not what can
             be read, unless ``skip_bad``.
     """
-    is_wanted = bool(suffixes)
+    suffixes = options.suffixes
     counts: Counts = collections.Counter()
     files: list[FilePart] = []
-    for entry, size, found in _each_once(source, tuple(suffixes)):
+    for entry, size, found in _each_once(source, suffixes):
         reason, path = found, entry.path
         kind = FileKind("text")
         if not reason:
-            kind = file_kind(path, file_format)
-            if not (kind.is_known or kind.problem or entry.is_named or is_wanted):
+            kind = file_kind(path, options.file_format)
+            if not (kind.is_known or kind.problem or entry.is_named or suffixes):
                 reason = UNKNOWN
         why = reason or REFUSED * bool(kind.problem)
         counts[_label(path), None if why else kind.file_format, why] += 1
         if reason:
             continue
-        if kind.problem and not skip_bad:
+        if kind.problem and not options.skip_bad:
             raise InputError(
                 f"source {source.name!r}: {path} {kind.problem}; or name the files wanted with "
                 "--suffix, or skip and count such files with --skip-bad"

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data.pack import packing
+from megatron_ultralong.data.pack.packing import Int64Array
 from megatron_ultralong.data.read.reading import MAX_BAD_SHOWN, require_text
 from megatron_ultralong.data.read.sources import FoundFiles
 from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
@@ -19,8 +20,6 @@ from megatron_ultralong.data.rows.manifest import FileSummary, InputSummary, Spl
 from megatron_ultralong.data.rows.packed import boundaries_prefix
 from megatron_ultralong.data.store.shards import Shard
 from megatron_ultralong.program.progress import ProgressBar, progress
-
-Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -245,7 +244,7 @@ class RowWriter:
             num_padding_tokens=plan.num_padding_tokens,
         )
 
-    def _tokens(self, row: packing.Int64Array) -> npt.NDArray[np.int32]:
+    def _tokens(self, row: Int64Array) -> npt.NDArray[np.int32]:
         """Tokens of a planned row, shape [seq_length]."""
         tokens = np.empty(self.seq_length, dtype=np.int32)
         filled = 0
