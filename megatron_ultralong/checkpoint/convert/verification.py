@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from megatron_ultralong.checkpoint.disk.large_files import map_tensor
+from megatron_ultralong.checkpoint.disk.large_files import OpenFile
 from megatron_ultralong.checkpoint.formats import gguf_file
 from megatron_ultralong.checkpoint.formats.gguf_rope import DIVISORS
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
@@ -177,11 +177,12 @@ def compare_gguf(
         header = contents.header(Path(folder, "header"))
     offsets = contents.offsets(header)
     _check_header(path, header, contents)
+    file = OpenFile(path)
 
     def read(name: str) -> torch.Tensor:
         info = contents.tensors[name]
         count = torch.Size(info.shape).numel()
-        return map_tensor(path, offsets[name], info.dtype, count).reshape(info.shape)
+        return file.tensor(offsets[name], info.dtype, count).reshape(info.shape)
 
     differences: dict[str, str | None] = {}
     if contents.divisors is not None:

@@ -251,20 +251,11 @@ def _names(data: IO[bytes]) -> set[str]:
         for opcode, argument, _ in pickletools.genops(data)
         if opcode.name == "GLOBAL"
     }
-    for name in sorted(names):
-        if not (
-            name in pickle_names.TORCH_NAMES
-            or name in pickle_names.RECORD_CLASSES
-            or _is_torch_type(name)
-        ):
+    for name in sorted(names - pickle_names.TORCH_NAMES - {*pickle_names.RECORD_CLASSES}):
+        module, _, last = name.rpartition(".")  # torch.bfloat16, torch.BFloat16Storage
+        if not (_is_dtype(module, last) or (module == "torch" and last.endswith("Storage"))):
             raise UnsafeError(f"{name} has no place in a checkpoint")
     return names
-
-
-def _is_torch_type(name: str) -> bool:
-    """Names of dtypes and storages: ``torch.bfloat16``, ``torch.BFloat16Storage``."""
-    module, _, last = name.rpartition(".")
-    return _is_dtype(module, last) or (module == "torch" and last.endswith("Storage"))
 
 
 def _is_dtype(module: str, name: str) -> bool:

@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 
-from megatron_ultralong.checkpoint.disk.large_files import map_tensor
+from megatron_ultralong.checkpoint.disk.large_files import OpenFile
 from megatron_ultralong.checkpoint.formats import pickles
 from megatron_ultralong.checkpoint.formats.weight_map import Weight
 from megatron_ultralong.program.errors import InputError
@@ -96,6 +96,7 @@ class SafetensorsFile:
             InputError: the file is truncated or damaged.
         """
         self.path = path
+        self._file = OpenFile(path)
         try:
             length = _header_length(path)
             with safe_open(path, framework="pt"), path.open("rb") as file:  # the library checks it
@@ -116,7 +117,7 @@ class SafetensorsFile:
     def read(self, name: str) -> torch.Tensor:
         """Tensor ``name``; the file is mapped for as long as the tensor lives, and no longer."""
         info = self.tensors[name]
-        flat = map_tensor(self.path, self._offsets[name], info.dtype, math.prod(info.shape))
+        flat = self._file.tensor(self._offsets[name], info.dtype, math.prod(info.shape))
         return flat.view(info.shape)
 
 
@@ -130,6 +131,7 @@ class PickleFile:
             InputError: the file is damaged, or holds something else than tensors.
         """
         self.path = path
+        self._file = OpenFile(path)
         # an old file without a zip directory cannot be mapped: it is read once, and kept
         self._can_map = zipfile.is_zipfile(path)
         tensors = self._load()
@@ -150,7 +152,7 @@ class PickleFile:
         if 0 in info.shape:
             return torch.empty(info.shape, dtype=info.dtype)
         span = 1 + sum((size - 1) * step for size, step in zip(info.shape, stride, strict=True))
-        flat = map_tensor(self.path, offset, info.dtype, span)
+        flat = self._file.tensor(offset, info.dtype, span)
         return flat.as_strided(info.shape, stride).contiguous()
 
     def _load(self) -> dict[str, torch.Tensor]:

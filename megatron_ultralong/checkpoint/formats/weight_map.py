@@ -47,7 +47,6 @@ class Weight:
     names: tuple[str, ...]
     """Hugging Face names of its parts."""
     shapes: tuple[Shape, ...]
-    """Shapes of its parts."""
     layout: Layout = "whole"
     num_query_groups: int = 1
 
@@ -100,7 +99,6 @@ class WeightSource(Protocol):
     """A model on disk, read one weight at a time, whatever its format."""
 
     format: str
-    """Name of its format."""
     model: ModelConfig
     """Its shape."""
     rope_scaling: RopeScaling

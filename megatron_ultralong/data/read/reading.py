@@ -45,7 +45,6 @@ class Document:
     """One document: whole, as it stands in its file."""
 
     text: str
-    """The text."""
     source: str
     """Name of the source it counts for."""
     id: str

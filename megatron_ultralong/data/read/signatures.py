@@ -9,7 +9,6 @@ class Signature(NamedTuple):
     """First bytes by which a format is known."""
 
     magic: bytes
-    """What stands there."""
     name: str
     """The format: ``is NAME``."""
     way_out: str

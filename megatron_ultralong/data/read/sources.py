@@ -117,7 +117,6 @@ class FilePart:
     """A file, or a part of one: bytes of plain JSONL, row groups of parquet."""
 
     path: Path
-    """The file."""
     size: int
     """Bytes of the part on disk."""
     start: int = 0
@@ -139,7 +138,6 @@ class FileCount:
     suffix: str
     """With that of the compression, ``.json.gz``; the whole name of a dot-file; may be empty."""
     num_files: int
-    """How many."""
     read_as: str
     """``jsonl``, ``json``, ``parquet`` or ``text``; empty where they were left out."""
     reason: str
@@ -151,7 +149,6 @@ class FoundFiles:
     """What stands at a source."""
 
     source: Source
-    """The source."""
     files: list[FilePart]
     """Whole files that are read, by path."""
     counts: list[FileCount]
@@ -208,7 +205,8 @@ def _each_once(source: Source, suffixes: tuple[str, ...]) -> list[tuple[Entry, i
     best: dict[tuple[int, int], tuple[bool, bool, str]] = {}
     places: list[tuple[int, int] | None] = []
     entries = list(_entries(source))
-    rows = _folders_of_rows(entries)
+    folders = {entry.path.parent for entry in entries if entry.path.name in MANIFESTS}
+    rows = {folder for folder in folders if (folder / "train.idx").is_file()}
     for entry in entries:
         status = _status(entry.path)
         reason = _reason(source, entry, status, suffixes)
@@ -265,12 +263,6 @@ def _reason(
 def _is_itself(source: Source, entry: Entry) -> bool:
     """Whether the source names that file and no other."""
     return entry.is_named and not glob.has_magic(source.pattern)
-
-
-def _folders_of_rows(entries: Iterable[Entry]) -> set[Path]:
-    """Folders that ``prepare`` has written: they have a manifest, and rows beside it."""
-    folders = {entry.path.parent for entry in entries if entry.path.name in MANIFESTS}
-    return {folder for folder in folders if (folder / "train.idx").is_file()}
 
 
 def holds(source: Source, output: Path) -> bool:

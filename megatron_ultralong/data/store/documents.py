@@ -45,7 +45,6 @@ class DocumentStore:
     offsets: Int64Array
     """Its first token there, shape [num_documents]."""
     inputs: list[InputSummary] = field(default_factory=list)
-    """What was found where."""
     num_with_separator: int = 0
     """Documents found with the separator among their own tokens."""
 

@@ -111,25 +111,20 @@ def _turn(role: str, *contents: Piece, end: str = "<|eot_id|>", weight: bool = T
 def _llama3_1(conversation: Conversation, date: str) -> list[Piece]:
     messages = list(conversation.messages)
     system = messages.pop(0).content.strip() if messages[0].role == "system" else ""
-    text = _system_text(conversation, date) + system
+    builtin = conversation.builtin_tools
+    is_ipython = builtin is not None or conversation.tools is not None
+    text = "Environment: ipython\n" if is_ipython else ""
+    if builtin is not None:
+        text += "Tools: " + ", ".join(n for n in builtin if n != "code_interpreter") + "\n\n"
+    text += f"Cutting Knowledge Date: December 2023\nToday Date: {date}\n\n{system}"
     pieces = [_BEGIN, *_turn("system", Piece(text))]
     if conversation.tools is not None:
         question = messages.pop(0)
         text = _tools_text(conversation.tools) + question.content.strip()
         pieces += _turn("user", Piece(text), weight=question.is_learnt)
     for message in messages:
-        pieces += _llama3_1_turn(message, conversation.builtin_tools)
+        pieces += _llama3_1_turn(message, builtin)
     return pieces
-
-
-def _system_text(conversation: Conversation, date: str) -> str:
-    text = ""
-    builtin = conversation.builtin_tools
-    if builtin is not None or conversation.tools is not None:
-        text += "Environment: ipython\n"
-    if builtin is not None:
-        text += "Tools: " + ", ".join(n for n in builtin if n != "code_interpreter") + "\n\n"
-    return text + f"Cutting Knowledge Date: December 2023\nToday Date: {date}\n\n"
 
 
 def _tools_text(tools: tuple[Any, ...]) -> str:

@@ -14,6 +14,7 @@ import regex  # type: ignore[import-untyped]
 import sentencepiece
 import tiktoken
 
+from megatron_ultralong.data.tokenize.refused_tokenizer import is_panic
 from megatron_ultralong.data.tokenize.tokenising import MAX_MODEL_BYTES, well_formed
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_bounded
@@ -148,11 +149,6 @@ class Llama3Tokenizer:
                 },
             }
         )
-
-
-def is_panic(error: BaseException) -> bool:
-    """Whether a Rust library gave up: its exception derives from BaseException alone."""
-    return type(error).__name__ == "PanicException"
 
 
 def _ranks(data: bytes, file: Path) -> dict[bytes, int]:
