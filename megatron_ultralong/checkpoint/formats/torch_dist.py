@@ -70,11 +70,15 @@ def check_object(data: bytes, key: str, path: Path) -> Any:
             for state in value if isinstance(value, list) else [value]:
                 pickles.check_extra_state(state)
     except pickles.UnsafeError as error:
-        raise InputError(
-            f"{path}: object {key} is not a plain value ({error}): the checkpoint is damaged or "
-            "would run code; use one from a source that you trust"
-        ) from error
+        raise _refused(f"{path}: object {key} is not a plain value", error) from error
     return value
+
+
+def _refused(what: str, error: pickles.UnsafeError) -> InputError:
+    return InputError(
+        f"{what} ({error}): the checkpoint is damaged or would run code; use one from a source "
+        "that you trust"
+    )
 
 
 def _check_common(path: Path) -> None:
@@ -84,10 +88,7 @@ def _check_common(path: Path) -> None:
     try:
         value = pickles.read_saved(path)
     except pickles.UnsafeError as error:
-        raise InputError(
-            f"{path} is not a file of plain values ({error}): the checkpoint is damaged or would "
-            "run code; use one from a source that you trust"
-        ) from error
+        raise _refused(f"{path} is not a file of plain values", error) from error
     if not isinstance(value, dict):
         raise InputError(f"{path} must hold a dict, not {named(type(value).__name__)}")
 

@@ -205,11 +205,6 @@ def known_names(stored: Iterable[str], known: Collection[str], folder: Path) -> 
     which all have another prefix, or that a wrapper has put its own into, are read without it, and
     that is said: transformers would find none of them, and fill the model with random numbers.
 
-    Args:
-        stored: names in the files.
-        known: names of its model.
-        folder: for messages.
-
     Raises:
         InputError: two stored names are one tensor.
     """

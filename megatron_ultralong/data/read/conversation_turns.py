@@ -66,12 +66,7 @@ class TurnOptions:
 
 
 def read_turns(value: Any, name: str, options: TurnOptions) -> list[chat.Message]:
-    """The turns of a list, of JSON of a list, or of a list of JSON.
-
-    Args:
-        value: what the record has.
-        name: its key, for messages.
-        options: how they are read.
+    """The turns of a list, of JSON of a list, or of a list of JSON, under the key ``name``.
 
     Raises:
         ConversationError: naming the turn, counted from 0.

@@ -131,11 +131,6 @@ class DocumentReader(_SourceReader):
 
     Empty texts are dropped and counted, and so are bad records under ``skip_bad``.
 
-    Args:
-        source: the source.
-        options: how it is read.
-        parts: what is read of it, see :func:`~megatron_ultralong.data.read.sources.find_files`.
-
     Raises:
         InputError: at a bad record (file, line and reason).
     """
@@ -230,10 +225,6 @@ OTHER_KEYS = "(other keys)"
 
 class ConversationReader(_SourceReader):
     """The conversations of one source, in their order; iterate once.
-
-    Args:
-        source: the source.
-        options: how it is read.
 
     Raises:
         InputError: where there is no file, or one of another format; while iterating at a

@@ -38,12 +38,8 @@ class Rendered(NamedTuple):
 class TemplateProcess:
     """Renders conversations as transformers does; what a template does cannot harm this process.
 
-    It ends when it is closed, forgotten, or when this process ends.
-
-    Args:
-        text: the template.
-        name: where it stands, for messages.
-        way_out: what to do where it cannot be rendered.
+    It ends when it is closed, forgotten, or when this process ends. ``name`` says in messages where
+    the template stands, ``way_out`` what to do where it cannot be rendered.
 
     Raises:
         InputError: it is too long, or not a template.
@@ -152,10 +148,6 @@ _SPECIAL_TOKENS = (*_ALWAYS_GIVEN, "unk_token", "sep_token", "pad_token", "cls_t
 
 class FolderTemplate(TemplateProcess):
     """Writes conversations as the template of a folder does.
-
-    Args:
-        text: the template.
-        folder: where it lies.
 
     Raises:
         InputError: it is not a template.

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -214,15 +215,12 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; control pieces, which the library leaves out, by their names."""
+        model = self._model
         parts: list[str] = []
-        run: list[int] = []
-        for token in ids:
-            if self._model.is_control(token):
-                parts += [self._model.decode(run), self._model.id_to_piece(token)]
-                run = []
-            else:
-                run.append(token)
-        return "".join([*parts, self._model.decode(run)])
+        for is_control, run in itertools.groupby(ids, model.is_control):
+            tokens = list(run)
+            parts += map(model.id_to_piece, tokens) if is_control else [model.decode(tokens)]
+        return "".join(parts)
 
     def eos_text(self) -> str:
         """The model's EOS piece."""

@@ -108,10 +108,6 @@ class TrainedTemplate(NamedTuple):
 def trained_template(rows: Path, manifest: ChatManifest) -> TrainedTemplate:
     """The template that rows were written with, whatever this program's writes by now.
 
-    Args:
-        rows: folder of ``prepare chat``.
-        manifest: of that folder.
-
     Raises:
         InputError: the text in the folder is damaged, missing or not that of the rows, the manifest
             names no template, or the rows are of a version that wrote their thoughts wrong.
@@ -142,10 +138,6 @@ def trained_template(rows: Path, manifest: ChatManifest) -> TrainedTemplate:
 
 def template_of(rows: Path, manifest: ChatManifest) -> TrainedTemplate:
     """That of new rows: the one of their folder if it was compared, else ``--chat-template``.
-
-    Args:
-        rows: folder of ``prepare chat``.
-        manifest: of that folder.
 
     Raises:
         InputError: the folder's template is damaged or missing, or the manifest names none.
