@@ -136,10 +136,6 @@ class Window(io.RawIOBase):
         self._position = max(0, base + offset)
         return self._position
 
-    def tell(self) -> int:
-        """Position in the window."""
-        return self._position
-
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
         """See :meth:`io.RawIOBase.readinto`."""
         view = memoryview(buffer).cast("B")[: max(0, self._length - self._position)]
