@@ -132,16 +132,10 @@ def check_files(
     num_threads: int = 1,
     advance: Callable[[int], None] | None = None,
 ) -> None:
-    """Read files of ``folder`` and compare their hashes.
+    """Read the files ``names`` of ``folder`` (None: all) and compare their hashes.
 
-    Args:
-        folder: of the checkpoint.
-        checksums: what its files must be.
-        names: of the files; None: all.
-        rank: which of the readers this is; each reads its share, no byte is read twice.
-        world_size: readers.
-        num_threads: threads that read and hash here.
-        advance: told the bytes of every piece.
+    Each of ``world_size`` readers, of which this is ``rank``, reads its share: no byte is read
+    twice. ``advance`` is told the bytes of every piece.
 
     Raises:
         DamagedError: at the first that cannot be read or is not as it was written.

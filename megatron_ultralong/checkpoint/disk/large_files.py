@@ -27,14 +27,11 @@ def announce(file: IO[bytes], offset: int, length: int) -> None:
 def let_go(file: IO[bytes], begin: int = 0, end: int = 0) -> None:
     """Let the system write what is new in ``file`` now, and free the cache of what is written.
 
+    Of that the bytes from ``begin`` to ``end`` are meant; 0: all behind.
+
     Of itself Linux begins when a tenth of the memory waits for the disk, or at ``fsync``, which
     then waits for all of it. Freed pages are at hand for the next tensor, new ones have to be
     found, under virtual machines by the host too.
-
-    Args:
-        file: open for writing.
-        begin: of the bytes that are meant.
-        end: the same; 0: all behind.
     """
     file.flush()
     if hasattr(os, "posix_fadvise"):

@@ -45,9 +45,7 @@ class UnsafeError(Exception):
 def read_saved(source: Path | IO[bytes], *, mmap: bool = False) -> Any:
     """What ``torch.save`` wrote: tensors, plain values and the classes that are allowed.
 
-    Args:
-        source: a file, or a seekable stream such as one record of a ``.distcp`` file.
-        mmap: whether to map the file's tensors.
+    A stream has to be seekable, such as one record of a ``.distcp`` file.
 
     Raises:
         UnsafeError: it is damaged, or holds something else.

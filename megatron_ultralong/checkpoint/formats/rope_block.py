@@ -37,10 +37,8 @@ def rotary_base(config: JsonObject) -> float:
 def max_positions(config: JsonObject, *, extended: bool = False) -> int:
     """Positions that the model was made for.
 
-    Args:
-        config: ``config.json``.
-        extended: a YaRN block may extend ``max_position_embeddings``: Qwen's own configs keep the
-            positions of the raw model there.
+    ``extended``: a YaRN block may extend ``max_position_embeddings``: Qwen's own configs keep the
+    positions of the raw model there.
 
     Raises:
         InputError: no model has as many.

@@ -148,14 +148,10 @@ def _write_weights(
 
 
 def append(value: object, file: IO[bytes], offset: int, hashing: HashingThreads) -> tuple[int, int]:
-    """Write a record at ``offset`` of ``file``: its place, as offset and length.
+    """Write a record at ``offset``, the end of ``file``: its place, as offset and length.
 
-    Args:
-        value: for ``torch.save``, or its bytes; a tensor's must not change before
-            ``hashing.wait()``.
-        file: to write to.
-        offset: its end.
-        hashing: told all bytes.
+    ``value`` is for ``torch.save``, or its bytes; a tensor's must not change before
+    ``hashing.wait()``.
     """
     if isinstance(value, torch.Tensor):
         value = _alone(value)

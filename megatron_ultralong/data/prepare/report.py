@@ -266,11 +266,7 @@ def _count_cells(
 ) -> Iterator[tuple[str, int, dict[str, int]]]:
     """Source, bin and counts of each cell, in this order.
 
-    Args:
-        store: the documents.
-        bins: of every document, shape [num_documents].
-        num_bins: how many there are.
-        packed: documents, each once a copy.
+    ``bins`` has that of every document, shape [num_documents]; ``packed`` a document once a copy.
     """
     cells = store.sources * num_bins + bins
     size = len(store.source_names) * num_bins

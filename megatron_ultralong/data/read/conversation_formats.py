@@ -138,11 +138,7 @@ def parse_conversation(
 ) -> chat.Conversation:
     """The conversation of a record, cut to what can be learnt, and checked.
 
-    Args:
-        record: values by key.
-        chat_format: ``auto`` goes by the record's keys, see :data:`MARKS`.
-        ignore_keys: keys inside a turn that are passed over.
-        reasoning: whether the assistant's reasoning is left out, or kept before the answer.
+    The options are those of :class:`~megatron_ultralong.data.read.options.ChatReadOptions`.
 
     Raises:
         ConversationError: it is none, or none to train on.

@@ -147,9 +147,7 @@ class LongInteger:
 def skip_line(file: BinaryIO, limit: int | None = None) -> int:
     """Pass over what is left of a line, at least up to ``limit`` bytes of it; returns their number.
 
-    Args:
-        file: an open file.
-        limit: where to give up the search for the line's end; None: the end of the file.
+    There the search for the line's end is given up; None: at the end of the file.
     """
     size = 0
     while (limit is None or size < limit) and (block := file.readline(BLOCK)):

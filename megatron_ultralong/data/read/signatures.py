@@ -158,8 +158,7 @@ _PATTERNS = (
 def signature_problem(head: bytes) -> str:
     """What a file is that is not a text in UTF-8, and the fix; empty where nothing is known.
 
-    Args:
-        head: its first bytes, decompressed; some hundreds are enough.
+    ``head`` are its first bytes, decompressed; some hundreds are enough.
     """
     marked = ((one.name, one.way_out) for one in SIGNATURES if one.matches(head))
     others = ((name, way_out) for pattern, name, way_out in _PATTERNS if pattern.match(head))

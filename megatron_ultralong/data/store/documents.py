@@ -87,12 +87,8 @@ def merge_shards(
 ) -> DocumentStore:
     """The documents of finished shards, in the order of reading, the first of equal ones alone.
 
-    Args:
-        shards: their plan.
-        sources: what was found, and cut to these shards.
-        folder: where they lie.
-        dtype: of a token in them.
-        drop_separators: leave out documents with the separator among their own tokens.
+    ``dtype`` is that of a token in them. Under ``drop_separators`` documents with the separator
+    among their own tokens are left out.
 
     Raises:
         InputError: for a source without text.
