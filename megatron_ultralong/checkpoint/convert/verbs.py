@@ -1,10 +1,7 @@
 """The verbs of ``ultralong convert``: import, export and verify."""
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,11 +63,19 @@ def import_checkpoint(config: ImportConfig) -> ConversionReport:
     )
     size = num_bytes(source)
     conversion = model_writer.describe("import", found, rope=dataclasses.asdict(config.rope))
-    with _output(config.dst, size, conversion) as (folder, journal):
+    with output_folder(
+        config.dst, "convert", conversion, flag=early_checks.OUTPUT, num_bytes=size
+    ) as made:
+        folder, journal = made.path, Journal(made, "tensors")
         times = [time.monotonic()]
         with progress("import", size - journal.num_bytes, "B") as bar:
             write_torch_dist(folder / RELEASE, source, journal, bar.advance)
-        _keep_small_files(found, folder, metadata)
+        kept = small_files.keep(found.folder, folder)
+        if isinstance(found, meta.MetaFolder):
+            dtype = found.dtype(model_weights(found.model)[0])
+            defaults = meta.hugging_face_defaults(found.model)
+            values = hugging_face_config.export_config(defaults, metadata, dtype)
+            hugging_face_config.write_config(kept, values)
         save_metadata(folder, metadata)
         write_latest(folder, RELEASE)
         times.append(time.monotonic())
@@ -118,7 +123,10 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
         dtype=config.dtype,
         **({"shards": config.num_shards} if config.format == "meta" else {"shard": shard_size}),
     )
-    with _output(config.dst, size, conversion) as (folder, journal):
+    with output_folder(
+        config.dst, "convert", conversion, flag=early_checks.OUTPUT, num_bytes=size
+    ) as made:
+        folder, journal = made.path, Journal(made, "tensors")
         times = [time.monotonic()]
         changes: dict[str, list[str]] = {}
         if config.format == "meta":
@@ -216,17 +224,6 @@ def _report(
     return report
 
 
-@contextlib.contextmanager
-def _output(
-    output: Path, num_bytes: int, conversion: Mapping[str, Any]
-) -> Iterator[tuple[Path, Journal]]:
-    """The folder to write into, and the tensors that a killed conversion has finished there."""
-    with output_folder(
-        output, "convert", conversion, flag=early_checks.OUTPUT, num_bytes=num_bytes
-    ) as made:
-        yield made.path, Journal(made, "tensors")
-
-
 def _good_for(source: MegatronCheckpoint, config: ExportConfig) -> dict[str, Any]:
     if config.format == "meta":
         return {"tokenizer": small_files.meta_tokenizer(source.source_folder)}
@@ -234,14 +231,3 @@ def _good_for(source: MegatronCheckpoint, config: ExportConfig) -> dict[str, Any
         return {"llama.cpp": gguf_rope.readers(source.rope_scaling, source.model)}
     tokenizer = tokenizer_files.TokenizerFiles(source.source_folder)
     return good_for(source.metadata, tokenizer, config.tokenizer_merges)
-
-
-def _keep_small_files(
-    source: models.ModelFolder, folder: Path, metadata: CheckpointMetadata
-) -> None:
-    kept = small_files.keep(source.folder, folder)
-    if isinstance(source, meta.MetaFolder):
-        dtype = source.dtype(model_weights(source.model)[0])
-        defaults = meta.hugging_face_defaults(source.model)
-        values = hugging_face_config.export_config(defaults, metadata, dtype)
-        hugging_face_config.write_config(kept, values)
