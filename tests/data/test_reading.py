@@ -179,7 +179,9 @@ def test_parts_of_a_file_have_every_line_once(tmp_path: Path, limit: int) -> Non
     source, read = Source("s", str(path)), ReadOptions(skip_bad=True, max_document_bytes=limit)
     wanted = [text for text in texts if len(jsonl([{"text": text}])) <= limit]
     for part in (7, 40, 64, 100, size):
-        parts = [FilePart(path, part, at, min(at + part, size)) for at in range(0, size, part)]
+        parts = [
+            FilePart(path, part, "jsonl", at, min(at + part, size)) for at in range(0, size, part)
+        ]
         readers = [DocumentReader(source, read, [one]) for one in parts]
         assert [d.text for reader in readers for d in reader] == wanted
         assert sum(reader.num_bad for reader in readers) == len(texts) - len(wanted)
@@ -212,7 +214,7 @@ def test_parquet_rows_come_whole_in_batches_of_any_size(
         for i in range(300)
     ]
     pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet", row_group_size=70)
-    found = list(read_records(tmp_path / "a.parquet", ("text", "messages"), "auto"))
+    found = list(read_records(tmp_path / "a.parquet", ("text", "messages"), "parquet"))
     assert [dict(record.fields) for record in found] == records
     assert [record.place for record in found] == [
         f"{tmp_path}/a.parquet:{n + 1}" for n in range(300)

@@ -55,11 +55,6 @@ def suffix_of(path: Path) -> str:
     return Path(compression.uncompressed_name(path)).suffix.lower()
 
 
-def format_of(path: Path, file_format: FileFormat = "auto") -> FileFormat:
-    """The format itself, or under ``auto`` the one that the file's name stands for."""
-    return FORMATS.get(suffix_of(path), "text") if file_format == "auto" else file_format
-
-
 def is_known_name(path: Path) -> bool:
     """Whether a name says what its file is."""
     suffix, name = suffix_of(path), compression.uncompressed_name(path).lower()
@@ -74,7 +69,8 @@ def file_kind(path: Path, file_format: FileFormat) -> FileKind:
     """
     if file_format != "auto":
         return FileKind(file_format)
-    suffix, by_name = suffix_of(path), format_of(path)
+    suffix = suffix_of(path)
+    by_name = FORMATS.get(suffix, "text")
     compressed = compression.COMPRESSIONS.get(path.suffix.lower(), "")
     try:
         with open(path, "rb") as raw:

@@ -119,12 +119,12 @@ class FilePart:
     path: Path
     size: int
     """Bytes of the part on disk."""
+    file_format: FileFormat
+    """Never ``auto``."""
     start: int = 0
     """First byte or row group."""
     stop: int | None = None
     """The one after the last; None: the end of the file."""
-    file_format: FileFormat = "auto"
-    """What it is; ``auto``: what its name says."""
     problem: str = ""
     """Why it is not read: it is one bad document."""
 
@@ -186,7 +186,7 @@ def find_files(source: Source, options: ReadOptions | ChatReadOptions) -> FoundF
                 f"source {source.name!r}: {path} {kind.problem}; or name the files wanted with "
                 "--suffix, or skip and count such files with --skip-bad"
             )
-        files.append(FilePart(path, size, 0, None, kind.file_format, kind.problem))
+        files.append(FilePart(path, size, kind.file_format, problem=kind.problem))
     if not files:
         among = f" ending in {' or '.join(suffixes)}" if suffixes else ""
         raise InputError(
