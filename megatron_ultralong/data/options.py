@@ -16,14 +16,15 @@ from megatron_ultralong.program.fields import INT64, UINT32, Range, check_ranges
 from megatron_ultralong.program.quantity import LENGTH, TOKENS
 from megatron_ultralong.program.texts import TEXT
 
+Sources = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=PATH")]
+HeldOut = Annotated[float, Range(0, below=1, rule="the rest is the training split")]
+
 
 @dataclass(frozen=True)
 class PrepareConfig:
     """Pack documents into rows of exactly seq_length tokens, in Megatron's format."""
 
-    source: Annotated[
-        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=PATH")
-    ]
+    source: Sources
     """Documents, with a name: a file, a folder or a quoted glob pattern. JSONL, parquet, or text
     files of one document each; also .gz, .zst, .xz and .bz2. Repeatable."""
     tokenizer: Path
@@ -44,11 +45,9 @@ class PrepareConfig:
     """What to do with documents that contain the separator's ids, which look like boundaries to the
     model. keep: count them. drop: drop and count them. split: encode the separator's characters one
     by one: the same text with other ids."""
-    valid_fraction: Annotated[float, Range(0, below=1, rule="the rest is the training split")] = (
-        0.05
-    )
+    valid_fraction: HeldOut = 0.05
     """Expected share of the documents held out in valid; 0: no valid."""
-    test_fraction: Annotated[float, Range(0, below=1, rule="the rest is the training split")] = 0.0
+    test_fraction: HeldOut = 0.0
     """Expected share of the documents held out in test; 0: no test."""
     packing: Packing = "stream"
     """stream: concatenate documents and cut them at the end of a row. row-start: the same, but
@@ -100,9 +99,7 @@ class PrepareChatConfig:
     on.
     """
 
-    source: Annotated[
-        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=PATH")
-    ]
+    source: Sources
     """Conversations, with a name: a file, a folder or a quoted glob pattern. JSONL or parquet; also
     .gz and .zst. Repeatable."""
     tokenizer: Path
@@ -127,9 +124,7 @@ class PrepareChatConfig:
     check_template: bool = True
     """Compare with the chat template in the tokenizer's folder, if there is one, and train on the
     text that it marks with {% generation %}, if any."""
-    valid_fraction: Annotated[float, Range(0, below=1, rule="the rest is the training split")] = (
-        0.02
-    )
+    valid_fraction: HeldOut = 0.02
     """Expected share of the conversations held out in valid; 0: no valid."""
     seed: Annotated[int, Range(0, UINT32)] = 1234
     """Seed of split and order, which are hashes of the conversations."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from megatron_ultralong.data.read.options import ReadOptions
-from megatron_ultralong.data.read.reading import DocumentReader, find_documents
+from megatron_ultralong.data.read.reading import DocumentReader
 from megatron_ultralong.data.read.sources import FoundFiles, Source, find_files
 
 ROWS = [{"text": f'a "quoted" text {number}\n'} for number in range(5)]
@@ -17,11 +17,11 @@ PROSE = "A text of several lines.\nIt says little.\n"
 
 def texts_of(path: Path | str, text_key: str = "text", **options) -> list[str]:
     source, read = Source("s", str(path), text_key), ReadOptions(**options)
-    return [d.text for d in DocumentReader(source, read, find_documents(source, read).files)]
+    return [d.text for d in DocumentReader(source, read, find_files(source, read).files)]
 
 
 def found(path: Path | str, *suffixes: str) -> FoundFiles:
-    return find_files(Source("s", str(path)), suffixes)
+    return find_files(Source("s", str(path)), ReadOptions(suffixes=suffixes))
 
 
 def counts(files: FoundFiles) -> dict[str, tuple[int, str]]:

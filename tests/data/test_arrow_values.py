@@ -116,7 +116,7 @@ def test_texts_of_json_are_not_looked_into(tmp_path: Path) -> None:
     text = json.dumps({"a": None})
     table = pa.table({"messages": [[{"content": text, "name": None}]], "tools": [text]})
     pq.write_table(table, tmp_path / "a.parquet")
-    (record,) = read_records(tmp_path / "a.parquet", ("messages", "tools"), "auto")
+    (record,) = read_records(tmp_path / "a.parquet", ("messages", "tools"), "parquet")
     assert record.fields == {"messages": [{"content": text}], "tools": text}
 
 

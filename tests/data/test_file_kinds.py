@@ -19,6 +19,7 @@ import pyarrow.orc
 import pyarrow.parquet as pq
 import pytest
 
+from megatron_ultralong.data.read.options import ReadOptions
 from megatron_ultralong.data.read.signatures import SIGNATURES, signature_problem
 from megatron_ultralong.data.read.sources import REFUSED, Source, find_files
 from megatron_ultralong.program.errors import InputError
@@ -33,7 +34,7 @@ def refusal(path: Path, data: bytes) -> str:
     message = str(caught.value)
     assert str(path) in message
     assert "--skip-bad" in message
-    skipped = find_files(Source("s", str(path)), skip_bad=True)
+    skipped = find_files(Source("s", str(path)), ReadOptions(skip_bad=True))
     assert [bool(part.problem) for part in skipped.files] == [True]
     assert [(line.num_files, line.reason) for line in skipped.counts] == [(1, REFUSED)]
     path.unlink()

@@ -10,7 +10,7 @@ import pytest
 from megatron_ultralong.data.read import parquet
 from megatron_ultralong.data.read.formats import read_records
 from megatron_ultralong.data.read.options import ReadOptions
-from megatron_ultralong.data.read.reading import DocumentReader, find_documents
+from megatron_ultralong.data.read.reading import DocumentReader
 from megatron_ultralong.data.read.sources import FilePart, Source, find_files, parse_sources
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import document_id
@@ -29,7 +29,7 @@ def texts_of(path: Path | str, **options) -> list[str]:
 
 def reader_of(path: Path | str, text_key: str = "text", **options) -> DocumentReader:
     source, read = Source("s", str(path), text_key), ReadOptions(**options)
-    return DocumentReader(source, read, find_documents(source, read).files)
+    return DocumentReader(source, read, find_files(source, read).files)
 
 
 def jsonl(records: list[object]) -> bytes:
@@ -72,7 +72,8 @@ def test_files_of_folders_and_patterns(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
 
     def found(pattern: str, *suffixes: str) -> list[str]:
-        files = find_files(Source("s", str(tmp_path / pattern)), suffixes).files
+        read = ReadOptions(suffixes=suffixes)
+        files = find_files(Source("s", str(tmp_path / pattern)), read).files
         return [str(part.path.relative_to(tmp_path)) for part in files]
 
     assert found("") == ["a/deep/y.py.gz", "a/z.txt", "b/x.py", "top.py"]
@@ -178,7 +179,9 @@ def test_parts_of_a_file_have_every_line_once(tmp_path: Path, limit: int) -> Non
     source, read = Source("s", str(path)), ReadOptions(skip_bad=True, max_document_bytes=limit)
     wanted = [text for text in texts if len(jsonl([{"text": text}])) <= limit]
     for part in (7, 40, 64, 100, size):
-        parts = [FilePart(path, part, at, min(at + part, size)) for at in range(0, size, part)]
+        parts = [
+            FilePart(path, part, "jsonl", at, min(at + part, size)) for at in range(0, size, part)
+        ]
         readers = [DocumentReader(source, read, [one]) for one in parts]
         assert [d.text for reader in readers for d in reader] == wanted
         assert sum(reader.num_bad for reader in readers) == len(texts) - len(wanted)
@@ -211,7 +214,7 @@ def test_parquet_rows_come_whole_in_batches_of_any_size(
         for i in range(300)
     ]
     pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet", row_group_size=70)
-    found = list(read_records(tmp_path / "a.parquet", ("text", "messages"), "auto"))
+    found = list(read_records(tmp_path / "a.parquet", ("text", "messages"), "parquet"))
     assert [dict(record.fields) for record in found] == records
     assert [record.place for record in found] == [
         f"{tmp_path}/a.parquet:{n + 1}" for n in range(300)

@@ -21,8 +21,7 @@ from megatron_ultralong.data.prepare import documents as module
 from megatron_ultralong.data.prepare import shard_key
 from megatron_ultralong.data.prepare.documents import prepare
 from megatron_ultralong.data.read.options import ReadOptions
-from megatron_ultralong.data.read.reading import find_documents
-from megatron_ultralong.data.read.sources import Source, parse_sources, with_text_keys
+from megatron_ultralong.data.read.sources import Source, find_files, parse_sources, with_text_keys
 from megatron_ultralong.data.rows.manifest import Manifest
 from megatron_ultralong.data.store import shards
 from megatron_ultralong.data.tokenize import engines
@@ -116,11 +115,11 @@ def test_shards_cut_lines_nowhere_and_count_from_the_start(tmp_path: Path) -> No
         return [document.text for reader in readers for document in reader]
 
     for shard_bytes in (1, 7, 40, 10_000):
-        plan = shards.plan_shards([find_documents(source, options)], shard_bytes)
+        plan = shards.plan_shards([find_files(source, options)], shard_bytes)
         assert read_all(plan) == texts
         assert sum(shard.num_bytes for shard in plan) == file.stat().st_size
     file.write_text(file.read_text().replace('"49 ', '49 "'))
-    plan = shards.plan_shards([find_documents(source, options)], 40)
+    plan = shards.plan_shards([find_files(source, options)], 40)
     with pytest.raises(InputError, match=r"a\.jsonl:50: not JSON"):
         read_all(plan)
 
@@ -131,7 +130,7 @@ def test_shards_of_parquet_are_row_groups_and_count_from_the_start(tmp_path: Pat
     pq.write_table(pa.table({"text": texts}), file, row_group_size=4)
     source, options = Source("a", str(file)), ReadOptions()
     for shard_bytes, num_shards in ((1, 13), (700, None), (10**6, 1)):
-        plan = shards.plan_shards([find_documents(source, options)], shard_bytes)
+        plan = shards.plan_shards([find_files(source, options)], shard_bytes)
         readers = [shards.DocumentReader(source, options, shard.parts) for shard in plan]
         assert [document.text for reader in readers for document in reader] == texts
         assert len(plan) == num_shards or (num_shards is None and 1 < len(plan) < 13)
@@ -139,19 +138,19 @@ def test_shards_of_parquet_are_row_groups_and_count_from_the_start(tmp_path: Pat
     texts[45] = None  # type: ignore[call-overload]
     pq.write_table(pa.table({"text": texts}), file, row_group_size=4)
     reader = shards.DocumentReader(
-        source, options, shards.plan_shards([find_documents(source, options)], 1)[11].parts
+        source, options, shards.plan_shards([find_files(source, options)], 1)[11].parts
     )
     with pytest.raises(InputError, match=r"a\.parquet:46: key 'text' has no value"):
         list(reader)
     file.write_bytes(file.read_bytes()[:-100])
-    (whole,) = shards.plan_shards([find_documents(source, options)], 1)
+    (whole,) = shards.plan_shards([find_files(source, options)], 1)
     with pytest.raises(InputError, match=r"a\.parquet:1: cannot be read .* cut short"):
         list(shards.DocumentReader(source, options, whole.parts))
 
 
 def test_small_files_share_a_shard(corpus: Path) -> None:
     source = Source("files", f"{corpus}/files")
-    plan = shards.plan_shards([find_documents(source, ReadOptions(suffixes=(".py",)))] * 2, 100_000)
+    plan = shards.plan_shards([find_files(source, ReadOptions(suffixes=(".py",)))] * 2, 100_000)
     assert [shard.number for shard in plan] == list(range(len(plan)))
     assert {shard.input for shard in plan} == {0, 1}
     assert 3 < len(plan) < 30

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from megatron_ultralong.data.read.options import ReadOptions
 from megatron_ultralong.data.read.sources import Source, find_files
 from tests.growth.table import Work, counted
 
 
 def find(folder: Path) -> Work:
-    return lambda: find_files(Source("s", str(folder)))
+    return lambda: find_files(Source("s", str(folder)), ReadOptions())
 
 
 @counted(40)
@@ -36,4 +37,4 @@ def folders_of_a_pattern(n: int, folder: Path) -> Work:
         (folder / f"{number}").mkdir()
         (folder / f"{number}" / "a.txt").write_text("a text")
         (folder / f"{number}" / "all").symlink_to("..")
-    return lambda: find_files(Source("s", str(folder / "**" / "*")))
+    return lambda: find_files(Source("s", str(folder / "**" / "*")), ReadOptions())

@@ -28,8 +28,7 @@ from megatron_ultralong.data.read.conversation import Conversation, Message, Too
 from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
 from megatron_ultralong.data.rows.stored import ChatRows
 from megatron_ultralong.data.tokenize.chat_template import END, TEMPLATES
-from megatron_ultralong.data.tokenize.stop_tokens import missed_end
-from megatron_ultralong.data.tokenize.trained_template import trained_template
+from megatron_ultralong.data.tokenize.trained_template import missed_end, trained_template
 from megatron_ultralong.generation.generate import ChatPrompt
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer, Special
 from megatron_ultralong.program.errors import InputError

@@ -4,14 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE, check_inside
-from megatron_ultralong.checkpoint.formats import rope_block
-from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE, with_defaults
-from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope, good_for
+from megatron_ultralong.checkpoint.formats.hugging_face_config import (
+    CONFIG_FILE,
+    stated_rope,
+    with_defaults,
+)
+from megatron_ultralong.checkpoint.formats.rope_verdicts import good_for
 from megatron_ultralong.checkpoint.formats.weight_files import has_weights
 from megatron_ultralong.config.rope_recipe import rope_recipe
 from megatron_ultralong.model.families import ARCHITECTURES, refusal
 from megatron_ultralong.model.families.llama import LLAMA
-from megatron_ultralong.model.yarn import RopeScaling
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_json
 
@@ -42,10 +44,10 @@ def inspect_config(path: Path) -> dict[str, Any]:
     inner = values.object("text_config", None)  # of models that see and hear too
     config = JsonObject({**values, **inner}, values.where) if inner else values
     architectures = values.strings("architectures", [])
-    scaling = rope_block.rope_scaling(config, str(path))
-    positions = rope_block.max_positions(config)
+    heads = config.integer("num_attention_heads", 32, minimum=1)
+    head_dim = config.integer("head_dim", 0) or config.integer("hidden_size", 4096) // heads
     family = next((ARCHITECTURES[name] for name in architectures if name in ARCHITECTURES), None)
-    rope = _rope(config, scaling, positions, (family or LLAMA).name)
+    rope = stated_rope(config, head_dim, (family or LLAMA).name)
     why = "" if family else f"{refusal(architectures)}; the rope block is described as a Llama's"
     if family:
         try:
@@ -58,22 +60,10 @@ def inspect_config(path: Path) -> dict[str, Any]:
         "architectures": architectures,
         "family": family.title if family else None,
         "conversion": why or None,
-        "rope_theta": rope_block.rotary_base(config),
+        "rope_theta": rope.base,
         "rope_block": next(
             (config[key] for key in ("rope_scaling", "rope_parameters") if config.get(key)), None
         ),
-        "rope_recipe": rope_recipe(scaling, positions),
+        "rope_recipe": rope_recipe(rope.scaling, rope.positions),
         "good_for": {"no engine": f"was run with such a model: {why}"} if why else good_for(rope),
     }
-
-
-def _rope(config: JsonObject, scaling: RopeScaling, positions: int, family: str) -> Rope:
-    heads = config.integer("num_attention_heads", 32, minimum=1)
-    head_dim = config.integer("head_dim", 0) or config.integer("hidden_size", 4096) // heads
-    block = rope_block.stated_block(config, config.where)
-    try:
-        base = rope_block.rotary_base(config)
-        in_parameters = rope_block.is_in_parameters(config)
-        return Rope(scaling, block, positions, head_dim, base, family, in_parameters)
-    except InputError as error:
-        raise InputError(f"{config.where}: {error}") from error

@@ -90,8 +90,7 @@ def write_gguf(
     """
     contents = gguf_file.GgufContents(source, dtype)
     tensors = {name: gguf_file.stored_info(info) for name, info in _tensors(source, dtype)}
-    laid_out = bool(journal.entries)
-    writer = gguf_file.GgufWriter(folder, contents, source.model, laid_out=laid_out)
+    writer = gguf_file.GgufWriter(folder, contents, source.model)
     _write_weights(source, writer, journal, tensors)
     small_files.restore_licences(source.source_folder, folder)
 
@@ -112,22 +111,19 @@ def _write_weights(
     tensors: Mapping[str, TensorInfo],
 ) -> None:
     """Write what the journal does not have, in the dtypes that ``tensors`` states by name."""
-    size = sum(torch.Size(info.shape).numel() * info.dtype.itemsize for info in tensors.values())
-    try:
-        with progress("export", size - journal.num_bytes, "B") as bar:
-            left = [w for w in model_weights(source.model) if w.label not in journal.entries]
-            for weight, parts in read_ahead(left, source.read):
-                written = 0
-                for name, part in zip(weight.names, parts, strict=True):
-                    tensor = convert_tensor(name, part, tensors[name].dtype)
-                    writer.write(name, tensor)
-                    written += tensor.nbytes
-                del parts, part, tensor
-                bar.advance(written)
-                journal.add(weight.label, {}, writer.sync, written)
-        journal.flush(writer.sync)
-    finally:
-        writer.close()
+    size = sum(info.num_bytes for info in tensors.values())
+    with progress("export", size - journal.num_bytes, "B") as bar:
+        left = [w for w in model_weights(source.model) if w.label not in journal.entries]
+        for weight, parts in read_ahead(left, source.read):
+            written = 0
+            for name, part in zip(weight.names, parts, strict=True):
+                tensor = convert_tensor(name, part, tensors[name].dtype)
+                writer.write(name, tensor)
+                written += tensor.nbytes
+            del parts, part, tensor
+            bar.advance(written)
+            journal.add(weight.label, {}, writer.sync, written)
+    journal.flush(writer.sync)
 
 
 def describe(action: str, source: DiskModel, **flags: object) -> dict[str, Any]:

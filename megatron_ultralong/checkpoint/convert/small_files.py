@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +72,7 @@ def keep(source: Path, checkpoint: Path) -> Path:
         tokenizer_files.load_fast(source / _FAST)
     folder = checkpoint / SOURCE_FOLDER
     folder.mkdir(exist_ok=True)
-    for path in small_files(source):
-        _copy(path, folder / path.relative_to(source))
+    _copy_all(small_files(source), source, folder)
     return folder
 
 
@@ -86,8 +85,7 @@ def copy_once(source: Path, folder: Path) -> None:
     if source.is_dir() and not folder.exists():
         with whole(folder) as aside:
             aside.mkdir()
-            for path in files_below(source):
-                _copy(path, aside / path.relative_to(source))
+            _copy_all(files_below(source), source, aside)
         seal_small_files(folder.parent)
 
 
@@ -108,9 +106,7 @@ def restore_meta(kept: Path, folder: Path) -> None:
 
 def restore_licences(kept: Path, folder: Path) -> None:
     """Copy licences and notices into a model of one file, which has all the rest in it."""
-    for path in small_files(kept):
-        if path.name.startswith(_LICENCES):
-            _copy(path, folder / path.relative_to(kept))
+    _copy_all((path for path in small_files(kept) if path.name.startswith(_LICENCES)), kept, folder)
 
 
 def meta_tokenizer(kept: Path) -> str:
@@ -182,6 +178,11 @@ def _write_changed(
         target.write_text(text, encoding="utf-8")
     elif source.is_file():
         _copy(source, target)
+
+
+def _copy_all(paths: Iterable[Path], source: Path, target: Path) -> None:
+    for path in paths:
+        _copy(path, target / path.relative_to(source))
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -1,23 +1,23 @@
 """The verbs of ``ultralong convert``: import, export and verify."""
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from megatron_ultralong.checkpoint.convert import early_checks, model_writer, small_files
-from megatron_ultralong.checkpoint.convert.gguf_verification import compare_gguf
 from megatron_ultralong.checkpoint.convert.report import ConversionReport, good_for, summarise
 from megatron_ultralong.checkpoint.convert.table import show
-from megatron_ultralong.checkpoint.convert.verification import Comparison, compare, num_bytes
+from megatron_ultralong.checkpoint.convert.verification import (
+    Comparison,
+    compare,
+    compare_gguf,
+    num_bytes,
+)
 from megatron_ultralong.checkpoint.disk.folder import RELEASE, write_latest
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, save_metadata
 from megatron_ultralong.checkpoint.formats import (
-    gguf_file,
     gguf_rope,
     hugging_face_config,
     meta,
@@ -30,7 +30,7 @@ from megatron_ultralong.checkpoint.formats.torch_dist_writer import write_torch_
 from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
 from megatron_ultralong.checkpoint.logits.check import check_logits
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, VerifyConfig
-from megatron_ultralong.data.tokenize.stop_tokens import GENERATION_FILE, missed_end
+from megatron_ultralong.data.tokenize.trained_template import GENERATION_FILE, missed_end
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import Journal
@@ -63,11 +63,19 @@ def import_checkpoint(config: ImportConfig) -> ConversionReport:
     )
     size = num_bytes(source)
     conversion = model_writer.describe("import", found, rope=dataclasses.asdict(config.rope))
-    with _output(config.dst, size, conversion) as (folder, journal):
+    with output_folder(
+        config.dst, "convert", conversion, flag=early_checks.OUTPUT, num_bytes=size
+    ) as made:
+        folder, journal = made.path, Journal(made, "tensors")
         times = [time.monotonic()]
         with progress("import", size - journal.num_bytes, "B") as bar:
             write_torch_dist(folder / RELEASE, source, journal, bar.advance)
-        _keep_small_files(found, folder, metadata)
+        kept = small_files.keep(found.folder, folder)
+        if isinstance(found, meta.MetaFolder):
+            dtype = found.dtype(model_weights(found.model)[0])
+            defaults = meta.hugging_face_defaults(found.model)
+            values = hugging_face_config.export_config(defaults, metadata, dtype)
+            hugging_face_config.write_config(kept, values)
         save_metadata(folder, metadata)
         write_latest(folder, RELEASE)
         times.append(time.monotonic())
@@ -99,9 +107,10 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
     for line in lines:
         tell(f"warning: {line}")
     if config.format == "huggingface" and (end := missed_end(source.source_folder)):
+        text, number = end
         tell(
-            f"warning: the chat template ends answers with {end.text}, where no file of the model "
-            f"stops: engines will write on behind them; add {end.id} to eos_token_id of "
+            f"warning: the chat template ends answers with {text}, where no file of the model "
+            f"stops: engines will write on behind them; add {number} to eos_token_id of "
             f"{config.dst / GENERATION_FILE}"
         )
     dtype = _DTYPES[config.dtype]
@@ -114,7 +123,10 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
         dtype=config.dtype,
         **({"shards": config.num_shards} if config.format == "meta" else {"shard": shard_size}),
     )
-    with _output(config.dst, size, conversion) as (folder, journal):
+    with output_folder(
+        config.dst, "convert", conversion, flag=early_checks.OUTPUT, num_bytes=size
+    ) as made:
+        folder, journal = made.path, Journal(made, "tensors")
         times = [time.monotonic()]
         changes: dict[str, list[str]] = {}
         if config.format == "meta":
@@ -183,7 +195,8 @@ def _verify_gguf(config: VerifyConfig) -> Comparison:
             f"--logits computes no GGUF file ({config.b}): leave it out, or compare the answers "
             "of llama.cpp with those of `ultralong generate`"
         )
-    return compare_gguf(source, gguf_file.gguf_path(config.b), _DTYPES[config.dtype])
+    path = config.b / GGUF_FILE if config.b.is_dir() else config.b
+    return compare_gguf(source, path, _DTYPES[config.dtype])
 
 
 def _report(
@@ -211,17 +224,6 @@ def _report(
     return report
 
 
-@contextlib.contextmanager
-def _output(
-    output: Path, num_bytes: int, conversion: Mapping[str, Any]
-) -> Iterator[tuple[Path, Journal]]:
-    """The folder to write into, and the tensors that a killed conversion has finished there."""
-    with output_folder(
-        output, "convert", conversion, flag=early_checks.OUTPUT, num_bytes=num_bytes
-    ) as made:
-        yield made.path, Journal(made, "tensors")
-
-
 def _good_for(source: MegatronCheckpoint, config: ExportConfig) -> dict[str, Any]:
     if config.format == "meta":
         return {"tokenizer": small_files.meta_tokenizer(source.source_folder)}
@@ -229,14 +231,3 @@ def _good_for(source: MegatronCheckpoint, config: ExportConfig) -> dict[str, Any
         return {"llama.cpp": gguf_rope.readers(source.rope_scaling, source.model)}
     tokenizer = tokenizer_files.TokenizerFiles(source.source_folder)
     return good_for(source.metadata, tokenizer, config.tokenizer_merges)
-
-
-def _keep_small_files(
-    source: models.ModelFolder, folder: Path, metadata: CheckpointMetadata
-) -> None:
-    kept = small_files.keep(source.folder, folder)
-    if isinstance(source, meta.MetaFolder):
-        dtype = source.dtype(model_weights(source.model)[0])
-        defaults = meta.hugging_face_defaults(source.model)
-        values = hugging_face_config.export_config(defaults, metadata, dtype)
-        hugging_face_config.write_config(kept, values)

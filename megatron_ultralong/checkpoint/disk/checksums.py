@@ -61,35 +61,6 @@ def refused(error: DamagedError, way_out: str) -> InputError:
     return InputError(f"{error}; {way_out}")
 
 
-class Hasher:
-    """Hashes bytes in their order."""
-
-    def __init__(self) -> None:
-        self._size = 0
-        self._digest = hashlib.sha256()
-        self._pieces: list[bytes] = []
-
-    def update(self, data: bytes | memoryview) -> None:
-        """Take the next bytes."""
-        view = memoryview(data).cast("B")
-        while len(view):
-            room = PIECE_BYTES - self._size % PIECE_BYTES
-            part = view[:room]
-            self._digest.update(part)
-            self._size += len(part)
-            view = view[room:]
-            if self._size % PIECE_BYTES == 0:
-                self._pieces.append(self._digest.digest())
-                self._digest = hashlib.sha256()
-
-    def checksum(self) -> Checksum:
-        """Of all bytes so far."""
-        pieces = list(self._pieces)
-        if self._size % PIECE_BYTES or not pieces:
-            pieces.append(self._digest.digest())
-        return of_pieces(self._size, pieces)
-
-
 def of_pieces(size: int, digests: list[bytes]) -> Checksum:
     """Of a file of ``size`` bytes whose pieces have these hashes."""
     if len(digests) == 1:
@@ -103,11 +74,9 @@ def checksum(path: Path) -> Checksum:
     Raises:
         OSError: it cannot be read.
     """
-    hasher = Hasher()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            hasher.update(block)
-    return hasher.checksum()
+    size = path.stat().st_size
+    starts = range(0, max(size, 1), PIECE_BYTES)
+    return of_pieces(size, [_digest(path, start, PIECE_BYTES)[0] for start in starts])
 
 
 def write_checksums(folder: Path, checksums: Checksums) -> None:
@@ -163,16 +132,10 @@ def check_files(
     num_threads: int = 1,
     advance: Callable[[int], None] | None = None,
 ) -> None:
-    """Read files of ``folder`` and compare their hashes.
+    """Read the files ``names`` of ``folder`` (None: all) and compare their hashes.
 
-    Args:
-        folder: of the checkpoint.
-        checksums: what its files must be.
-        names: of the files; None: all.
-        rank: which of the readers this is; each reads its share, no byte is read twice.
-        world_size: readers.
-        num_threads: threads that read and hash here.
-        advance: told the bytes of every piece.
+    Each of ``world_size`` readers, of which this is ``rank``, reads its share: no byte is read
+    twice. ``advance`` is told the bytes of every piece.
 
     Raises:
         DamagedError: at the first that cannot be read or is not as it was written.
@@ -215,24 +178,29 @@ def _pieces(name: str, entry: Checksum) -> list[_Piece]:
 
 def _check_piece(folder: Path, piece: _Piece) -> None:
     path = folder / piece.name
-    digest, left = hashlib.sha256(), piece.length
     try:
-        with path.open("rb") as file:
-            file.seek(piece.offset)
-            while left and (block := file.read(min(left, _BLOCK))):
-                digest.update(block)
-                left -= len(block)
+        digest, size = _digest(path, piece.offset, piece.length)
     except PermissionError:
         raise
     except OSError as error:
         kind = UnreadableError if is_failing_disk(error) else DamagedError
         raise kind(f"{path} cannot be read ({error})") from error
-    found = digest.hexdigest()
-    if left or found != piece.sha256:
+    if size < piece.length or digest.hex() != piece.sha256:
         raise DamagedError(
-            f"{path} has sha256 {found[:12]}, {piece.sha256[:12]} was written: its bytes have "
-            "changed"
+            f"{path} has sha256 {digest.hex()[:12]}, {piece.sha256[:12]} was written: its bytes "
+            "have changed"
         )
+
+
+def _digest(path: Path, offset: int, length: int) -> tuple[bytes, int]:
+    """Hash of the bytes of a file from ``offset`` on, and how many there are up to ``length``."""
+    digest, left = hashlib.sha256(), length
+    with path.open("rb") as file:
+        file.seek(offset)
+        while left and (block := file.read(min(left, _BLOCK))):
+            digest.update(block)
+            left -= len(block)
+    return digest.digest(), length - left
 
 
 def _checksum(values: JsonObject, name: str) -> Checksum:

@@ -27,14 +27,11 @@ def announce(file: IO[bytes], offset: int, length: int) -> None:
 def let_go(file: IO[bytes], begin: int = 0, end: int = 0) -> None:
     """Let the system write what is new in ``file`` now, and free the cache of what is written.
 
+    Of that the bytes from ``begin`` to ``end`` are meant; 0: all behind.
+
     Of itself Linux begins when a tenth of the memory waits for the disk, or at ``fsync``, which
     then waits for all of it. Freed pages are at hand for the next tensor, new ones have to be
     found, under virtual machines by the host too.
-
-    Args:
-        file: open for writing.
-        begin: of the bytes that are meant.
-        end: the same; 0: all behind.
     """
     file.flush()
     if hasattr(os, "posix_fadvise"):
@@ -136,10 +133,6 @@ class Window(io.RawIOBase):
         self._position = max(0, base + offset)
         return self._position
 
-    def tell(self) -> int:
-        """Position in the window."""
-        return self._position
-
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
         """See :meth:`io.RawIOBase.readinto`."""
         view = memoryview(buffer).cast("B")[: max(0, self._length - self._position)]
@@ -185,8 +178,23 @@ class ChunkedFile:
         self._file.flush()
 
 
-def write_tensor(file: IO[bytes], offset: int, tensor: torch.Tensor) -> None:
-    """Write the elements of ``tensor``, in order, from ``offset`` on."""
-    file.seek(offset)
-    ChunkedFile(file).write(tensor.contiguous().view(torch.uint8).numpy().data)
-    let_go(file)
+class TensorWriter:
+    """Writes tensors to their places in files that are there, in any order."""
+
+    def __init__(self) -> None:
+        self._unsynced: set[Path] = set()
+
+    def put(self, path: Path, offset: int, tensor: torch.Tensor) -> None:
+        """Write the elements of ``tensor``, in order, from ``offset`` bytes of a file on."""
+        with path.open("r+b") as file:
+            file.seek(offset)
+            ChunkedFile(file).write(tensor.contiguous().view(torch.uint8).numpy().data)
+            let_go(file)
+        self._unsynced.add(path)
+
+    def sync(self) -> None:
+        """Wait until the disk has everything."""
+        for path in self._unsynced:
+            with path.open("r+b") as file:
+                sync(file)
+        self._unsynced.clear()

@@ -135,10 +135,7 @@ def _check_seal(root: Path) -> None:
 def load_metadata(checkpoint: Path, *, any_model: bool = False) -> CheckpointMetadata:
     """Read ``ultralong.json`` of a checkpoint folder.
 
-    Args:
-        checkpoint: the folder.
-        any_model: whether it may be a model of no known family, trained inside a user's own
-            Megatron-LM.
+    ``any_model``: also of a model of no known family, trained inside a user's own Megatron-LM.
 
     Raises:
         InputError: no such folder or file, or one that this version cannot read.
@@ -194,14 +191,11 @@ def _what_it_is(folder: Path) -> str:
             + f" (write {number} into it for this one)"
             * number.isdecimal()
         )
-    if (folder / "config.json").is_file():
-        return (
-            "it is a model of Hugging Face's, not a Megatron checkpoint of this project; make one "
-            f"with `ultralong convert import {folder} DST`"
-        )
+    is_model = (folder / "config.json").is_file()
+    what, source = ("a model of Hugging Face's, ", folder) if is_model else ("", "SRC")
     return (
-        "it is not a Megatron checkpoint of this project; make one with `ultralong convert import "
-        "SRC DST`"
+        f"it is {what}not a Megatron checkpoint of this project; make one with `ultralong convert "
+        f"import {source} DST`"
     )
 
 

@@ -7,13 +7,16 @@ Face folder of the same model, except for the rotary embedding
 (:mod:`megatron_ultralong.checkpoint.formats.gguf_rope`).
 """
 
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside
-from megatron_ultralong.checkpoint.disk.large_files import sync, write_tensor
+from megatron_ultralong.checkpoint.disk.large_files import TensorWriter
 from megatron_ultralong.checkpoint.formats.gguf_rope import DIVISORS, rope_values
 from megatron_ultralong.checkpoint.formats.gguf_tokenizer import tokenizer_values
 from megatron_ultralong.checkpoint.formats.gguf_values import (
@@ -29,7 +32,7 @@ from megatron_ultralong.checkpoint.formats.gguf_values import (
 from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE
 from megatron_ultralong.checkpoint.formats.kind import GGUF_FILE
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.formats.meta import num_heads, to_pairs
+from megatron_ultralong.checkpoint.formats.meta import in_meta_order
 from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo
 from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD, model_weights
 from megatron_ultralong.model.shape import ModelConfig
@@ -53,11 +56,9 @@ _LAYER = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-_PERMUTED = {"self_attn.q_proj": "query", "self_attn.k_proj": "key"}
-"""Heads whose rotary dimensions stand in pairs, as in Meta's files, where GGUF says ``llama``."""
 _TYPES = {torch.float32: ("F32", 0), torch.float16: ("F16", 1), torch.bfloat16: ("BF16", 32)}
 """GGUF's name of a dtype, and the number of a file whose matrices have it."""
-_SAMPLING = {
+_SAMPLING: dict[str, tuple[str, Callable[[Any], Value]]] = {
     "top_k": ("top_k", int32),
     "top_p": ("top_p", float32),
     "min_p": ("min_p", float32),
@@ -74,23 +75,14 @@ def gguf_name(name: str) -> str:
     """
     if name in _OUTSIDE:
         return _OUTSIDE[name]
-    layer, part, kind = _parts(name)
+    module, _, kind = name.removeprefix("model.layers.").rpartition(".")
+    layer, _, part = module.partition(".")
     return f"blk.{layer}.{_LAYER[part]}.{kind}"
 
 
-def _parts(name: str) -> tuple[str, str, str]:
-    """Number of the layer, module, and ``weight`` or ``bias``."""
-    module, _, kind = name.removeprefix("model.layers.").rpartition(".")
-    layer, _, part = module.partition(".")
-    return layer, part, kind
-
-
 def stored(name: str, tensor: torch.Tensor, model: ModelConfig) -> torch.Tensor:
-    """A Hugging Face tensor as the file has it: rows of q and k by pairs."""
-    heads = _PERMUTED.get(_parts(name)[1])
-    if heads is None or model.family.gguf != "llama":
-        return tensor
-    return to_pairs(tensor, num_heads(model, "query" if heads == "query" else "key"))
+    """A Hugging Face tensor as the file has it: as in Meta's, where GGUF says ``llama``."""
+    return in_meta_order(name, tensor, model) if model.family.gguf == "llama" else tensor
 
 
 def stored_info(info: TensorInfo) -> TensorInfo:
@@ -120,6 +112,7 @@ class GgufContents:
             for name, shape in zip(weight.names, weight.shapes, strict=True):
                 info = stored_info(TensorInfo(dtype or source.dtype(weight), shape))
                 self.tensors[gguf_name(name)] = info
+        size = sum(math.prod(info.shape) for info in self.tensors.values())
         path = source.source_folder / CONFIG_FILE
         check_inside(path, source.source_folder)
         config = read_json(path) if path.is_file() else JsonObject({}, str(path))
@@ -128,18 +121,13 @@ class GgufContents:
             "general.type": string("model"),
             **_sampling(source.source_folder),
             "general.name": named("source_model", string, source.metadata.source_model),
-            "general.size_label": string(self._size_label()),
+            "general.size_label": string(library().size_label(size, size, 0, 0)),
             **_shape_values(source.model),
             **rope,
             "general.file_type": uint32(_TYPES[main][1]),
             "general.quantization_version": uint32(library().GGML_QUANT_VERSION),
             **tokenizer_values(source.source_folder, source.model.vocab_size, config),
         }
-
-    def _size_label(self) -> str:
-        count = sum(torch.Size(info.shape).numel() for info in self.tensors.values())
-        label: str = library().size_label(count, count, 0, 0)
-        return label
 
     def header(self, aside: Path) -> bytes:
         """The file up to its first tensor; ``aside`` is where the package writes it."""
@@ -150,7 +138,7 @@ class GgufContents:
                 writer.add_key_value(key, value, gguf.GGUFValueType[kind])
         for name, info in self.tensors.items():
             raw = gguf.GGMLQuantizationType[_TYPES[info.dtype][0]]
-            writer.add_tensor_info(name, info.shape, np.dtype("V1"), _num_bytes(info), raw)
+            writer.add_tensor_info(name, info.shape, np.dtype("V1"), info.num_bytes, raw)
         try:
             writer.write_header_to_file(path=aside)
             writer.write_kv_data_to_file()
@@ -167,58 +155,37 @@ class GgufContents:
         offset, found = len(header), {}
         for name, info in self.tensors.items():
             found[name] = offset
-            offset += _num_bytes(info) + -_num_bytes(info) % alignment
+            offset += info.num_bytes + -info.num_bytes % alignment
         return found
 
     def num_bytes(self, header: bytes) -> int:
         """Of the file, without what the last tensor is padded with."""
         last, info = list(self.tensors.items())[-1]
-        return self.offsets(header)[last] + _num_bytes(info)
+        return self.offsets(header)[last] + info.num_bytes
 
 
-class GgufWriter:
+class GgufWriter(TensorWriter):
     """Writes tensors, in any order, to their places in the file."""
 
-    def __init__(
-        self, folder: Path, contents: GgufContents, model: ModelConfig, *, laid_out: bool = False
-    ) -> None:
-        """Lay the file out, or open the one that was ``laid_out`` already."""
+    def __init__(self, folder: Path, contents: GgufContents, model: ModelConfig) -> None:
+        """Lay the file out; what an earlier process wrote there stays."""
+        super().__init__()
         self._model = model
         header = contents.header(folder / f".{GGUF_FILE}.header")
         self._offsets = contents.offsets(header)
-        path = folder / GGUF_FILE
-        if not laid_out:
-            path.touch()
-        self._file = path.open("r+b")
-        if not laid_out:
-            self._file.write(header)
+        self._path = folder / GGUF_FILE
+        self._path.touch()
+        with self._path.open("r+b") as file:
+            file.write(header)
             # readers want the last tensor padded too
             end = contents.num_bytes(header)
-            self._file.truncate(end + -end % library().GGUF_DEFAULT_ALIGNMENT)
+            file.truncate(end + -end % library().GGUF_DEFAULT_ALIGNMENT)
         if contents.divisors is not None:
-            write_tensor(self._file, self._offsets[DIVISORS], contents.divisors)
+            self.put(self._path, self._offsets[DIVISORS], contents.divisors)
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Fill Hugging Face tensor ``name`` in."""
-        place = self._offsets[gguf_name(name)]
-        write_tensor(self._file, place, stored(name, tensor, self._model))
-
-    def sync(self) -> None:
-        """Wait until the disk has everything."""
-        sync(self._file)
-
-    def close(self) -> None:
-        """Close the file, complete or not."""
-        self._file.close()
-
-
-def gguf_path(path: Path) -> Path:
-    """The file, where ``path`` may be its folder."""
-    return path / GGUF_FILE if path.is_dir() else path
-
-
-def _num_bytes(info: TensorInfo) -> int:
-    return torch.Size(info.shape).numel() * info.dtype.itemsize
+        self.put(self._path, self._offsets[gguf_name(name)], stored(name, tensor, self._model))
 
 
 def _shape_values(model: ModelConfig) -> Values:

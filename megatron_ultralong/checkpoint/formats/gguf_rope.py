@@ -56,7 +56,8 @@ def _scaling_values(
     if isinstance(scaling, yarn.LinearConfig):
         factor = float32(scaling.scaling_factor)
         return {_SCALING + "type": string("linear"), _SCALING + "factor": factor}, None
-    if _is_yarn_there(scaling):
+    betas = (scaling.beta_fast, scaling.beta_slow)
+    if scaling.ramp == "dimensions" and scaling.truncate and betas == _USUAL_BETAS:
         return _yarn_values(scaling), None
     values: Values = {}
     if scaling.attention_factor != 1.0:
@@ -80,11 +81,6 @@ def readers(scaling: yarn.RopeScaling, model: ModelConfig) -> str:
         "b11549 was run with such a file and rotated as trained, without any flag of the rotary "
         f"embedding: {how} in the file says how"
     )
-
-
-def _is_yarn_there(scaling: yarn.YarnConfig) -> bool:
-    betas = (scaling.beta_fast, scaling.beta_slow)
-    return scaling.ramp == "dimensions" and scaling.truncate and betas == _USUAL_BETAS
 
 
 def _yarn_values(scaling: yarn.YarnConfig) -> Values:

@@ -117,7 +117,7 @@ def pre_tokenizer(fast: Mapping[str, Any], path: Path) -> str:
     """
     root = JsonObject(fast, str(path))
     model = root.object("model", JsonObject({}, root.where))
-    kind = model.string("type", None)
+    kind, normalizer = model.string("type", None), root.object("normalizer", None)
     odd = [
         *(() if kind == "BPE" else (f"model {kind}",)),
         *(
@@ -128,9 +128,10 @@ def pre_tokenizer(fast: Mapping[str, Any], path: Path) -> str:
             )
             if model.get(key)
         ),
-        *(f"normalizer {part['type']}" for part in _flat(root, "normalizer", "normalizers")),
+        *(f"normalizer {part['type']}" for part in _flat(normalizer, "normalizers")),
     ]
-    parts = tuple(_part(part) for part in _flat(root, "pre_tokenizer", "pretokenizers"))
+    cutting = root.object("pre_tokenizer", None)
+    parts = tuple(_part(part) for part in _flat(cutting, "pretokenizers"))
     found = (parts, model.boolean("ignore_merges", False))
     if odd or found not in PRE_TOKENIZERS:
         cuts = ", ".join(f"{kind} {what}" for kind, what in parts) or "no pre-tokenizer"
@@ -144,21 +145,17 @@ def pre_tokenizer(fast: Mapping[str, Any], path: Path) -> str:
     return PRE_TOKENIZERS[found]
 
 
-def _flat(values: JsonObject, key: str, inside: str) -> Iterator[JsonObject]:
-    """Parts of the sequence under ``key``, in order; a part that stands alone is one."""
-    part = values.object(key, None)
-    if part is not None:
-        yield from _flat_part(part, inside)
-
-
-def _flat_part(part: JsonObject, key: str) -> Iterator[JsonObject]:
+def _flat(part: JsonObject | None, key: str) -> Iterator[JsonObject]:
+    """Parts of a sequence, which stand under ``key``, in order; a part that stands alone is one."""
+    if part is None:
+        return
     if part.string("type") != "Sequence":
         yield part
         return
     for inner in part.array(key):
         if not isinstance(inner, dict):
             raise part.wrong(key, "an array of objects")
-        yield from _flat_part(JsonObject(inner, f"{part.where}: {key}"), key)
+        yield from _flat(JsonObject(inner, f"{part.where}: {key}"), key)
 
 
 def _part(part: JsonObject) -> tuple[str, Any]:

@@ -1,5 +1,6 @@
 """Values of a GGUF file's metadata, with the types that llama.cpp wants them in."""
 
+import functools
 import math
 import struct
 from collections.abc import Callable
@@ -24,22 +25,27 @@ Values = dict[str, Value]
 """By their keys."""
 
 
-def uint32(value: int) -> Value:
-    """A count.
+def _integer(kind: Kind, least: int, most: int, value: int) -> Value:
+    """A whole number.
 
     Raises:
-        InputError: it is negative or has more than 32 bits.
+        InputError: it is out of its range.
     """
-    return Value("UINT32", _within(value, 0, 2**32 - 1))
+    if value > most:
+        raise InputError(
+            f"{shown(value)} is beyond {most}, the largest number that GGUF has room for"
+        )
+    if value < least:
+        raise InputError(f"{shown(value)} is below {least}, the smallest number that GGUF has")
+    return Value(kind, value)
 
 
-def int32(value: int) -> Value:
-    """A signed number.
-
-    Raises:
-        InputError: it has more than 32 bits.
-    """
-    return Value("INT32", _within(value, -(2**31), 2**31 - 1))
+uint32 = functools.partial(_integer, "UINT32", 0, 2**32 - 1)
+"""A count."""
+int32 = functools.partial(_integer, "INT32", -(2**31), 2**31 - 1)
+"""A signed number."""
+boolean = functools.partial(Value, "BOOL")
+"""True or false."""
 
 
 def float32(value: float) -> Value:
@@ -60,18 +66,19 @@ def float32(value: float) -> Value:
     return Value("FLOAT32", number)
 
 
-def boolean(value: bool) -> Value:
-    """True or false."""
-    return Value("BOOL", value)
-
-
 def string(value: str) -> Value:
     """A text.
 
     Raises:
         InputError: it has half a character, which UTF-8 has no bytes for.
     """
-    _check_text(value)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{value[:60]!a} has half a character, which GGUF's UTF-8 cannot write "
+            f"({error.reason}): write it again"
+        ) from error
     return Value("STRING", value)
 
 
@@ -84,10 +91,7 @@ def array(value: list[Any]) -> Value:
     if not value:
         raise InputError("GGUF has no empty arrays: leave the key out")
     for one in value:
-        if isinstance(one, str):
-            _check_text(one)
-        else:
-            _within(one, -(2**31), 2**31 - 1)
+        string(one) if isinstance(one, str) else int32(one)
     return Value("ARRAY", value)
 
 
@@ -104,26 +108,6 @@ def named(where: str, kind: Callable[[Item], Value], value: Item) -> Value:
         return kind(value)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-
-
-def _within(value: int, least: int, most: int) -> int:
-    if value > most:
-        raise InputError(
-            f"{shown(value)} is beyond {most}, the largest number that GGUF has room for"
-        )
-    if value < least:
-        raise InputError(f"{shown(value)} is below {least}, the smallest number that GGUF has")
-    return value
-
-
-def _check_text(value: str) -> None:
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{value[:60]!a} has half a character, which GGUF's UTF-8 cannot write "
-            f"({error.reason}): write it again"
-        ) from error
 
 
 def library() -> ModuleType:

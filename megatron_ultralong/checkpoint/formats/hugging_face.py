@@ -8,18 +8,13 @@ does not depend on the size of a shard.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import torch
 
-from megatron_ultralong.checkpoint.disk.large_files import sync, write_tensor
+from megatron_ultralong.checkpoint.disk.large_files import TensorWriter
 from megatron_ultralong.checkpoint.formats import hugging_face_config, weight_files, weight_map
-from megatron_ultralong.checkpoint.formats.rope_block import (
-    is_in_parameters,
-    max_positions,
-    rope_scaling,
-    stated_block,
-)
+from megatron_ultralong.checkpoint.formats.rope_block import rope_scaling
 from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope
 from megatron_ultralong.checkpoint.formats.tensor_file import DTYPES, TensorFile, TensorInfo
 from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD, Weight
@@ -72,16 +67,8 @@ class HuggingFaceFolder:
     @property
     def rope(self) -> Rope:
         """The rotary embedding, and the block that states it."""
-        where = str(self.folder / hugging_face_config.CONFIG_FILE)
-        return Rope(
-            self.rope_scaling,
-            stated_block(self.config, where),
-            max_positions(self.config),
-            self.model.kv_channels,
-            self.model.rotary_base,
-            self.model.family.name,
-            is_in_parameters(self.config),
-        )
+        model = self.model
+        return hugging_face_config.stated_rope(self.config, model.kv_channels, model.family.name)
 
     @property
     def name(self) -> str:
@@ -189,77 +176,49 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ALIGNMENT = 8
 
 
-class SafetensorsWriter:
+class SafetensorsWriter(TensorWriter):
     """Writes the tensors that were announced, each to its place in one file or several."""
 
     def __init__(
         self, folder: Path, tensors: Sequence[tuple[str, TensorInfo]], max_shard_size: int
     ) -> None:
-        """Plan the shards.
+        """Plan the shards, and write their headers.
 
         ``tensors`` are all names in the order of writing; a shard is at most ``max_shard_size``
         bytes, or one tensor. Files that are there already are continued: the same plan made them.
         """
+        super().__init__()
         self._folder = folder
-        self._shards = _shards(tensors, max_shard_size)
         self._infos = dict(tensors)
-        self._places: dict[str, tuple[int, int]] = {}
+        self._places: dict[str, tuple[Path, int]] = {}
         """Shard and offset of each tensor."""
-        for number, shard in enumerate(self._shards):
-            offset = len(_header(shard))
+        shards = _shards(tensors, max_shard_size)
+        for number, shard in enumerate(shards, 1):
+            name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            path = folder / (name if len(shards) > 1 else weight_files.SINGLE_FILE)
+            header = _header(shard)
+            path.touch()
+            with path.open("r+b") as file:
+                file.write(header)
+            offset = len(header)
             for name, info in shard:
-                self._places[name] = (number, offset)
-                offset += _num_bytes(info)
-        self._file: IO[bytes] | None = None
-        self._open = -1
-        """Number of the shard that ``_file`` is."""
+                self._places[name] = (path, offset)
+                offset += info.num_bytes
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Write tensor ``name``."""
         info = self._infos[name]
         assert (tensor.dtype, tuple(tensor.shape)) == (info.dtype, info.shape), name
-        number, offset = self._places[name]
-        write_tensor(self._open_shard(number), offset, tensor)
-
-    def sync(self) -> None:
-        """Wait until the disk has everything."""
-        if self._file is not None:
-            sync(self._file)
+        self.put(*self._places[name], tensor)
 
     def finish(self) -> None:
-        """Close the last shard and write the index, where there are several."""
-        self.close()
-        if len(self._shards) > 1:
-            places = {name: self._shard_name(number) for name, (number, _) in self._places.items()}
-            size = sum(_num_bytes(info) for info in self._infos.values())
-            index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
+        """Write the index, where there are several shards."""
+        places = {name: path.name for name, (path, _) in sorted(self._places.items())}
+        if len(set(places.values())) > 1:
+            size = sum(info.num_bytes for info in self._infos.values())
+            index = {"metadata": {"total_size": size}, "weight_map": places}
             text = json.dumps(index, indent=2) + "\n"
             (self._folder / weight_files.INDEX_FILE).write_text(text, encoding="utf-8")
-
-    def close(self) -> None:
-        """Close the open shard, complete or not."""
-        if self._file is not None:
-            self.sync()
-            self._file.close()
-            self._file = None
-
-    def _open_shard(self, number: int) -> IO[bytes]:
-        if self._file is None or number != self._open:
-            self.close()
-            path = self._folder / self._shard_name(number)
-            path.touch()
-            self._file, self._open = path.open("r+b"), number
-            self._file.write(_header(self._shards[number]))
-        return self._file
-
-    def _shard_name(self, number: int) -> str:
-        if len(self._shards) == 1:
-            return weight_files.SINGLE_FILE
-        return f"model-{number + 1:05d}-of-{len(self._shards):05d}.safetensors"
-
-
-def _num_bytes(info: TensorInfo) -> int:
-    return torch.Size(info.shape).numel() * info.dtype.itemsize
 
 
 def _shards(
@@ -268,11 +227,11 @@ def _shards(
     shards: list[list[tuple[str, TensorInfo]]] = []
     size = 0
     for name, info in tensors:
-        if not shards or size + _num_bytes(info) > max_shard_size:
+        if not shards or size + info.num_bytes > max_shard_size:
             shards.append([])
             size = 0
         shards[-1].append((name, info))
-        size += _num_bytes(info)
+        size += info.num_bytes
     return shards
 
 
@@ -280,7 +239,7 @@ def _header(shard: Sequence[tuple[str, TensorInfo]]) -> bytes:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, info in shard:
-        end = offset + _num_bytes(info)
+        end = offset + info.num_bytes
         entries[name] = {
             "dtype": _NAMES[info.dtype],
             "shape": list(info.shape),

@@ -213,6 +213,22 @@ def write_config(folder: Path, values: Mapping[str, Any]) -> None:
     write_aside(folder / CONFIG_FILE, json.dumps(values, indent=2) + "\n")
 
 
+def stated_rope(config: JsonObject, head_dim: int, family: str) -> Rope:
+    """The rotary embedding that a ``config.json`` asks for, and the block that states it.
+
+    Raises:
+        InputError: it is none that is known here, or its numbers are those of no model.
+    """
+    scaling = rope_block.rope_scaling(config, config.where)
+    block = rope_block.stated_block(config, config.where)
+    positions, base = rope_block.max_positions(config), rope_block.rotary_base(config)
+    in_parameters = rope_block.is_in_parameters(config)
+    try:
+        return Rope(scaling, block, positions, head_dim, base, family, in_parameters)
+    except InputError as error:
+        raise InputError(f"{config.where}: {error}") from error
+
+
 def exported_rope(metadata: CheckpointMetadata) -> Rope:
     """The rotary embedding of a checkpoint, and the block that its export states it with."""
     model = metadata.model

@@ -51,11 +51,8 @@ def _fault(error: InputError) -> str:
 
 
 def check_tensors(folder: Path, listed: checksums.Checksums) -> None:
-    """Compare the files of tensors with their hashes, this rank its share; every rank calls it.
-
-    Args:
-        folder: of the checkpoint.
-        listed: from :func:`listed_files`.
+    """Compare the files of tensors with what :func:`listed_files` says, this rank its share; every
+    rank calls it.
 
     Raises:
         InputError: a file is not as it was written; on every rank.
@@ -100,10 +97,7 @@ class MegatronCheckpoint:
     ) -> None:
         """Check everything but the tensors' bytes: files, objects, every weight's key and shape.
 
-        Args:
-            folder: of the checkpoint.
-            iteration: which of it; None: the latest.
-            verify_checksums: compare its files with what was written.
+        Without an ``iteration`` it is the latest.
 
         Raises:
             InputError: not a checkpoint of this project, damaged, it would run code, or its

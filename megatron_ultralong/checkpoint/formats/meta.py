@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -17,8 +17,6 @@ from megatron_ultralong.program.json_file import JsonObject, read_json
 from megatron_ultralong.program.listing import files_in
 from megatron_ultralong.program.quantity import counted
 
-Heads = Literal["none", "query", "key"]
-
 
 @dataclasses.dataclass(frozen=True)
 class MetaTensor:
@@ -27,8 +25,8 @@ class MetaTensor:
     name: str
     axis: int | None
     """Axis that shards divide; None: every shard holds the whole tensor."""
-    heads: Heads = "none"
-    """Heads whose rotary dimensions have another order."""
+    heads: str = ""
+    """How many heads it has whose rotary dimensions have another order, a field of the model."""
 
 
 _OUTSIDE = {
@@ -38,8 +36,8 @@ _OUTSIDE = {
 }
 _LAYER = {
     "input_layernorm": MetaTensor("attention_norm", None),
-    "self_attn.q_proj": MetaTensor("attention.wq", 0, "query"),
-    "self_attn.k_proj": MetaTensor("attention.wk", 0, "key"),
+    "self_attn.q_proj": MetaTensor("attention.wq", 0, "num_attention_heads"),
+    "self_attn.k_proj": MetaTensor("attention.wk", 0, "num_query_groups"),
     "self_attn.v_proj": MetaTensor("attention.wv", 0),
     "self_attn.o_proj": MetaTensor("attention.wo", 1),
     "post_attention_layernorm": MetaTensor("ffn_norm", None),
@@ -78,9 +76,10 @@ def to_pairs(weight: torch.Tensor, num_heads: int) -> torch.Tensor:
     return weight.reshape(num_heads, 2, -1, hidden).transpose(1, 2).reshape(-1, hidden)
 
 
-def num_heads(model: ModelConfig, heads: Heads) -> int:
-    """Heads of that kind."""
-    return model.num_attention_heads if heads == "query" else model.num_query_groups
+def in_meta_order(name: str, tensor: torch.Tensor, model: ModelConfig) -> torch.Tensor:
+    """The Hugging Face tensor ``name`` with its rows as Meta's files have them."""
+    heads = meta_tensor(name).heads
+    return to_pairs(tensor, getattr(model, heads)) if heads else tensor
 
 
 _EMBEDDING = "tok_embeddings.weight"
@@ -130,9 +129,7 @@ class MetaFolder:
             whole = self.files[0].read(tensor.name)
         else:
             whole = self._joined(tensor.name, axis)
-        if tensor.heads == "none":
-            return whole
-        return to_halves(whole, num_heads(self.model, tensor.heads))
+        return to_halves(whole, getattr(self.model, tensor.heads)) if tensor.heads else whole
 
     def _joined(self, name: str, axis: int) -> torch.Tensor:
         """The shards' parts side by side; one part at a time is in memory besides."""

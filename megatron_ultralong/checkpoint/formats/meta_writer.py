@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from megatron_ultralong.checkpoint.disk.large_files import save_values, sync, write_tensor
+from megatron_ultralong.checkpoint.disk.large_files import TensorWriter, save_values
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats import meta
 from megatron_ultralong.checkpoint.formats.kind import PARAMS_FILE
@@ -20,7 +20,7 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.quantity import counted
 
 
-class MetaWriter:
+class MetaWriter(TensorWriter):
     """Writes tensors, in any order, into ``num_shards`` files of Meta's format."""
 
     def __init__(
@@ -39,6 +39,7 @@ class MetaWriter:
         Raises:
             InputError: a tensor does not divide into the shards.
         """
+        super().__init__()
         self._model = model
         self._num_shards = num_shards
         layout: dict[str, torch.Tensor] = {}
@@ -49,33 +50,20 @@ class MetaWriter:
         if self._tied:  # Meta's code has no tied weights: it reads a copy
             embedding = layout[meta.meta_tensor(EMBEDDING).name]
             layout[meta.meta_tensor(LM_HEAD).name] = torch.empty_like(embedding)
-        paths = [folder / f"consolidated.{number:02d}.pth" for number in range(num_shards)]
+        self._paths = [folder / f"consolidated.{number:02d}.pth" for number in range(num_shards)]
         if not laid_out:
-            for path in paths:
+            for path in self._paths:
                 with torch.serialization.skip_data():
                     save_values(layout, path)
         # every shard has the same layout
-        self._offsets = dict(zip(layout, record_offsets(paths[0]), strict=True))
-        self._files = [path.open("r+b") for path in paths]
+        self._offsets = dict(zip(layout, record_offsets(self._paths[0]), strict=True))
 
     def write(self, name: str, tensor: torch.Tensor) -> None:
         """Fill Hugging Face tensor ``name`` in."""
-        place = meta.meta_tensor(name)
-        if place.heads != "none":
-            tensor = meta.to_pairs(tensor, meta.num_heads(self._model, place.heads))
-        self._fill(place, tensor)
+        tensor = meta.in_meta_order(name, tensor, self._model)
+        self._fill(meta.meta_tensor(name), tensor)
         if name == EMBEDDING and self._tied:
             self._fill(meta.meta_tensor(LM_HEAD), tensor)
-
-    def sync(self) -> None:
-        """Wait until the disk has everything."""
-        for file in self._files:
-            sync(file)
-
-    def close(self) -> None:
-        """Close the files, complete or not."""
-        for file in self._files:
-            file.close()
 
     def _part(self, tensor: meta.MetaTensor, shape: Sequence[int]) -> list[int]:
         part = list(shape)
@@ -95,8 +83,8 @@ class MetaWriter:
             if place.axis is None
             else tensor.chunk(self._num_shards, dim=place.axis)
         )
-        for file, part in zip(self._files, parts, strict=True):
-            write_tensor(file, self._offsets[place.name], part)
+        for path, part in zip(self._paths, parts, strict=True):
+            self.put(path, self._offsets[place.name], part)
 
 
 def write_params(folder: Path, metadata: CheckpointMetadata, kept: Mapping[str, Any]) -> None:

@@ -132,10 +132,7 @@ def load_weights(chunks: Sequence[GPTModel], checkpoint: MegatronCheckpoint) -> 
 
     The layout that wrote them does not matter. Optimizer states in the folder are not loaded. Each
     byte of the folder is first compared with its checksum, on one of the ranks.
-
-    Args:
-        chunks: the model's chunks on this rank, one where it has no virtual stages.
-        checkpoint: opened, and so checked except for the tensors' bytes.
+    A model without virtual stages is one chunk.
 
     Raises:
         InputError: a file is damaged, or would run code; on every rank.

@@ -45,9 +45,7 @@ class UnsafeError(Exception):
 def read_saved(source: Path | IO[bytes], *, mmap: bool = False) -> Any:
     """What ``torch.save`` wrote: tensors, plain values and the classes that are allowed.
 
-    Args:
-        source: a file, or a seekable stream such as one record of a ``.distcp`` file.
-        mmap: whether to map the file's tensors.
+    A stream has to be seekable, such as one record of a ``.distcp`` file.
 
     Raises:
         UnsafeError: it is damaged, or holds something else.
@@ -60,7 +58,7 @@ def read_saved(source: Path | IO[bytes], *, mmap: bool = False) -> Any:
         classes.add("numpy.dtypes.UInt32DType")
     flags = {"mmap": True} if mmap else {}
     try:
-        with _ALLOWANCE.of(classes):
+        with _only(classes):
             return _READ_TORCH(source, map_location="cpu", weights_only=True, **flags)
     except Exception as error:  # a damaged file can end in any
         if isinstance(error, OSError) and refused_file(error):
@@ -161,39 +159,29 @@ class _ExtraStateUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a module's state")
 
 
-class _Allowance:
-    """Classes that torch's reader allows besides its own, for as long as files are read.
+_LOCK = threading.RLock()
+
+
+@contextmanager
+def _only(names: set[str]) -> Iterator[None]:
+    """While it lasts, torch's reader allows the classes ``names`` besides its own, and no others.
 
     What other libraries have registered is taken away meanwhile: it is their choice, for their
-    files. Several threads read at a time.
+    files. One thread reads at a time.
     """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._num_readers = 0
-        self._before: list[Any] = []
-
-    @contextmanager
-    def of(self, names: set[str]) -> Iterator[None]:
-        """While it lasts, ``names`` are allowed."""
-        classes = [_record_class(name) for name in sorted(names)]
-        with self._lock:
-            if not self._num_readers:
-                self._before = torch.serialization.get_safe_globals()
-                torch.serialization.clear_safe_globals()
-            self._num_readers += 1
-            torch.serialization.add_safe_globals(classes)
+    classes = [_record_class(name) for name in sorted(names)]
+    with _LOCK:
+        before = torch.serialization.get_safe_globals()
+        _allow(classes)
         try:
             yield
         finally:
-            with self._lock:
-                self._num_readers -= 1
-                if not self._num_readers:
-                    torch.serialization.clear_safe_globals()
-                    torch.serialization.add_safe_globals(self._before)
+            _allow(before)
 
 
-_ALLOWANCE = _Allowance()
+def _allow(classes: list[Any]) -> None:
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(classes)
 
 
 def _record_class(path: str) -> Any:
@@ -251,20 +239,11 @@ def _names(data: IO[bytes]) -> set[str]:
         for opcode, argument, _ in pickletools.genops(data)
         if opcode.name == "GLOBAL"
     }
-    for name in sorted(names):
-        if not (
-            name in pickle_names.TORCH_NAMES
-            or name in pickle_names.RECORD_CLASSES
-            or _is_torch_type(name)
-        ):
+    for name in sorted(names - pickle_names.TORCH_NAMES - {*pickle_names.RECORD_CLASSES}):
+        module, _, last = name.rpartition(".")  # torch.bfloat16, torch.BFloat16Storage
+        if not (_is_dtype(module, last) or (module == "torch" and last.endswith("Storage"))):
             raise UnsafeError(f"{name} has no place in a checkpoint")
     return names
-
-
-def _is_torch_type(name: str) -> bool:
-    """Names of dtypes and storages: ``torch.bfloat16``, ``torch.BFloat16Storage``."""
-    module, _, last = name.rpartition(".")
-    return _is_dtype(module, last) or (module == "torch" and last.endswith("Storage"))
 
 
 def _is_dtype(module: str, name: str) -> bool:

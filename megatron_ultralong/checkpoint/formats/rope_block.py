@@ -9,15 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+from megatron_ultralong.model import yarn
 from megatron_ultralong.model.shape import MOST_POSITIONS
-from megatron_ultralong.model.yarn import (
-    RopeScaling,
-    YarnConfig,
-    from_hf_rope_scaling,
-    hf_rope_scaling,
-    mscale_attention_factor,
-    yarn_attention_factor,
-)
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import shown
 from megatron_ultralong.program.json_file import JsonObject
@@ -44,10 +37,8 @@ def rotary_base(config: JsonObject) -> float:
 def max_positions(config: JsonObject, *, extended: bool = False) -> int:
     """Positions that the model was made for.
 
-    Args:
-        config: ``config.json``.
-        extended: a YaRN block may extend ``max_position_embeddings``: Qwen's own configs keep the
-            positions of the raw model there.
+    ``extended``: a YaRN block may extend ``max_position_embeddings``: Qwen's own configs keep the
+    positions of the raw model there.
 
     Raises:
         InputError: no model has as many.
@@ -55,13 +46,13 @@ def max_positions(config: JsonObject, *, extended: bool = False) -> int:
     key = "max_position_embeddings"
     positions = int(config.integer(key, _DEFAULT_POSITIONS, minimum=1, maximum=MOST_POSITIONS))
     scaling = rope_scaling(config, config.where) if extended else None
-    if isinstance(scaling, YarnConfig) and scaling.ramp == "dimensions":
+    if isinstance(scaling, yarn.YarnConfig) and scaling.ramp == "dimensions":
         original = scaling.original_max_position_embeddings
         return max(positions, math.floor(scaling.scaling_factor * original))
     return positions
 
 
-def rope_scaling(values: Mapping[str, Any], where: str) -> RopeScaling:
+def rope_scaling(values: Mapping[str, Any], where: str) -> yarn.RopeScaling:
     """The rotary scaling that a ``config.json`` asks for.
 
     Raises:
@@ -80,7 +71,7 @@ def rope_scaling(values: Mapping[str, Any], where: str) -> RopeScaling:
         _fill_factor(block, config)
         _fill_attention_factor(block, where)
     try:
-        return from_hf_rope_scaling(block)
+        return yarn.from_hf_rope_scaling(block)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 
@@ -105,7 +96,7 @@ def stated_block(values: Mapping[str, Any], where: str) -> dict[str, Any] | None
     return None if stated["rope_type"] == "default" else stated
 
 
-def export_block(scaling: RopeScaling) -> dict[str, Any] | None:
+def export_block(scaling: yarn.RopeScaling) -> dict[str, Any] | None:
     """The ``rope_scaling`` of an export: that of :func:`hf_rope_scaling`, said twice where it must.
 
     mlx-lm and SGLang read no ``attention_factor`` but ``(0.1 mscale ln s + 1) / (0.1
@@ -115,10 +106,10 @@ def export_block(scaling: RopeScaling) -> dict[str, Any] | None:
     Raises:
         InputError: no block can express it.
     """
-    block = hf_rope_scaling(scaling)
-    if not isinstance(scaling, YarnConfig) or scaling.ramp == "rotations":
+    block = yarn.hf_rope_scaling(scaling)
+    if not isinstance(scaling, yarn.YarnConfig) or scaling.ramp == "rotations":
         return block
-    usual = yarn_attention_factor(scaling.scaling_factor)
+    usual = yarn.yarn_attention_factor(scaling.scaling_factor)
     if block is None or usual == 1.0 or scaling.attention_factor == usual:
         return block
     mscale = (scaling.attention_factor - 1.0) / (usual - 1.0)
@@ -244,7 +235,7 @@ def _fill_attention_factor(block: dict[str, Any], where: str) -> None:
             "state attention_factor in its place"
         )
     mscale, mscale_all_dim = present.values()
-    implied = mscale_attention_factor(block.get("factor") or 1.0, mscale, mscale_all_dim)
+    implied = yarn.mscale_attention_factor(block.get("factor") or 1.0, mscale, mscale_all_dim)
     if given is not None and abs(given - implied) > _ROUNDING * given:
         raise InputError(
             f"{where}: attention_factor is {given}, and mscale {mscale} and mscale_all_dim "

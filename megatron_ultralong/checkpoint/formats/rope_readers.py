@@ -14,14 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+from megatron_ultralong.model import yarn
 from megatron_ultralong.model.families import FAMILIES
-from megatron_ultralong.model.yarn import (
-    LinearConfig,
-    RopeScaling,
-    YarnConfig,
-    mscale_attention_factor,
-    yarn_attention_factor,
-)
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
 
@@ -60,7 +54,7 @@ class Reading:
                 said.append(text[value])
         return said
 
-    def scaling(self, block: Mapping[str, Any] | None, positions: int) -> RopeScaling:
+    def scaling(self, block: Mapping[str, Any] | None, positions: int) -> yarn.RopeScaling:
         """What the engine makes of ``block`` in a model of ``positions``.
 
         Raises:
@@ -73,15 +67,17 @@ class Reading:
             raise InputError(f"rope_type {kind!r} is not read")
         factor, length = block["factor"], block.get("original_max_position_embeddings", positions)
         if kind == "linear":
-            return LinearConfig(factor)
+            return yarn.LinearConfig(factor)
         if kind == "llama3":
-            return YarnConfig(factor, length, block["high_freq_factor"], block["low_freq_factor"])
+            return yarn.YarnConfig(
+                factor, length, block["high_freq_factor"], block["low_freq_factor"]
+            )
         if self.factor != "block":
             factor = positions / length
         fast, slow = 32.0, 1.0
         if self.betas == "block":
             fast, slow = block.get("beta_fast", fast), block.get("beta_slow", slow)
-        return YarnConfig(
+        return yarn.YarnConfig(
             factor,
             length if self.original == "block" else positions,
             fast,
@@ -92,7 +88,7 @@ class Reading:
         )
 
     def _temperature(self, block: Mapping[str, Any], factor: float) -> float:
-        usual = yarn_attention_factor(factor)
+        usual = yarn.yarn_attention_factor(factor)
         mscale, all_dim = block.get("mscale"), block.get("mscale_all_dim")
         if self.temperature == "0.1 ln s + 1":
             return usual
@@ -100,11 +96,11 @@ class Reading:
             if self.temperature.endswith("both are there") and None in (mscale, all_dim):
                 return usual
             mscale = 1.0 if mscale is None else mscale
-            return mscale_attention_factor(factor, mscale, all_dim or 0.0)
+            return yarn.mscale_attention_factor(factor, mscale, all_dim or 0.0)
         if block.get("attention_factor") is not None:
             return float(block["attention_factor"])
         if self.temperature != "attention_factor" and mscale and all_dim:
-            return mscale_attention_factor(factor, mscale, all_dim)
+            return yarn.mscale_attention_factor(factor, mscale, all_dim)
         return usual
 
 

@@ -10,16 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from megatron_ultralong.checkpoint.formats.rope_readers import Engine, engines
+from megatron_ultralong.model import yarn
 from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.model.shape import HeadDim, Positions, RotaryBase, check_even
-from megatron_ultralong.model.yarn import (
-    RopeScaling,
-    YarnConfig,
-    attention_factor,
-    effective_rotary_base,
-    inv_freq,
-    yarn_attention_factor,
-)
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_ranges
 from megatron_ultralong.program.not_known import not_known
@@ -59,7 +52,7 @@ class Rope:
         InputError: a number is in no model.
     """
 
-    scaling: RopeScaling
+    scaling: yarn.RopeScaling
     block: Mapping[str, Any] | None
     positions: Positions
     """max_position_embeddings of a model."""
@@ -93,14 +86,14 @@ class Rope:
         wrong = self._differences(read)
         if not wrong:
             return outcome("right")
-        if not isinstance(self.scaling, YarnConfig) or not isinstance(read, YarnConfig):
+        if not isinstance(self.scaling, yarn.YarnConfig) or not isinstance(read, yarn.YarnConfig):
             return outcome("wrong", why="; ".join(wrong.values()))
         flags = [
             engine.flags[name].format(
                 **dataclasses.asdict(self.scaling),
                 architecture=FAMILIES[self.family].gguf,
                 attn_factor=self.scaling.attention_factor
-                / yarn_attention_factor(self.scaling.scaling_factor),
+                / yarn.yarn_attention_factor(self.scaling.scaling_factor),
             )
             for name in wrong
             if name in engine.flags
@@ -114,28 +107,28 @@ class Rope:
             return outcome("right with flags", " ".join(flags))
         return outcome("wrong", why="; ".join(wrong.values()))
 
-    def _differences(self, read: RopeScaling) -> dict[str, str]:
+    def _differences(self, read: yarn.RopeScaling) -> dict[str, str]:
         """What differs in cos and sin, by the field that is read otherwise; empty where nothing."""
-        base = effective_rotary_base(self.scaling, self.head_dim, self.base)
-        exact = inv_freq(self.scaling, self.head_dim, self.base)
-        read_frequencies = inv_freq(read, self.head_dim, base)
+        base = yarn.effective_rotary_base(self.scaling, self.head_dim, self.base)
+        exact = yarn.inv_freq(self.scaling, self.head_dim, self.base)
+        read_frequencies = yarn.inv_freq(read, self.head_dim, base)
         differences = {}
         if not np.allclose(read_frequencies, exact, rtol=_EQUAL, atol=0):
             worst = float(np.abs(np.log(read_frequencies / exact)).max())
             what = "rope_type"
-            if isinstance(read, YarnConfig) and isinstance(self.scaling, YarnConfig):
+            if isinstance(read, yarn.YarnConfig) and isinstance(self.scaling, yarn.YarnConfig):
                 what = _field(read, self.scaling)
             differences[what] = (
                 f"{what} read otherwise: frequencies off by up to x{math.exp(worst):.3g}"
             )
-        factors = attention_factor(read), attention_factor(self.scaling)
+        factors = yarn.attention_factor(read), yarn.attention_factor(self.scaling)
         if not math.isclose(*factors, rel_tol=_EQUAL):
             text = f"temperature {factors[0]:.6g} for {factors[1]:.6g}"
             differences["temperature"] = text
         return differences
 
 
-def _field(read: YarnConfig, trained: YarnConfig) -> str:
+def _field(read: yarn.YarnConfig, trained: yarn.YarnConfig) -> str:
     if read.original_max_position_embeddings != trained.original_max_position_embeddings:
         return "original_max_position_embeddings"
     if read.scaling_factor != trained.scaling_factor:
@@ -212,7 +205,7 @@ def float32_angle_error(rope: Rope) -> float:
 
     Over the last 2,048 positions: 0.07 over 1M positions, 0.3 to 0.4 over 4M.
     """
-    frequencies = inv_freq(rope.scaling, rope.head_dim, rope.base)
+    frequencies = yarn.inv_freq(rope.scaling, rope.head_dim, rope.base)
     last = np.arange(max(0, rope.positions - 2048), rope.positions)
     rounded = last.astype(np.float32)[:, None] * frequencies.astype(np.float32)
     exact = last.astype(np.float64)[:, None] * frequencies

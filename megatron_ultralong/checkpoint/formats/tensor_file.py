@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -68,17 +68,10 @@ class TensorInfo:
     dtype: torch.dtype
     shape: tuple[int, ...]
 
-
-class TensorFile(Protocol):
-    """One file of named tensors."""
-
-    path: Path
-    tensors: dict[str, TensorInfo]
-
-    def __init__(self, path: Path) -> None: ...
-
-    def read(self, name: str) -> torch.Tensor:
-        """Tensor ``name``."""
+    @property
+    def num_bytes(self) -> int:
+        """Of its elements."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class SafetensorsFile:
@@ -164,6 +157,10 @@ class PickleFile:
         ):
             raise InputError(f"{self.path} must hold a dict of tensors: it is not a model's file")
         return values
+
+
+TensorFile = SafetensorsFile | PickleFile
+"""One file of named tensors."""
 
 
 def _dtype(name: str, tensor: str, path: Path) -> torch.dtype:

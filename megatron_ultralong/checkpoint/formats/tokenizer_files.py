@@ -4,10 +4,8 @@ What is inside ``tokenizer.json`` stays byte for byte: rows and results know a t
 of that file. What differs between releases stands beside it, in ``tokenizer_config.json``.
 """
 
-import contextlib
-import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,12 @@ from tokenizers import Encoding, Tokenizer
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside
 from megatron_ultralong.data.tokenize.folder_template import MAX_TEMPLATE_BYTES
-from megatron_ultralong.data.tokenize.refused_tokenizer import not_a_tokenizer
-from megatron_ultralong.data.tokenize.tokenising import MAX_TOKENIZER_BYTES, named_tokens
+from megatron_ultralong.data.tokenize.refused_tokenizer import is_failure
+from megatron_ultralong.data.tokenize.tokenising import (
+    MAX_TOKENIZER_BYTES,
+    load_tokenizer,
+    named_tokens,
+)
 from megatron_ultralong.model.shape import MOST_IDS
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_bounded, read_json
@@ -105,7 +107,8 @@ class TokenizerFiles:
         """Releases of transformers that read each file of an export as it was meant."""
         found: dict[str, str] = {}
         if self.fast is not None:
-            unknown = sorted(_unknown_parts(self.fast))
+            kinds = ((part, kind) for part in _PARTS for kind in _types(self.fast.get(part)))
+            unknown = sorted({f"{part} {kind}" for part, kind in kinds if kind not in _PARTS[part]})
             has_pairs = merges == "keep" and _has_pairs(self.fast)
             found[FAST_FILE] = ">=4.45" if has_pairs else ">=4.43"
             if unknown:
@@ -202,17 +205,13 @@ def load_fast(path: Path) -> Tokenizer:
     Raises:
         InputError: it is damaged, larger than such a file is, or of more tokens than a model has.
     """
-    data = read_bounded(path, MAX_TOKENIZER_BYTES)
-    with _no_bare_errors(functools.partial(not_a_tokenizer, path, data)):
-        tokenizer = Tokenizer.from_str(data.decode())
-        most = max(tokenizer.get_vocab().values(), default=0)
+    tokenizer, _ = load_tokenizer(path)
+    most = max(tokenizer.get_vocab().values(), default=0)
     if most > MOST_IDS:  # the library counts up to it
         raise InputError(
             f"{path} has a token of id {most:,}, and no model has more than {MOST_IDS:,} tokens: "
             "take the file that belongs to the model"
         )
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     return tokenizer
 
 
@@ -222,24 +221,15 @@ def encode(tokenizer: Tokenizer, text: str, path: Path, *, add_special_tokens: b
     Raises:
         InputError: it has no tokens for it.
     """
-
-    def message(error: BaseException) -> str:
-        reason = str(error)[:_SHOWN]
-        return f"{path} has no tokens for {text!r} ({reason}): take the file of the model itself"
-
-    with _no_bare_errors(message):
-        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
-
-
-@contextlib.contextmanager
-def _no_bare_errors(message: Callable[[BaseException], str]) -> Iterator[None]:
-    """InputError for what the library raises: bare exceptions, and panics of its Rust."""
     try:
-        yield
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_failure(error):
             raise
-        raise InputError(message(error)) from error
+        reason = str(error)[:_SHOWN]
+        raise InputError(
+            f"{path} has no tokens for {text!r} ({reason}): take the file of the model itself"
+        ) from error
 
 
 def template_files(folder: Path) -> list[Path]:
@@ -266,11 +256,6 @@ def _has_pairs(fast: Mapping[str, Any]) -> bool:
     model = fast.get("model")
     merges = model.get("merges") if isinstance(model, dict) else None
     return bool(merges) and isinstance(merges, list) and isinstance(merges[0], list)
-
-
-def _unknown_parts(fast: Mapping[str, Any]) -> set[str]:
-    kinds = ((part, kind) for part in _PARTS for kind in _types(fast.get(part)))
-    return {f"{part} {kind}" for part, kind in kinds if kind not in _PARTS[part]}
 
 
 def _types(value: Any) -> Iterator[str]:

@@ -9,14 +9,15 @@ They are read, by a reader that runs nothing, before Megatron-Core reads them by
 import bisect
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
 from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
+from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside
 from megatron_ultralong.checkpoint.disk.large_files import Window, announce
@@ -69,11 +70,15 @@ def check_object(data: bytes, key: str, path: Path) -> Any:
             for state in value if isinstance(value, list) else [value]:
                 pickles.check_extra_state(state)
     except pickles.UnsafeError as error:
-        raise InputError(
-            f"{path}: object {key} is not a plain value ({error}): the checkpoint is damaged or "
-            "would run code; use one from a source that you trust"
-        ) from error
+        raise _refused(f"{path}: object {key} is not a plain value", error) from error
     return value
+
+
+def _refused(what: str, error: pickles.UnsafeError) -> InputError:
+    return InputError(
+        f"{what} ({error}): the checkpoint is damaged or would run code; use one from a source "
+        "that you trust"
+    )
 
 
 def _check_common(path: Path) -> None:
@@ -83,10 +88,7 @@ def _check_common(path: Path) -> None:
     try:
         value = pickles.read_saved(path)
     except pickles.UnsafeError as error:
-        raise InputError(
-            f"{path} is not a file of plain values ({error}): the checkpoint is damaged or would "
-            "run code; use one from a source that you trust"
-        ) from error
+        raise _refused(f"{path} is not a file of plain values", error) from error
     if not isinstance(value, dict):
         raise InputError(f"{path} must hold a dict, not {named(type(value).__name__)}")
 
@@ -168,8 +170,10 @@ class TorchDistReader:
             InputError: the bytes of it are damaged.
         """
         entry = self.tensors[key]
-        near = self._index(key).near(start, shape)
-        items = [item for chunk in near for item in _overlap(key, chunk, start, shape)]
+        near = [c for c in self._index(key).near(start, shape) if 0 not in c.sizes]
+        wanted = dcp.ChunkStorageMetadata(torch.Size(start), torch.Size(shape))
+        held = dcp.TensorStorageMetadata(entry.properties, entry.size, near)
+        items = create_read_items_for_chunk_list(key, held, [wanted])
         covered = sum(torch.Size(item.lengths).numel() for item in items)
         if covered != torch.Size(shape).numel():
             raise InputError(
@@ -239,23 +243,3 @@ def _slices(begins: Sequence[int], lengths: Sequence[int]) -> tuple[slice, ...]:
     return tuple(
         slice(begin, begin + length) for begin, length in zip(begins, lengths, strict=True)
     )
-
-
-def _overlap(
-    key: str, chunk: dcp.ChunkStorageMetadata, start: Sequence[int], shape: Sequence[int]
-) -> Iterator[ReadItem]:
-    """The piece of ``chunk`` inside the region at ``start`` with ``shape``, if there is one."""
-    begins = [max(o, s) for o, s in zip(chunk.offsets, start, strict=True)]
-    ends = [
-        min(o + c, s + n)
-        for o, c, s, n in zip(chunk.offsets, chunk.sizes, start, shape, strict=True)
-    ]
-    if all(begin < end for begin, end in zip(begins, ends, strict=True)):
-        yield ReadItem(
-            type=LoadItemType.TENSOR,
-            dest_index=dcp.MetadataIndex(key),
-            dest_offsets=torch.Size(b - s for b, s in zip(begins, start, strict=True)),
-            storage_index=dcp.MetadataIndex(key, chunk.offsets),
-            storage_offsets=torch.Size(b - o for b, o in zip(begins, chunk.offsets, strict=True)),
-            lengths=torch.Size(e - b for b, e in zip(begins, ends, strict=True)),
-        )

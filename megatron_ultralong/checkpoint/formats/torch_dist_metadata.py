@@ -39,7 +39,9 @@ def read_torch_dist_metadata(folder: Path) -> dcp.Metadata:
         check_inside(folder / name, folder)
     _check_format(folder)
     path = folder / METADATA_FILE
-    found = read_metadata(path, _most_metadata(folder))
+    # it describes the other files, and is small beside them
+    num_bytes = sum(file.stat().st_size for file in files_in(folder, "*.distcp"))
+    found = read_metadata(path, max(_SMALL_METADATA, num_bytes // 64))
     try:
         metadata = dcp.Metadata(
             state_dict_metadata={
@@ -59,12 +61,6 @@ def read_torch_dist_metadata(folder: Path) -> dcp.Metadata:
 def place_of(metadata: dcp.Metadata, key: str, chunk: dcp.ChunkStorageMetadata | None) -> Any:
     """Where the record of an object, or of a chunk of a tensor, stands; None: nowhere."""
     return metadata.storage_data.get(dcp.MetadataIndex(key, chunk.offsets if chunk else None))
-
-
-def _most_metadata(folder: Path) -> int:
-    """Bytes that ``.metadata`` may have: it describes the others, and is small beside them."""
-    sizes = [path.stat().st_size for path in files_in(folder, "*.distcp")]
-    return max(_SMALL_METADATA, sum(sizes) // 64)
 
 
 def _check_format(folder: Path) -> None:

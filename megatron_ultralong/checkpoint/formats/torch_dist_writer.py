@@ -112,7 +112,14 @@ def write_torch_dist(
     metadata.version = filesystem.CURRENT_DCP_VERSION
     metadata.storage_meta = dcp.StorageMeta()
     (folder / torch_dist_metadata.METADATA_FILE).write_bytes(pickle.dumps(metadata))
-    save_values(_common_state(source.model), folder / torch_dist.COMMON_FILE)
+    common = {
+        "args": megatron_args(source.model),
+        "checkpoint_version": 3.0,
+        "iteration": 0,
+        # how the layers are keyed: stacked, not one by one
+        "content_metadata": {"singleton_local_shards": False},
+    }
+    save_values(common, folder / torch_dist.COMMON_FILE)
     (folder / FORMAT_FILE).write_text(json.dumps(_FORMAT), encoding="utf-8")
     small = (torch_dist_metadata.METADATA_FILE, torch_dist.COMMON_FILE, FORMAT_FILE)
     checksums = {name: checksum(folder / name) for name in small}
@@ -148,14 +155,10 @@ def _write_weights(
 
 
 def append(value: object, file: IO[bytes], offset: int, hashing: HashingThreads) -> tuple[int, int]:
-    """Write a record at ``offset`` of ``file``: its place, as offset and length.
+    """Write a record at ``offset``, the end of ``file``: its place, as offset and length.
 
-    Args:
-        value: for ``torch.save``, or its bytes; a tensor's must not change before
-            ``hashing.wait()``.
-        file: to write to.
-        offset: its end.
-        hashing: told all bytes.
+    ``value`` is for ``torch.save``, or its bytes; a tensor's must not change before
+    ``hashing.wait()``.
     """
     if isinstance(value, torch.Tensor):
         value = _alone(value)
@@ -228,14 +231,3 @@ def _check_dtypes(weights: Sequence[weight_map.Weight], source: weight_map.Weigh
                 f"{weight.names[0]} is {dtype}, {other.names[0]} is {first}: Megatron stacks the "
                 "layers of a weight in one tensor of one dtype; convert the source to one dtype"
             )
-
-
-def _common_state(model: ModelConfig) -> dict[str, object]:
-    """``common.pt``: what Megatron-Core and Megatron-LM look for beside the tensors."""
-    return {
-        "args": megatron_args(model),
-        "checkpoint_version": 3.0,
-        "iteration": 0,
-        # how the layers are keyed: stacked, not one by one
-        "content_metadata": {"singleton_local_shards": False},
-    }

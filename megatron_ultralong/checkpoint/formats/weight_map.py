@@ -47,7 +47,6 @@ class Weight:
     names: tuple[str, ...]
     """Hugging Face names of its parts."""
     shapes: tuple[Shape, ...]
-    """Shapes of its parts."""
     layout: Layout = "whole"
     num_query_groups: int = 1
 
@@ -100,7 +99,6 @@ class WeightSource(Protocol):
     """A model on disk, read one weight at a time, whatever its format."""
 
     format: str
-    """Name of its format."""
     model: ModelConfig
     """Its shape."""
     rope_scaling: RopeScaling
@@ -206,11 +204,6 @@ def known_names(stored: Iterable[str], known: Collection[str], folder: Path) -> 
     transformers 5 finds names with one ``model.`` too many or too few, and so do we. Names of
     which all have another prefix, or that a wrapper has put its own into, are read without it, and
     that is said: transformers would find none of them, and fill the model with random numbers.
-
-    Args:
-        stored: names in the files.
-        known: names of its model.
-        folder: for messages.
 
     Raises:
         InputError: two stored names are one tensor.

@@ -230,13 +230,18 @@ class LayeredLogits:
         """What the two output layers are given, [S, hidden] each."""
         with contextlib.ExitStack() as stack:
             programs = self._programs(stack)
-            states = [_embedded(model, self.tokens).to(self.dtype) for model in self.models]
             shape = self.models[0].model
+            states = [
+                model.read(model_weights(shape)[0])[0][self.tokens].to(self.dtype)
+                for model in self.models
+            ]
             for number in range(shape.num_layers):
                 for side, program in enumerate(programs):
                     states[side] = program.layer(number, states[side])
                     bar.advance(layer_parameters(shape))
-                self.layer_differences.append(_relative_difference(*states))
+                a_SH, b_SH = states
+                relative_S = (a_SH - b_SH).norm(dim=-1) / a_SH.norm(dim=-1)
+                self.layer_differences.append(float(relative_S.max()))
             return [p.final_norm(hidden) for p, hidden in zip(programs, states, strict=True)]
 
     def _programs(self, stack: contextlib.ExitStack) -> list[LayeredModel]:
@@ -253,15 +258,6 @@ class LayeredLogits:
             else:
                 programs.append(transformers_model.TransformersLayers(model, self.dtype))
         return programs
-
-
-def _relative_difference(a_SH: torch.Tensor, b_SH: torch.Tensor) -> float:
-    """``|a - b| / |a|`` of the position where it is largest."""
-    return float(((a_SH - b_SH).norm(dim=-1) / a_SH.norm(dim=-1)).max())
-
-
-def _embedded(model: WeightSource, tokens_S: torch.Tensor) -> torch.Tensor:
-    return model.read(model_weights(model.model)[0])[0][tokens_S]
 
 
 def _head(model: WeightSource) -> torch.Tensor:

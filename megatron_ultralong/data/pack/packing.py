@@ -107,16 +107,13 @@ class _Stream:
             start += count
             num_rows += 1
             if self._filled == self.seq_length:
-                self._close_row()
+                self.result.rows.append(np.asarray(self._row, dtype=np.int64))
+                self._row, self._filled, self._in_row = [], 0, set()
                 if length < self.long:
                     # the rest of a short document comes after the long ones that wait for a row:
                     # rows are read one by one, no row sees that its halves are far apart
                     self._place_waiting()
         self.result.num_documents_cut += num_rows > 1
-
-    def _close_row(self) -> None:
-        self.result.rows.append(np.asarray(self._row, dtype=np.int64))
-        self._row, self._filled, self._in_row = [], 0, set()
 
 
 class _BestFit:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
+from megatron_ultralong.data.pack.packing import Int64Array
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges
 from megatron_ultralong.program.quantity import LENGTH
@@ -35,7 +36,6 @@ MAX_MAKE_UP = 2.0
 """Most that a source's weights are raised by because more of it than of others is held out."""
 
 SamplingName = Literal["ultralong", "fu", "none"]
-Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
@@ -75,21 +75,21 @@ class LengthSampling:
 
     def for_rows(self, seq_length: int) -> LengthSampling:
         """The same with both lengths set, as rows of ``seq_length`` tokens have them."""
+        short, long = self._edges(seq_length)
+        return replace(self, short_length=short, long_length=long)
+
+    def _edges(self, seq_length: int) -> tuple[int, int]:
         short = self.short_length
         if short is None:
             short = min(SHORT_LENGTH, seq_length // ROWS_OF_SHORT)
             if self.long_length is not None:
                 short = min(short, self.long_length)
-        long = 2 * short if self.long_length is None else self.long_length
-        return replace(self, short_length=short, long_length=long)
+        return short, 2 * short if self.long_length is None else self.long_length
 
     @property
     def edges(self) -> tuple[int, int]:
         """Tokens of the shortest document that is not short, and of the shortest long one."""
-        known = self.for_rows(ROWS_OF_SHORT * SHORT_LENGTH)
-        assert known.short_length is not None, known
-        assert known.long_length is not None, known
-        return known.short_length, known.long_length
+        return self._edges(ROWS_OF_SHORT * SHORT_LENGTH)
 
     def bin_names(self) -> tuple[str, str, str]:
         """Names of the length bins: ``("<4096", "4096-8191", ">=8192")``."""

@@ -9,8 +9,9 @@ conversations of every row, and ``.targets``, the tokens to be learnt), ``tokeni
 import contextlib
 import dataclasses
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,31 +29,14 @@ from megatron_ultralong.data.rows.stored import targets_prefix
 from megatron_ultralong.data.store.documents import RowWriter
 from megatron_ultralong.data.tokenize import engines
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, resolved_date
-from megatron_ultralong.data.tokenize.folder_template import (
-    FolderDate,
-    FolderTemplate,
-    folder_template,
-)
+from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, folder_template
 from megatron_ultralong.data.tokenize.template_comparison import check_template
-from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer, copy_tokenizer
+from megatron_ultralong.data.tokenize.tokenising import copy_tokenizer
 from megatron_ultralong.data.tokenize.trained_template import template_of
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.output import OutputFolder, output_folder
 from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.sequence.documents import document_split
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tokenised:
-    store: ChatStore
-    tokenizer: DocumentTokenizer
-    reason: str
-    """Why the reference tokenised; empty for the fast engine."""
-    is_checked: bool
-    is_marked: bool
-    """What is learnt is what the folder's template marks."""
-    folder_date: FolderDate
-    """The date that the folder's template writes by itself."""
 
 
 def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
@@ -68,28 +52,33 @@ def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
     sources = parse_sources(config.source)
     warn_of_output(sources, config.output)
     with output_folder(config.output, "prepare chat") as work:
-        tokenised = _tokenise(config, sources, work)
+        store, facts = _tokenise(config, sources, work)
         work.result = work.new_folder("rows")
-        manifest = _write(config, tokenised, work.result)
+        manifest = _write(config, store, facts, work.result)
         draw_chat_lengths(work.result, manifest)
-    print_chat_summary(manifest, config.output, tokenised.tokenizer)
+    print_chat_summary(manifest, config.output, store.tokenizer)
     return manifest
 
 
 def _tokenise(
     config: PrepareChatConfig, sources: tuple[Source, ...], work: OutputFolder
-) -> _Tokenised:
+) -> tuple[ChatStore, dict[str, Any]]:
+    """Every conversation, and what the manifest says of template and tokenizer."""
     chosen = engines.choose_tokenizer(config.tokenizer, config.tokenizer_engine)
     with _open_template(config, chosen.tokenizer.file.parent) as folder:
         marks = folder if folder is not None and folder.has_marks else None
         folder_date = "" if folder is None else folder.own_date(config.date_string)
-        (tokenizer, reason), store = engines.tokenise_by(
+        (_, reason), store = engines.tokenise_by(
             chosen,
             config.tokenizer_engine,
             lambda found: tokenise_chats(config, sources, found, work.new_folder("tokens"), marks),
         )
-        is_checked, is_marked = folder is not None, marks is not None
-        return _Tokenised(store, tokenizer, reason, is_checked, is_marked, folder_date)
+        return store, {
+            "folder_template_checked": folder is not None,
+            "folder_template_date": folder_date,
+            "learnt": "assistant" if marks is None else "marked",
+            "tokenizer_engine_reason": reason,
+        }
 
 
 @contextlib.contextmanager
@@ -105,9 +94,10 @@ def _open_template(config: PrepareChatConfig, place: Path) -> Iterator[FolderTem
         yield folder
 
 
-def _write(config: PrepareChatConfig, tokenised: _Tokenised, folder: Path) -> ChatManifest:
-    store, tokenizer = tokenised.store, tokenised.tokenizer
-    documents = store.documents
+def _write(
+    config: PrepareChatConfig, store: ChatStore, facts: Mapping[str, Any], folder: Path
+) -> ChatManifest:
+    documents, tokenizer = store.documents, store.tokenizer
     names = ("train", "valid") if config.valid_fraction else ("train",)
     splits = np.array(
         [document_split(i, config.valid_fraction, config.seed) for i in documents.ids]
@@ -143,15 +133,12 @@ def _write(config: PrepareChatConfig, tokenised: _Tokenised, folder: Path) -> Ch
         packing=config.packing,
         chat_template=config.chat_template,
         date_string=config.date_string,
-        folder_template_checked=tokenised.is_checked,
-        folder_template_date=tokenised.folder_date,
-        learnt="marked" if tokenised.is_marked else "assistant",
+        **facts,
         reasoning=config.reading.reasoning,
         valid_fraction=config.valid_fraction,
         seed=config.seed,
         tokenizer_sha256=tokenizer.sha256,
         tokenizer_engine=tokenizer.engine,
-        tokenizer_engine_reason=tokenised.reason,
         vocab_size=tokenizer.vocab_size,
         sources=store.sources,
         lengths=store.lengths,

@@ -17,18 +17,14 @@ import numpy as np
 from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.pack.packing import RowPlan, plan_rows
 from megatron_ultralong.data.pack.sampling import mixed_order
-from megatron_ultralong.data.prepare.report import (
-    bin_summaries,
-    inspect_rows,
-    length_counts,
-    print_summary,
-)
+from megatron_ultralong.data.prepare import report
 from megatron_ultralong.data.prepare.selection import Selection, select_documents, source_shares
 from megatron_ultralong.data.prepare.shard_key import PACKAGES, in_words, shard_key
-from megatron_ultralong.data.read.reading import DocumentReader, find_documents
+from megatron_ultralong.data.read.reading import DocumentReader
 from megatron_ultralong.data.read.sources import (
     FoundFiles,
     Source,
+    find_files,
     parse_sources,
     warn_of_output,
     with_text_keys,
@@ -80,7 +76,7 @@ def prepare(config: PrepareConfig) -> Manifest:
     if config.inspect and (config.output / manifests.FILE_NAME).is_file():
         manifest = load_manifest(config.output)
         tokenizer = engines.open_reference(config.output / manifests.TOKENIZER_FOLDER)
-        inspect_rows(config.output, manifest, tokenizer)
+        report.inspect_rows(config.output, manifest, tokenizer)
         return manifest
     sources = with_text_keys(parse_sources(config.source), config.text_key)
     check_output(config.output)
@@ -103,19 +99,19 @@ def prepare(config: PrepareConfig) -> Manifest:
                 f"{error}. The tokenised shards stay in {work.path}: other options of sampling and "
                 "packing continue from there; remove it if you give up"
             ) from error
-    print_summary(manifest, config.output)
+    report.print_summary(manifest, config.output)
     for share in manifest.shares:
         if share.warning:
             _say(f"warning: {share.warning}")
     if config.inspect:
-        inspect_rows(config.output, manifest, plan.chosen.tokenizer)
+        report.inspect_rows(config.output, manifest, plan.chosen.tokenizer)
     return manifest
 
 
 def _plan(config: PrepareConfig, sources: tuple[Source, ...]) -> _Plan:
     chosen = engines.choose_tokenizer(config.tokenizer, config.tokenizer_engine)
     separator = separator_ids(chosen.tokenizer, config.separator)
-    found = [find_documents(source, config.reading) for source in sources]
+    found = [find_files(source, config.reading) for source in sources]
     for its in found:
         DocumentReader(its.source, config.reading, its.files).check_first_records()
     shards = plan_shards(found)
@@ -202,9 +198,9 @@ def _write_rows(config: PrepareConfig, plan: _Plan, store: DocumentStore, folder
         separator_in_text=config.separator_in_text,
         num_documents_with_separator=store.num_with_separator,
         inputs=store.inputs,
-        bins=bin_summaries(store, config.sampling, selection.weights, packed),
+        bins=report.bin_summaries(store, config.sampling, selection.weights, packed),
         shares=shares,
-        lengths=length_counts(store, packed),
+        lengths=report.length_counts(store, packed),
         splits=splits,
         versions=engines.versions(*PACKAGES, tokenizer.engine),
     )

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from megatron_ultralong.data.pack.sampling import LengthSampling
+from megatron_ultralong.data.pack.packing import Int64Array
+from megatron_ultralong.data.pack.sampling import Float64Array, LengthSampling
 from megatron_ultralong.data.read.sources import FileCount
 from megatron_ultralong.data.rows.chat_manifest import ChatLengths, ChatSource
 from megatron_ultralong.data.rows.manifest import BinSummary, InputSummary, LengthCount, Manifest
@@ -92,7 +92,7 @@ def length_panels(
         figure.savefig(aside, format="png", dpi=120)
 
 
-def powers(counts: Sequence[Counts]) -> npt.NDArray[np.int64]:
+def powers(counts: Sequence[Counts]) -> Int64Array:
     """The powers of two of the lengths: places on the horizontal axis."""
     return np.array([count.min_length.bit_length() - 1 for count in counts])
 
@@ -261,20 +261,12 @@ def _cells(
     ]
 
 
-Int64Array = npt.NDArray[np.int64]
-Float64Array = npt.NDArray[np.float64]
-
-
 def _count_cells(
     store: DocumentStore, bins: Int64Array, num_bins: int, packed: Int64Array
 ) -> Iterator[tuple[str, int, dict[str, int]]]:
     """Source, bin and counts of each cell, in this order.
 
-    Args:
-        store: the documents.
-        bins: of every document, shape [num_documents].
-        num_bins: how many there are.
-        packed: documents, each once a copy.
+    ``bins`` has that of every document, shape [num_documents]; ``packed`` a document once a copy.
     """
     cells = store.sources * num_bins + bins
     size = len(store.source_names) * num_bins

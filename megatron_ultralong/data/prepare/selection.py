@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.pack import sampling
-from megatron_ultralong.data.pack.packing import RowPlan
+from megatron_ultralong.data.pack.packing import Int64Array, RowPlan
+from megatron_ultralong.data.pack.sampling import BoolArray, Float64Array
 from megatron_ultralong.data.rows.manifest import SourceShare
 from megatron_ultralong.data.store.documents import DocumentStore
 
@@ -18,10 +19,6 @@ TOLERANCE = 0.001
 
 NONE = np.iinfo(np.int64).max
 """Tokens that an impossible change leaves."""
-
-Int64Array = npt.NDArray[np.int64]
-Float64Array = npt.NDArray[np.float64]
-BoolArray = npt.NDArray[np.bool_]
 
 
 def meet_target(
@@ -133,9 +130,9 @@ class Selection:
 
     splits: npt.NDArray[np.str_]
     """Name of the split."""
-    weights: npt.NDArray[np.float64]
+    weights: Float64Array
     """Expected copies in the training split, or what they would be there."""
-    copies: npt.NDArray[np.int64]
+    copies: Int64Array
     """Copies to pack."""
 
 
@@ -197,7 +194,7 @@ def _cause(
     config: PrepareConfig,
     store: DocumentStore,
     selection: Selection,
-    kept: npt.NDArray[np.int64],
+    kept: Int64Array,
     source: int,
 ) -> str:
     """Why a source misses its share, and the fix."""

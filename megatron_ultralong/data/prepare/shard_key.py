@@ -65,13 +65,8 @@ def in_words(
     """A part of the record by its flag, and its values as one writes them; None: it has no flag.
 
     ``--separator``, ``eos`` and ``none`` of ``separator``, ``[[0], False]`` and ``[[], False]``.
-
-    Args:
-        tokenizer: of this run. The record has its hash before the separator: where that differs,
-            the tokenizer is the same.
-        key: name of the part.
-        old: its value in the record.
-        new: its value now.
+    The record has the hash of the tokenizer before the separator: where that differs, it is the
+    ``tokenizer`` of this run.
     """
     if key == "tokenizer":
         return "--tokenizer", f"one of SHA-256 {old[:16]}", f"one of {new[:16]}"

@@ -47,11 +47,6 @@ def decompressed(raw: io.BufferedReader, path: Path) -> io.BufferedReader:
     return io.BufferedReader(reader, 1 << 20)
 
 
-def is_compressed_as_named(head: bytes, path: Path) -> bool:
-    """Whether a file's first bytes are those of the compression that its name says."""
-    return compression_of(head) == COMPRESSIONS[path.suffix.lower()]
-
-
 def compression_of(head: bytes) -> str:
     """The compression that a file's first bytes say; empty where they say none."""
     magic = {name: codec.magic for name, codec in _CODECS.items()} | {"zstd": _ZSTD}

@@ -28,12 +28,17 @@ Problem = Literal[
 """What can be wrong with a conversation; the names under which they are counted."""
 
 
-class ConversationError(Exception):
+class ConversationError(record.BadRecordError):
     """A conversation that cannot be trained on; its message says why, and ``problem`` counts it."""
 
     def __init__(self, problem: Problem, message: str) -> None:
         super().__init__(message)
         self.problem: Problem = problem
+
+    @property
+    def reason(self) -> str:
+        """For messages, after the problem."""
+        return f"{self.problem}: {self}"
 
 
 def require_type(

@@ -138,11 +138,7 @@ def parse_conversation(
 ) -> chat.Conversation:
     """The conversation of a record, cut to what can be learnt, and checked.
 
-    Args:
-        record: values by key.
-        chat_format: ``auto`` goes by the record's keys, see :data:`MARKS`.
-        ignore_keys: keys inside a turn that are passed over.
-        reasoning: whether the assistant's reasoning is left out, or kept before the answer.
+    The options are those of :class:`~megatron_ultralong.data.read.options.ChatReadOptions`.
 
     Raises:
         ConversationError: it is none, or none to train on.
@@ -150,7 +146,12 @@ def parse_conversation(
     name, keys = keys_read(record, chat_format)
     options = TurnOptions(frozenset(ignore_keys), reasoning)
     read = {key: record[its] for key, its in keys.items()}
-    messages = _with_system(read, _PARSERS[name](read, options), options)
+    if name in _PARSERS:
+        turns = _PARSERS[name](read, options)
+    else:
+        (mark,) = MARKS[name]
+        turns = read_turns(read[mark], mark, options)
+    messages = _with_system(read, turns, options)
     builtin_tools = _builtin_tools_of(read.get("builtin_tools"), options.texts)
     conversation = chat.Conversation(
         _without_empty_system(messages),
@@ -160,14 +161,6 @@ def parse_conversation(
     ).learnable()
     conversation.check()
     return conversation
-
-
-def _messages(fields: Fields, options: TurnOptions) -> list[chat.Message]:
-    return read_turns(fields["messages"], "messages", options)
-
-
-def _sharegpt(fields: Fields, options: TurnOptions) -> list[chat.Message]:
-    return read_turns(fields["conversations"], "conversations", options)
 
 
 def _prompt_completion(fields: Fields, options: TurnOptions) -> list[chat.Message]:
@@ -201,11 +194,10 @@ def _alpaca(fields: Fields, options: TurnOptions) -> list[chat.Message]:
 
 
 _PARSERS: dict[str, Callable[[Fields, TurnOptions], list[chat.Message]]] = {
-    "messages": _messages,
-    "sharegpt": _sharegpt,
     "prompt-completion": _prompt_completion,
     "alpaca": _alpaca,
 }
+"""Of formats whose records are more than a list of turns."""
 
 
 def _with_system(

@@ -66,12 +66,7 @@ class TurnOptions:
 
 
 def read_turns(value: Any, name: str, options: TurnOptions) -> list[chat.Message]:
-    """The turns of a list, of JSON of a list, or of a list of JSON.
-
-    Args:
-        value: what the record has.
-        name: its key, for messages.
-        options: how they are read.
+    """The turns of a list, of JSON of a list, or of a list of JSON, under the key ``name``.
 
     Raises:
         ConversationError: naming the turn, counted from 0.
@@ -104,13 +99,7 @@ def _message(number: int, turn: Mapping[str, Any], options: TurnOptions) -> chat
     if "from" in turn or "value" in turn:
         return _sharegpt_message(number, turn, options)
     _check_keys(number, turn, _OPENAI_KEYS)
-    given = turn.get("role")
-    if not isinstance(given, str) or given not in OPENAI_ROLES:
-        raise chat.ConversationError(
-            "roles out of order",
-            f"turn {number} has role {given!r:.80}; known are {', '.join(OPENAI_ROLES)}",
-        )
-    role = OPENAI_ROLES[given]
+    role = _role(f"turn {number} has role", turn.get("role"), OPENAI_ROLES)
     call = _only_call(number, role, turn.get("tool_calls"), options.texts)
     content = content_of(f"turn {number} ({role})", role, turn.get("content", ""), options)
     return chat.Message(role, content, call, _is_learnt(number, role, turn))
@@ -119,18 +108,20 @@ def _message(number: int, turn: Mapping[str, Any], options: TurnOptions) -> chat
 def _sharegpt_message(number: int, turn: Mapping[str, Any], options: TurnOptions) -> chat.Message:
     _check_keys(number, turn, _SHAREGPT_KEYS)
     name, value = turn.get("from"), turn.get("value", "")
-    if not isinstance(name, str) or name not in SHAREGPT_ROLES:
-        raise chat.ConversationError(
-            "roles out of order",
-            f"turn {number} is from {name!r:.80}; known are {', '.join(SHAREGPT_ROLES)}",
-        )
-    role = SHAREGPT_ROLES[name]
+    role = _role(f"turn {number} is from", name, SHAREGPT_ROLES)
     is_learnt = _is_learnt(number, role, turn)
     if name == "function_call":
         return chat.Message(role, "", _call_of(number, value, options.texts), is_learnt)
     return chat.Message(
         role, content_of(f"turn {number} ({name})", role, value, options), None, is_learnt
     )
+
+
+def _role(begin: str, name: Any, known: Mapping[str, chat.Role]) -> chat.Role:
+    if not isinstance(name, str) or name not in known:
+        text = f"{begin} {name!r:.80}; known are {', '.join(known)}"
+        raise chat.ConversationError("roles out of order", text)
+    return known[name]
 
 
 def _check_keys(number: int, turn: Mapping[str, Any], known: set[str]) -> None:

@@ -55,11 +55,6 @@ def suffix_of(path: Path) -> str:
     return Path(compression.uncompressed_name(path)).suffix.lower()
 
 
-def format_of(path: Path, file_format: FileFormat = "auto") -> FileFormat:
-    """The format itself, or under ``auto`` the one that the file's name stands for."""
-    return FORMATS.get(suffix_of(path), "text") if file_format == "auto" else file_format
-
-
 def is_known_name(path: Path) -> bool:
     """Whether a name says what its file is."""
     suffix, name = suffix_of(path), compression.uncompressed_name(path).lower()
@@ -75,21 +70,24 @@ def file_kind(path: Path, file_format: FileFormat) -> FileKind:
     if file_format != "auto":
         return FileKind(file_format)
     suffix = suffix_of(path)
-    by_name = format_of(path)
+    by_name = FORMATS.get(suffix, "text")
+    compressed = compression.COMPRESSIONS.get(path.suffix.lower(), "")
     try:
         with open(path, "rb") as raw:
             start = raw.peek(512)[:512]
             head, is_whole = _beginning(raw, path)
     except compression.DamagedError:  # a download may have left something else
-        as_named = compression.is_compressed_as_named(start, path)  # then reading it says so
+        as_named = compression.compression_of(start) == compressed  # then reading it says so
         problem = "" if as_named else _download_problem(start)
         return FileKind("jsonl" if suffix == ".json" else by_name, problem)
     except OSError as error:
         return FileKind(by_name, f"cannot be read ({error.strerror}): copy it again")
     if by_name == "parquet":
-        return FileKind(by_name, _parquet_problem(path, head))
+        return FileKind(by_name, _parquet_problem(compressed, head))
     by_suffix = file_names.UNREAD_SUFFIXES.get(suffix, "")
-    problem = _twice_compressed(path, head) or signature_problem(head) or by_suffix
+    inner = compression.compression_of(head)
+    twice = f"is {inner} inside {compressed}: decompress it once" if compressed and inner else ""
+    problem = twice or signature_problem(head) or by_suffix
     if problem:
         return FileKind(by_name, problem)
     head = head.removeprefix(BOM_UTF8)
@@ -137,15 +135,9 @@ def _download_problem(head: bytes) -> str:
     return signature_problem(head) or (_PAGE if is_page else "")
 
 
-def _twice_compressed(path: Path, head: bytes) -> str:
-    outer = compression.COMPRESSIONS.get(path.suffix.lower())
-    inner = compression.compression_of(head)
-    return f"is {inner} inside {outer}: decompress it once" if outer and inner else ""
-
-
-def _parquet_problem(path: Path, head: bytes) -> str:
-    if path.suffix.lower() in compression.COMPRESSIONS:
-        return f"is parquet inside {compression.COMPRESSIONS[path.suffix.lower()]}: decompress it"
+def _parquet_problem(compressed: str, head: bytes) -> str:
+    if compressed:
+        return f"is parquet inside {compressed}: decompress it"
     return "" if head.startswith(b"PAR1") else _download_problem(head)
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from megatron_ultralong.data.read import record
 from megatron_ultralong.data.read.compression import COMPRESSIONS, decompressed
-from megatron_ultralong.data.read.file_kind import format_of
 from megatron_ultralong.data.read.json_array import Element, array_elements
 from megatron_ultralong.data.read.options import FileFormat
 from megatron_ultralong.data.read.parquet import read_parquet
@@ -166,7 +165,7 @@ def read_records(
     Args:
         path: the file; what its last suffix says of a compression is undone on the way.
         keys: top-level keys that are wanted; only these columns of a parquet file are read.
-        file_format: ``auto`` goes by the name alone.
+        file_format: of the file, never ``auto``.
         start: of plain JSONL the first byte wanted: lines that begin before it are left out; of
             parquet the first row group wanted; 0 for any other file.
         stop: the byte or row group after the last one wanted; a line that begins before it is read
@@ -174,7 +173,6 @@ def read_records(
         limit: bytes of a record at most: of a line, an array's element, a text, the texts of a
             row; a longer one is yielded as an error, and never held.
     """
-    file_format = format_of(path, file_format)
     if file_format == "parquet":
         return read_parquet(path, keys, limit, start, stop)
     assert is_plain_jsonl(path, file_format) or (start == 0 and stop is None), (path, start, stop)
@@ -187,7 +185,7 @@ def read_records(
 
 def is_plain_jsonl(path: Path, file_format: FileFormat) -> bool:
     """Whether parts of the file can be read without what stands before them."""
-    return format_of(path, file_format) == "jsonl" and path.suffix.lower() not in COMPRESSIONS
+    return file_format == "jsonl" and path.suffix.lower() not in COMPRESSIONS
 
 
 def _read_text(path: Path, key: str, limit: int) -> Iterator[record.Record]:

@@ -29,7 +29,6 @@ class Element(NamedTuple):
     line: int = 1
     """Of the file, where it begins."""
     problem: str = ""
-    """Why it is not there."""
     is_too_long: bool = False
     """It is longer than the caller lets it be."""
     is_rest_lost: bool = False

@@ -1,7 +1,7 @@
 """How files of documents and of conversations are read: options, apart from what reads."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -12,6 +12,9 @@ from megatron_ultralong.program.texts import TEXT
 FileFormat = Literal["auto", "jsonl", "json", "parquet", "text"]
 ChatFormat = Literal["auto", "messages", "sharegpt", "prompt-completion", "alpaca"]
 Reasoning = Literal["drop", "keep"]
+Suffixes = Annotated[
+    tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="suffix", metavar=".SUFFIX")
+]
 
 
 @dataclass(frozen=True)
@@ -20,9 +23,7 @@ class ReadOptions:
 
     source_key: Annotated[str | None, TEXT] = None
     """Key or column with the name of each document's source, instead of NAME."""
-    suffixes: Annotated[
-        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="suffix", metavar=".SUFFIX")
-    ] = ()
+    suffixes: Suffixes = ()
     """Suffix of the files to read in a folder or pattern, such as .py; repeatable. Default: all."""
     file_format: FileFormat = "auto"
     """Format of all files; auto: by the name and the first bytes of each file. json: one array of
@@ -40,6 +41,7 @@ class ReadOptions:
 class ChatReadOptions:
     """How files of conversations are read."""
 
+    file_format: ClassVar[FileFormat] = "auto"
     chat_format: ChatFormat = "auto"
     """messages, sharegpt, prompt-completion or alpaca; auto: by the keys of every record."""
     reasoning: Reasoning = "drop"
@@ -47,9 +49,7 @@ class ChatReadOptions:
     Llama's templates do. keep: train on it, in <think> and </think> before the answer."""
     ignore_keys: Annotated[tuple[str, ...], TEXT] = ()
     """Keys inside a turn to ignore; any other unknown key is an error."""
-    suffixes: Annotated[
-        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="suffix", metavar=".SUFFIX")
-    ] = ()
+    suffixes: Suffixes = ()
     """Suffix of the files to read in a folder or pattern, such as .jsonl; repeatable. Default:
     all."""
     skip_bad: bool = False

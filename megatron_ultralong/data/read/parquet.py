@@ -175,29 +175,24 @@ def _rows(batch: Any, limit: int) -> Iterator[Record]:
     """The rows of a batch as Python's objects, one at a time unless all are small."""
     cost = _total(map(_cost, batch.columns))
     if cost.texts <= min(BATCH_BYTES, limit) and cost.objects <= BATCH_BYTES:
-        rows: list[dict[str, Any]] | None = None
         with contextlib.suppress(*_UNREADABLE):
-            rows = python_rows(batch)
-        if rows is not None:
-            yield from (Record("", 0, fields) for fields in rows)
+            yield from [Record("", 0, fields) for fields in python_rows(batch)]
             return
     for number in range(batch.num_rows):
         row = batch.slice(number, 1)
         cost = _total(map(_cost, row.columns))
-        if cost.texts > limit:
+        fields, error, is_too_long = {}, "", cost.texts > limit
+        if is_too_long:
             error = f"{cost.texts:,} bytes, and {limit:,} is the longest that is read"
-            yield Record("", 0, {}, error, is_too_long=True)
         elif cost.objects > MAX_OBJECT_BYTES:
             error = f"values that take {cost.objects:,} bytes, and {MAX_OBJECT_BYTES:,} is the most"
-            yield Record("", 0, {}, f"{error} that is read")
+            error += " that is read"
         else:
             try:
                 (fields,) = python_rows(row)
             except _UNREADABLE as caught:
                 error = f"cannot be read ({type(caught).__name__}: {caught})"
-                yield Record("", 0, {}, error)
-                continue
-            yield Record("", 0, fields)
+        yield Record("", 0, fields, error, is_too_long=is_too_long)
 
 
 class _Cost(NamedTuple):

@@ -19,11 +19,12 @@ from megatron_ultralong.data.read.formats import read_records
 from megatron_ultralong.data.read.options import ChatReadOptions, ReadOptions
 from megatron_ultralong.data.read.record import (
     MAX_DOCUMENT_BYTES,
+    BadRecordError,
     Record,
     absolute_place,
     text_error,
 )
-from megatron_ultralong.data.read.sources import FilePart, FoundFiles, Source, find_files
+from megatron_ultralong.data.read.sources import FilePart, Source, find_files
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.not_known import nearest
 from megatron_ultralong.program.quantity import counted, named
@@ -44,16 +45,10 @@ class Document:
     """One document: whole, as it stands in its file."""
 
     text: str
-    """The text."""
     source: str
     """Name of the source it counts for."""
     id: str
     """:func:`~megatron_ultralong.sequence.documents.document_id` of the text."""
-
-
-def find_documents(source: Source, options: ReadOptions) -> FoundFiles:
-    """The files of a source, see :func:`~megatron_ultralong.data.read.sources.find_files`."""
-    return find_files(source, options.suffixes, options.file_format, skip_bad=options.skip_bad)
 
 
 class _SourceReader:
@@ -91,11 +86,13 @@ class _SourceReader:
             record = next(records, None)
             if record is None or (record.is_too_long and limit < self._limit):
                 continue
-            if reason := self._reason(record):
-                self._pass_over(record, reason)
+            try:
+                self._parsed(record)
+            except BadRecordError as error:
+                self._pass_over(record, error)
 
-    def _reason(self, record: Record) -> str:
-        """Why a record is bad; empty where it is not."""
+    def _parsed(self, record: Record) -> Any:
+        """What a record holds; BadRecordError says why it is bad."""
         raise NotImplementedError
 
     def _records(self) -> Iterator[tuple[FilePart, Record]]:
@@ -112,7 +109,7 @@ class _SourceReader:
             before += part.size
             self.bytes_read = before
 
-    def _pass_over(self, record: Record, reason: str) -> None:
+    def _pass_over(self, record: Record, error: BadRecordError) -> None:
         """Tell of a bad record.
 
         Raises:
@@ -121,23 +118,18 @@ class _SourceReader:
         if not self._skip_bad:
             fix = "raise --max-document-bytes" if record.is_too_long else "fix it"
             raise InputError(
-                f"source {self.source.name!r}: {absolute_place(record)}: {reason}; {fix}, or "
+                f"source {self.source.name!r}: {absolute_place(record)}: {error.reason}; {fix}, or "
                 f"skip and count such {self.kind} with --skip-bad"
             )
         self.num_cut_files += record.is_rest_lost
         if len(self.bad) < MAX_BAD_SHOWN:
-            self.bad.append(f"{absolute_place(record)}: {reason}"[:MAX_REASON])
+            self.bad.append(f"{absolute_place(record)}: {error.reason}"[:MAX_REASON])
 
 
 class DocumentReader(_SourceReader):
     """The documents of parts of one source, in their order; iterate once.
 
     Empty texts are dropped and counted, and so are bad records under ``skip_bad``.
-
-    Args:
-        source: the source.
-        options: how it is read.
-        parts: what is read of it, see :func:`find_documents`.
 
     Raises:
         InputError: at a bad record (file, line and reason).
@@ -154,46 +146,39 @@ class DocumentReader(_SourceReader):
 
     def __iter__(self) -> Iterator[Document]:
         for _, record in self._records():
-            document = self._document(record)
-            if document is not None:
+            try:
+                text, name = self._parsed(record)
+            except BadRecordError as error:
+                self._pass_over(record, error)
+                self.num_bad += record.num_records
+                continue
+            if not text or text.isspace():
+                self.num_empty += 1
+            else:
                 self.num_documents += 1
-                yield document
+                yield Document(text, name, document_id(text))
 
-    def _document(self, record: Record) -> Document | None:
-        """The document of a record; None for one that is counted and skipped."""
-        if error := self._reason(record):
-            self._pass_over(record, error)
-            self.num_bad += record.num_records
-            return None
-        text, name = self._text_and_name(record)
-        if not text or text.isspace():
-            self.num_empty += 1
-            return None
-        return Document(text, name, document_id(text))
-
-    def _text_and_name(self, record: Record) -> tuple[Any, Any]:
-        """A record's text and the name of its source; not texts where it is bad."""
-        text, name = _value(record.fields, self.source.text_key), self.source.name
-        if self.options.source_key and not record.is_text_file:
-            name = _value(record.fields, self.options.source_key)
-        return text, name
-
-    def _reason(self, record: Record) -> str:
+    def _parsed(self, record: Record) -> tuple[str, str]:
+        """A record's text and the name of its source."""
         if record.error:
-            return record.error
-        options, (text, name) = self.options, self._text_and_name(record)
+            raise BadRecordError(record.error)
+        source, source_key = self.source, self.options.source_key
+        text, name = _value(record.fields, source.text_key), source.name
+        if source_key and not record.is_text_file:
+            name = _value(record.fields, source_key)
         wanted = (
-            (f"--text-key {self.source.name}=", self.source.text_key, text),
-            ("--source-key ", options.source_key, name),
+            (f"--text-key {source.name}=", source.text_key, text),
+            ("--source-key ", source_key, name),
         )
         for flag, key, value in wanted:
             if not isinstance(value, str):
                 keys = record.keys or tuple(map(str, record.fields))
-                return _key_error(flag, str(key), value, keys)
-        assert isinstance(text, str)
+                raise BadRecordError(_key_error(flag, str(key), value, keys))
         if record.is_text_file and self.options.file_format == "auto" and "\0" in text:
-            return nul_problem(text.index("\0"))
-        return text_error(text)
+            raise BadRecordError(nul_problem(text.index("\0")))
+        if error := text_error(text):
+            raise BadRecordError(error)
+        return text, name
 
 
 def _key_error(flag: str, key: str, value: object, keys: Sequence[str]) -> str:
@@ -241,10 +226,6 @@ OTHER_KEYS = "(other keys)"
 class ConversationReader(_SourceReader):
     """The conversations of one source, in their order; iterate once.
 
-    Args:
-        source: the source.
-        options: how it is read.
-
     Raises:
         InputError: where there is no file, or one of another format; while iterating at a
             conversation that cannot be trained on (file, line and reason), unless ``skip_bad``.
@@ -254,7 +235,7 @@ class ConversationReader(_SourceReader):
     columns = _COLUMNS
 
     def __init__(self, source: Source, options: ChatReadOptions) -> None:
-        found = find_files(source, options.suffixes, skip_bad=options.skip_bad)
+        found = find_files(source, options)
         super().__init__(source, options, found.files)
         self.options = options
         self.counts = found.counts
@@ -279,13 +260,18 @@ class ConversationReader(_SourceReader):
 
     def __iter__(self) -> Iterator[tuple[Record, Conversation]]:
         for part, record in self._records():
-            conversation = self._conversation(record)
-            if conversation is not None:
-                self.num_conversations += 1
-                if part.file_format == "parquet":
-                    # a text of JSON, which is none of Arrow's structs, has no keys
-                    self.num_kept_nulls += num_kept_nulls(record.fields.get("tools"))
-                yield record, conversation
+            try:
+                if not record.error:
+                    self._count_unread(record)
+                conversation = self._parsed(record)
+            except ConversationError as error:
+                self.reject(record, error)
+                continue
+            self.num_conversations += 1
+            if part.file_format == "parquet":
+                # a text of JSON, which is none of Arrow's structs, has no keys
+                self.num_kept_nulls += num_kept_nulls(record.fields.get("tools"))
+            yield record, conversation
 
     def reject(self, record: Record, error: ConversationError) -> None:
         """Count a bad conversation.
@@ -293,35 +279,20 @@ class ConversationReader(_SourceReader):
         Raises:
             InputError: it is not to be skipped.
         """
-        self._pass_over(record, f"{error.problem}: {error}")
+        self._pass_over(record, error)
         self.num_bad[error.problem] += record.num_records
 
-    def _conversation(self, record: Record) -> Conversation | None:
-        """The conversation of a record; None for one that is counted and skipped."""
-        try:
-            if record.error:
-                raise ConversationError("unreadable", record.error)
-            read = keys_read(record.fields, self.options.chat_format)[1].values()
-            for key, value in record.fields.items():
-                if key not in read and (value is not None or key not in _COLUMNS):
-                    known = key in self.unread_keys or len(self.unread_keys) < MAX_UNREAD_KEYS
-                    self.unread_keys[key if known else OTHER_KEYS] += 1
-            return self._parsed(record)
-        except ConversationError as error:
-            self.reject(record, error)
-            return None
+    def _count_unread(self, record: Record) -> None:
+        read = keys_read(record.fields, self.options.chat_format)[1].values()
+        for key, value in record.fields.items():
+            if key not in read and (value is not None or key not in _COLUMNS):
+                known = key in self.unread_keys or len(self.unread_keys) < MAX_UNREAD_KEYS
+                self.unread_keys[key if known else OTHER_KEYS] += 1
 
     def _parsed(self, record: Record) -> Conversation:
+        if record.error:
+            raise ConversationError("unreadable", record.error)
         options = self.options
         return parse_conversation(
             record.fields, options.chat_format, options.ignore_keys, options.reasoning
         )
-
-    def _reason(self, record: Record) -> str:
-        if record.error:
-            return f"unreadable: {record.error}"
-        try:
-            self._parsed(record)
-        except ConversationError as error:
-            return f"{error.problem}: {error}"
-        return ""

@@ -43,6 +43,15 @@ class Record(NamedTuple):
     """Keys that the record has in its file, where its fields are fewer."""
 
 
+class BadRecordError(Exception):
+    """A record that cannot be used; ``reason`` says why."""
+
+    @property
+    def reason(self) -> str:
+        """For messages."""
+        return str(self)
+
+
 def unreadable(place: Path | str, error: Exception) -> Record:
     """What stands for the records from here on, that a library cannot read."""
     of_system = error.strerror if isinstance(error, OSError) and error.errno else ""
@@ -138,9 +147,7 @@ class LongInteger:
 def skip_line(file: BinaryIO, limit: int | None = None) -> int:
     """Pass over what is left of a line, at least up to ``limit`` bytes of it; returns their number.
 
-    Args:
-        file: an open file.
-        limit: where to give up the search for the line's end; None: the end of the file.
+    There the search for the line's end is given up; None: at the end of the file.
     """
     size = 0
     while (limit is None or size < limit) and (block := file.readline(BLOCK)):

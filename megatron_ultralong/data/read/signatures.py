@@ -1,6 +1,7 @@
 """What a file is by its first bytes: formats that are no text, whatever their names say."""
 
 import codecs
+import itertools
 import re
 from typing import NamedTuple
 
@@ -9,7 +10,6 @@ class Signature(NamedTuple):
     """First bytes by which a format is known."""
 
     magic: bytes
-    """What stands there."""
     name: str
     """The format: ``is NAME``."""
     way_out: str
@@ -46,6 +46,7 @@ _CONVERT = "write its texts as JSONL or parquet"
 _TABLE = "write it as parquet, with pyarrow or `datasets`"
 _WEIGHTS = "it holds weights or arrays, not documents: leave it out"
 _PAPER = "extract its text first"
+_ENCODING = "convert it with `iconv -f {0} -t UTF-8`"
 
 POINTERS = tuple(
     Signature(
@@ -61,6 +62,10 @@ POINTERS = tuple(
 """What version control leaves instead of a large file until that is fetched."""
 
 SIGNATURES = (
+    Signature(codecs.BOM_UTF32_LE, "UTF-32", _ENCODING.format("UTF-32")),  # begins as UTF-16's
+    Signature(codecs.BOM_UTF32_BE, "UTF-32", _ENCODING.format("UTF-32")),
+    Signature(codecs.BOM_UTF16_LE, "UTF-16", _ENCODING.format("UTF-16")),
+    Signature(codecs.BOM_UTF16_BE, "UTF-16", _ENCODING.format("UTF-16")),
     Signature(b"\x1f\x8b", "gzip", _RENAME.format(".gz")),
     Signature(b"BZh", "bzip2", _RENAME.format(".bz2")),
     Signature(b"\xfd7zXZ\0", "xz", _RENAME.format(".xz")),
@@ -132,48 +137,31 @@ SIGNATURES = (
     Signature(b"DIRC\0\0", "a Git index", _NO_DATA),
     *POINTERS,
 )
-"""Formats in which texts are compressed, packed, or not there at all."""
+"""Formats in which texts are compressed, packed, in other bytes, or not there at all."""
 
-_PICKLE = re.compile(rb"\x80[\x02-\x05](?:[\x95}\](cX\x8c\x8a]|$)")
-_SAFETENSORS = re.compile(rb".{5}\0\0\0\{\s*\"", re.S)
-
-_MARKS = (
-    (codecs.BOM_UTF32_LE, "UTF-32"),
-    (codecs.BOM_UTF32_BE, "UTF-32"),
-    (codecs.BOM_UTF16_LE, "UTF-16"),
-    (codecs.BOM_UTF16_BE, "UTF-16"),
+_PATTERNS = (
+    (re.compile(rb"\x80[\x02-\x05](?:[\x95}\](cX\x8c\x8a]|$)"), "a Python pickle", _CONVERT),
+    (re.compile(rb".{5}\0\0\0\{\s*\"", re.S), "safetensors", _WEIGHTS),
+    *(
+        (re.compile(pattern), f"{name} without a mark", _ENCODING.format(name))
+        for pattern, name in (
+            (rb"[^\0]\0\0\0[^\0]\0\0\0", "UTF-32LE"),
+            (rb"\0\0\0[^\0]\0\0\0[^\0]", "UTF-32BE"),
+            (rb"[^\0]\0[^\0]\0[^\0]\0", "UTF-16LE"),
+            (rb"\0[^\0]\0[^\0]\0[^\0]", "UTF-16BE"),
+        )
+    ),
 )
-"""The longer marks first: that of UTF-16 begins as that of UTF-32."""
-
-_BARE = (
-    (re.compile(rb"[^\0]\0\0\0[^\0]\0\0\0"), "UTF-32LE"),
-    (re.compile(rb"\0\0\0[^\0]\0\0\0[^\0]"), "UTF-32BE"),
-    (re.compile(rb"[^\0]\0[^\0]\0[^\0]\0"), "UTF-16LE"),
-    (re.compile(rb"\0[^\0]\0[^\0]\0[^\0]"), "UTF-16BE"),
-)
+"""The same of formats without a mark of their own."""
 
 
 def signature_problem(head: bytes) -> str:
     """What a file is that is not a text in UTF-8, and the fix; empty where nothing is known.
 
-    Args:
-        head: its first bytes, decompressed; some hundreds are enough.
+    ``head`` are its first bytes, decompressed; some hundreds are enough.
     """
-    for mark, name in _MARKS:
-        if head.startswith(mark):
-            return _encoding(name, name)
-    for signature in SIGNATURES:
-        if signature.matches(head):
-            return f"is {signature.name} by its first bytes: {signature.way_out}"
-    if _PICKLE.match(head):
-        return f"is a Python pickle by its first bytes: {_CONVERT}"
-    if _SAFETENSORS.match(head):
-        return f"is safetensors by its first bytes: {_WEIGHTS}"
-    for pattern, name in _BARE:
-        if pattern.match(head):
-            return _encoding(f"{name} without a mark", name)
+    marked = ((one.name, one.way_out) for one in SIGNATURES if one.matches(head))
+    others = ((name, way_out) for pattern, name, way_out in _PATTERNS if pattern.match(head))
+    for name, way_out in itertools.chain(marked, others):
+        return f"is {name} by its first bytes: {way_out}"
     return ""
-
-
-def _encoding(name: str, option: str) -> str:
-    return f"is {name} by its first bytes: convert it with `iconv -f {option} -t UTF-8`"

@@ -14,7 +14,7 @@ from typing import ClassVar
 from megatron_ultralong.data.read.compression import uncompressed_name
 from megatron_ultralong.data.read.file_kind import FileKind, file_kind, is_known_name
 from megatron_ultralong.data.read.file_names import Entry, litter_reason, matches, walk
-from megatron_ultralong.data.read.options import FileFormat
+from megatron_ultralong.data.read.options import ChatReadOptions, FileFormat, ReadOptions
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.quantity import counted
@@ -117,15 +117,14 @@ class FilePart:
     """A file, or a part of one: bytes of plain JSONL, row groups of parquet."""
 
     path: Path
-    """The file."""
     size: int
     """Bytes of the part on disk."""
+    file_format: FileFormat
+    """Never ``auto``."""
     start: int = 0
     """First byte or row group."""
     stop: int | None = None
     """The one after the last; None: the end of the file."""
-    file_format: FileFormat = "auto"
-    """What it is; ``auto``: what its name says."""
     problem: str = ""
     """Why it is not read: it is one bad document."""
 
@@ -139,7 +138,6 @@ class FileCount:
     suffix: str
     """With that of the compression, ``.json.gz``; the whole name of a dot-file; may be empty."""
     num_files: int
-    """How many."""
     read_as: str
     """``jsonl``, ``json``, ``parquet`` or ``text``; empty where they were left out."""
     reason: str
@@ -151,56 +149,44 @@ class FoundFiles:
     """What stands at a source."""
 
     source: Source
-    """The source."""
     files: list[FilePart]
     """Whole files that are read, by path."""
     counts: list[FileCount]
     """All files, by suffix and treatment: those that are read first."""
 
 
-def find_files(
-    source: Source,
-    suffixes: Sequence[str] = (),
-    file_format: FileFormat = "auto",
-    *,
-    skip_bad: bool = False,
-) -> FoundFiles:
+def find_files(source: Source, options: ReadOptions | ChatReadOptions) -> FoundFiles:
     """The files of a source, each looked at, and taken once.
 
     Below a folder what programs and people leave there is left out, and so is a file of which
     neither suffix nor beginning says what it is. A file that is named is read: itself, by
-    ``suffixes``, by the suffix in a pattern.
-
-    Args:
-        source: where they are.
-        suffixes: endings of the files wanted below folders and of patterns; all if none.
-        file_format: of all files; ``auto``: by name and beginning.
-        skip_bad: keep files that cannot be read, each as one bad document.
+    ``suffixes``, by the suffix in a pattern. Under ``skip_bad`` files that cannot be read are kept,
+    each as one bad document.
 
     Raises:
         InputError: where there are no files, a folder cannot be listed, or a file is not what can
             be read, unless ``skip_bad``.
     """
-    is_wanted = bool(suffixes)
+    suffixes = options.suffixes
     counts: Counts = collections.Counter()
     files: list[FilePart] = []
-    for entry, size, found in _each_once(source, tuple(suffixes)):
+    for entry, size, found in _each_once(source, suffixes):
         reason, path = found, entry.path
         kind = FileKind("text")
         if not reason:
-            kind = file_kind(path, file_format)
-            if not (kind.is_known or kind.problem or entry.is_named or is_wanted):
+            kind = file_kind(path, options.file_format)
+            if not (kind.is_known or kind.problem or entry.is_named or suffixes):
                 reason = UNKNOWN
         why = reason or REFUSED * bool(kind.problem)
         counts[_label(path), None if why else kind.file_format, why] += 1
         if reason:
             continue
-        if kind.problem and not skip_bad:
+        if kind.problem and not options.skip_bad:
             raise InputError(
                 f"source {source.name!r}: {path} {kind.problem}; or name the files wanted with "
                 "--suffix, or skip and count such files with --skip-bad"
             )
-        files.append(FilePart(path, size, 0, None, kind.file_format, kind.problem))
+        files.append(FilePart(path, size, kind.file_format, problem=kind.problem))
     if not files:
         among = f" ending in {' or '.join(suffixes)}" if suffixes else ""
         raise InputError(
@@ -219,7 +205,8 @@ def _each_once(source: Source, suffixes: tuple[str, ...]) -> list[tuple[Entry, i
     best: dict[tuple[int, int], tuple[bool, bool, str]] = {}
     places: list[tuple[int, int] | None] = []
     entries = list(_entries(source))
-    rows = _folders_of_rows(entries)
+    folders = {entry.path.parent for entry in entries if entry.path.name in MANIFESTS}
+    rows = {folder for folder in folders if (folder / "train.idx").is_file()}
     for entry in entries:
         status = _status(entry.path)
         reason = _reason(source, entry, status, suffixes)
@@ -276,12 +263,6 @@ def _reason(
 def _is_itself(source: Source, entry: Entry) -> bool:
     """Whether the source names that file and no other."""
     return entry.is_named and not glob.has_magic(source.pattern)
-
-
-def _folders_of_rows(entries: Iterable[Entry]) -> set[Path]:
-    """Folders that ``prepare`` has written: they have a manifest, and rows beside it."""
-    folders = {entry.path.parent for entry in entries if entry.path.name in MANIFESTS}
-    return {folder for folder in folders if (folder / "train.idx").is_file()}
 
 
 def holds(source: Source, output: Path) -> bool:

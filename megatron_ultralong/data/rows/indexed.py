@@ -161,9 +161,9 @@ class IndexedReader:
     def _map(self, suffix: str, dtype: np.dtype[np.integer]) -> npt.NDArray[np.integer]:
         path = f"{self.prefix}.{suffix}"
         try:
-            if os.path.getsize(path) < dtype.itemsize:
-                return np.zeros(0, dtype=dtype)  # an empty file cannot be mapped
             size = os.path.getsize(path) // dtype.itemsize
+            if not size:
+                return np.zeros(0, dtype=dtype)  # an empty file cannot be mapped
             return np.memmap(path, dtype=dtype, mode="r", shape=(size,))
         except PermissionError:
             raise

@@ -79,7 +79,6 @@ class BinSummary(Record):
     """The documents of one source in one length bin, before and after sampling."""
 
     source: str
-    """Name of the source."""
     length_bin: str
     """Tokens of a document: ``<4096``, ``4096-8191`` or ``>=8192``."""
     weight: float
@@ -99,7 +98,6 @@ class SourceShare(Record):
     """What part of the training tokens one source has."""
 
     source: str
-    """Name of the source."""
     share_asked: float
     """Its share of all tokens found, which sampling keeps but under ``none``."""
     share: float
@@ -110,20 +108,17 @@ class SourceShare(Record):
 
 @dataclasses.dataclass(frozen=True)
 class LengthCount(Record):
-    """The documents of one source of ``min_length`` up to twice as many tokens."""
+    """The documents of one source of ``min_length`` up to twice as many tokens, counted as in
+    :class:`BinSummary`.
+    """
 
     source: str
-    """Name of the source."""
     min_length: int
     """Smallest length counted here, a power of two."""
     num_documents: int
-    """Distinct documents found."""
     num_tokens: int
-    """Their tokens."""
     num_documents_sampled: int
-    """Documents packed, each copy counted."""
     num_tokens_sampled: int
-    """Their tokens."""
 
 
 @dataclasses.dataclass(frozen=True)

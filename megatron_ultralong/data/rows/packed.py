@@ -111,12 +111,9 @@ class PackedRows:
             self.boundaries(row)
 
     def row(self, row: int, separator_ids: Sequence[int], length: int = 0) -> Row:
-        """A row with its documents: those kept beside it, else those its separators tell.
+        """The first ``length`` tokens of a row (0: all), with its documents.
 
-        Args:
-            row: number of the row.
-            separator_ids: ids between documents, for rows that came without boundaries.
-            length: tokens from the start of the row to take; 0 for all.
+        Those are what is kept beside it, else what its separators tell.
         """
         length = length or self.seq_length
         tokens = self.read(row, 0, length)
@@ -181,12 +178,7 @@ def rows_of(
 ) -> PackedRows:
     """Rows of a split as ``manifest``, beside them, describes them.
 
-    Args:
-        folder: where they lie.
-        split: ``train``, ``valid`` or ``test``.
-        manifest: what it should hold.
-        vocab_size: of the model that is to read them, as :class:`PackedRows` takes it.
-        searchable: separators tell where documents end, should their boundaries be missing.
+    ``searchable``: separators tell where documents end, should their boundaries be missing.
 
     Raises:
         InputError: a file is missing or damaged, or is not what the manifest says.

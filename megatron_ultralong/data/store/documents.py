@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data.pack import packing
+from megatron_ultralong.data.pack.packing import Int64Array
 from megatron_ultralong.data.read.reading import MAX_BAD_SHOWN, require_text
 from megatron_ultralong.data.read.sources import FoundFiles
 from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
@@ -19,8 +20,6 @@ from megatron_ultralong.data.rows.manifest import FileSummary, InputSummary, Spl
 from megatron_ultralong.data.rows.packed import boundaries_prefix
 from megatron_ultralong.data.store.shards import Shard
 from megatron_ultralong.program.progress import ProgressBar, progress
-
-Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,6 @@ class DocumentStore:
     offsets: Int64Array
     """Its first token there, shape [num_documents]."""
     inputs: list[InputSummary] = field(default_factory=list)
-    """What was found where."""
     num_with_separator: int = 0
     """Documents found with the separator among their own tokens."""
 
@@ -89,12 +87,8 @@ def merge_shards(
 ) -> DocumentStore:
     """The documents of finished shards, in the order of reading, the first of equal ones alone.
 
-    Args:
-        shards: their plan.
-        sources: what was found, and cut to these shards.
-        folder: where they lie.
-        dtype: of a token in them.
-        drop_separators: leave out documents with the separator among their own tokens.
+    ``dtype`` is that of a token in them. Under ``drop_separators`` documents with the separator
+    among their own tokens are left out.
 
     Raises:
         InputError: for a source without text.
@@ -245,7 +239,7 @@ class RowWriter:
             num_padding_tokens=plan.num_padding_tokens,
         )
 
-    def _tokens(self, row: packing.Int64Array) -> npt.NDArray[np.int32]:
+    def _tokens(self, row: Int64Array) -> npt.NDArray[np.int32]:
         """Tokens of a planned row, shape [seq_length]."""
         tokens = np.empty(self.seq_length, dtype=np.int32)
         filled = 0

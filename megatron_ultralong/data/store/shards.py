@@ -168,9 +168,7 @@ class ShardJob:
     """All that a process needs to know to tokenise any shard."""
 
     sources: tuple[Source, ...]
-    """The inputs."""
     options: ReadOptions
-    """How they are read."""
     tokenizer_path: Path
     """As given on the command line."""
     engine: tokenising.TokenizerEngine
@@ -180,7 +178,6 @@ class ShardJob:
     split_separators: bool
     """Write documents that hold them in other ids."""
     folder: Path
-    """Where the results go."""
 
     def is_done(self, shard: Shard) -> bool:
         """Whether its result is there."""

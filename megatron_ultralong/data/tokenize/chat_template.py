@@ -111,25 +111,20 @@ def _turn(role: str, *contents: Piece, end: str = "<|eot_id|>", weight: bool = T
 def _llama3_1(conversation: Conversation, date: str) -> list[Piece]:
     messages = list(conversation.messages)
     system = messages.pop(0).content.strip() if messages[0].role == "system" else ""
-    text = _system_text(conversation, date) + system
+    builtin = conversation.builtin_tools
+    is_ipython = builtin is not None or conversation.tools is not None
+    text = "Environment: ipython\n" if is_ipython else ""
+    if builtin is not None:
+        text += "Tools: " + ", ".join(n for n in builtin if n != "code_interpreter") + "\n\n"
+    text += f"Cutting Knowledge Date: December 2023\nToday Date: {date}\n\n{system}"
     pieces = [_BEGIN, *_turn("system", Piece(text))]
     if conversation.tools is not None:
         question = messages.pop(0)
         text = _tools_text(conversation.tools) + question.content.strip()
         pieces += _turn("user", Piece(text), weight=question.is_learnt)
     for message in messages:
-        pieces += _llama3_1_turn(message, conversation.builtin_tools)
+        pieces += _llama3_1_turn(message, builtin)
     return pieces
-
-
-def _system_text(conversation: Conversation, date: str) -> str:
-    text = ""
-    builtin = conversation.builtin_tools
-    if builtin is not None or conversation.tools is not None:
-        text += "Environment: ipython\n"
-    if builtin is not None:
-        text += "Tools: " + ", ".join(n for n in builtin if n != "code_interpreter") + "\n\n"
-    return text + f"Cutting Knowledge Date: December 2023\nToday Date: {date}\n\n"
 
 
 def _tools_text(tools: tuple[Any, ...]) -> str:
@@ -180,36 +175,15 @@ def _refuse_tools(conversation: Conversation, name: TemplateName) -> None:
         raise ConversationError("beyond the template", message)
 
 
-def _llama3(conversation: Conversation, date: str) -> list[Piece]:
-    del date
-    _refuse_tools(conversation, "llama3")
-    pieces = [_BEGIN]
-    for message in conversation.messages:
-        pieces += _turn(message.role, Piece(message.content.strip()), weight=message.is_learnt)
-    return pieces
+def _of_table(
+    turns: Turns, conversation: Conversation, date: str, *, strip: bool = False
+) -> list[Piece]:
+    """A conversation in the marks of a table, which say all of it; contents as they are.
 
-
-def _plain(conversation: Conversation, date: str) -> list[Piece]:
-    del date
-    _refuse_tools(conversation, "plain")
-    pieces = []
-    for message in conversation.messages:
-        is_target = message.role == "assistant" and message.is_learnt
-        turn = [
-            Piece(f"{message.role}:\n"),
-            Piece(message.content.strip(), is_target=is_target),
-            Piece(END, is_special=True, is_target=is_target),
-        ]
-        pieces += [piece._replace(is_never_target=not message.is_learnt) for piece in turn]
-    return pieces
-
-
-def _of_family(turns: Turns, conversation: Conversation, date: str) -> list[Piece]:
-    """A conversation in the marks of a family, as its table says; contents as they are.
-
-    An answer loses the white space at its start, which would share a token with the end of the line
-    before it: a served model is asked to write on behind that. A thought of the last answer is
-    learnt with it; those of others are left out, as templates with thoughts do.
+    Under ``strip`` they lose the white space around them, as in Llama's templates; else an answer
+    loses that at its start, which would share a token with the end of the line before it: a served
+    model is asked to write on behind that. A thought of the last answer is learnt with it; those of
+    others are left out, as templates with thoughts do.
     """
     del date
     name: Any = turns.template
@@ -223,7 +197,7 @@ def _of_family(turns: Turns, conversation: Conversation, date: str) -> list[Piec
             text = f"it has a turn of {message.role}, which template {name} cannot write"
             raise ConversationError("beyond the template", text)
         is_assistant = message.role == "assistant"
-        content = message.content
+        content = message.content.strip() if strip else message.content
         if turns.before_last and message.role == "user" and content.startswith("<tool_response>"):
             text = f"template {name} takes a user's turn of <tool_response> for no question"
             raise ConversationError("beyond the template", text)
@@ -243,22 +217,30 @@ def _of_family(turns: Turns, conversation: Conversation, date: str) -> list[Piec
     return pieces
 
 
-def _of_families() -> dict[TemplateName, ChatTemplate]:
-    all_turns = [turns for family in FAMILIES.values() for turns in family.turns if turns.template]
-    names: Any = {turns.template: turns for turns in all_turns}
-    return {
-        name: ChatTemplate(
-            name,
-            turns.marks,
-            functools.partial(_of_family, turns),
-            chat_jinja.of_family(turns),
-            turns.after["assistant"][:1],
-            bool(turns.before_last),
-        )
-        for name, turns in names.items()
-    }
+def _template(turns: Turns, jinja: str, *, strip: bool = False) -> ChatTemplate:
+    name: Any = turns.template
+    render = functools.partial(_of_table, turns, strip=strip)
+    ends, has_thoughts = turns.after["assistant"][:1], bool(turns.before_last)
+    return ChatTemplate(name, turns.marks, render, jinja, ends, has_thoughts)
 
 
+_ROLES = ("system", "user", "assistant")
+_LLAMA3 = Turns(
+    begin="<|begin_of_text|>",
+    before={r: ("<|start_header_id|>", r, "<|end_header_id|>", "\n\n") for r in _ROLES},
+    after={role: ("<|eot_id|>",) for role in _ROLES},
+    marks=_LLAMA_TOKENS,
+    template="llama3",
+)
+_PLAIN = Turns(
+    begin="",
+    before={role: (f"{role}:\n",) for role in _ROLES},
+    after={role: (END,) for role in _ROLES},
+    marks=(END,),
+    template="plain",
+)
+
+_OF_FAMILIES = (turns for family in FAMILIES.values() for turns in family.turns if turns.template)
 TEMPLATES: dict[TemplateName, ChatTemplate] = {
     "llama3.1": ChatTemplate(
         "llama3.1",
@@ -267,9 +249,9 @@ TEMPLATES: dict[TemplateName, ChatTemplate] = {
         chat_jinja.LLAMA3_1,
         ("<|eot_id|>", "<|eom_id|>"),
     ),
-    "llama3": ChatTemplate("llama3", _LLAMA_TOKENS, _llama3, chat_jinja.LLAMA3, ("<|eot_id|>",)),
-    "plain": ChatTemplate("plain", (END,), _plain, chat_jinja.PLAIN, (END,)),
-    **_of_families(),
+    "llama3": _template(_LLAMA3, chat_jinja.LLAMA3, strip=True),
+    "plain": _template(_PLAIN, chat_jinja.PLAIN, strip=True),
+    **{each.name: each for each in (_template(t, chat_jinja.of_family(t)) for t in _OF_FAMILIES)},
 }
 """Templates by the name that ``--chat-template`` takes.
 

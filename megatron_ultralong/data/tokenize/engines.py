@@ -133,10 +133,10 @@ def _failing(what: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, Exception) or tokenizer_model.is_panic(error):
-            line = next(iter(str(error).splitlines()), type(error).__name__)
-            raise FastPathError(f"{what} ({line})") from error
-        raise
+        if not refused_tokenizer.is_failure(error):
+            raise
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise FastPathError(f"{what} ({line})") from error
 
 
 def _without_special_tokens(text: str) -> str:

@@ -1,7 +1,5 @@
 """The chat template of a tokenizer's folder, rendered in a process of its own."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import json
@@ -35,21 +33,18 @@ class Rendered(NamedTuple):
     """Characters ``[start, stop)`` that stand in ``{% generation %}``, in their order."""
 
 
-class TemplateProcess:
+class TemplateProcess(contextlib.ExitStack):
     """Renders conversations as transformers does; what a template does cannot harm this process.
 
-    It ends when it is closed, forgotten, or when this process ends.
-
-    Args:
-        text: the template.
-        name: where it stands, for messages.
-        way_out: what to do where it cannot be rendered.
+    It ends when it is closed, forgotten, or when this process ends. ``name`` says in messages where
+    the template stands, ``way_out`` what to do where it cannot be rendered.
 
     Raises:
         InputError: it is too long, or not a template.
     """
 
     def __init__(self, text: str, name: str, way_out: str = "put the model's own there") -> None:
+        super().__init__()
         self.name, self.way_out = name, way_out
         if len(text.encode("utf-8", "surrogatepass")) > MAX_TEMPLATE_BYTES:
             raise self._error(f"it has {len(text):,} characters, where a template has thousands")
@@ -60,7 +55,7 @@ class TemplateProcess:
             cwd="/",  # -c looks for modules in the current folder first
             env={**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
         )
-        self._end = weakref.finalize(self, _end, self._process)
+        self.callback(weakref.finalize(self, _end, self._process))
         self._ask(text)
 
     def render(self, **variables: Any) -> str:
@@ -88,16 +83,6 @@ class TemplateProcess:
     def is_alive(self) -> bool:
         """It can be asked again: what went wrong was the conversation's doing."""
         return self._process.poll() is None
-
-    def close(self) -> None:
-        """End the process."""
-        self._end()
-
-    def __enter__(self) -> TemplateProcess:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _ask(self, value: Any) -> dict[str, Any]:
         assert self._process.stdin is not None
@@ -152,10 +137,6 @@ _SPECIAL_TOKENS = (*_ALWAYS_GIVEN, "unk_token", "sep_token", "pad_token", "cls_t
 
 class FolderTemplate(TemplateProcess):
     """Writes conversations as the template of a folder does.
-
-    Args:
-        text: the template.
-        folder: where it lies.
 
     Raises:
         InputError: it is not a template.

@@ -39,6 +39,16 @@ def not_a_tokenizer(file: Path, data: bytes, error: BaseException) -> str:
     return f"{file} is not a tokenizer: {reason}"
 
 
+def is_failure(error: BaseException) -> bool:
+    """Whether a library raised it: a bare exception, or a panic of its Rust."""
+    return isinstance(error, Exception) or is_panic(error)
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a Rust library gave up: its exception derives from BaseException alone."""
+    return type(error).__name__ == "PanicException"
+
+
 def _others(folder: Path) -> str:
     """The line that writes ``tokenizer.json`` of files that are not read; empty: there are none."""
     found = [name for name in _OTHERS if (folder / name).is_file()]

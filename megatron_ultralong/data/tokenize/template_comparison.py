@@ -1,5 +1,6 @@
 """Whether ``--chat-template`` and the template of a tokenizer's folder write the same."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -59,8 +60,8 @@ def _difference(template: ChatTemplate, folder: FolderTemplate, date: str) -> st
     return ""
 
 
-def num_equal(one: str, other: str) -> int:
-    """Characters that two texts begin with alike."""
+def num_equal(one: Sequence[object], other: Sequence[object]) -> int:
+    """Characters that two texts begin with alike, or tokens."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 
@@ -88,8 +89,7 @@ def check_ids(tokenizer: DocumentTokenizer, text: str, ids: npt.NDArray[np.integ
     found, expected = ids.tolist(), tokenizer.encode_separator(text)
     if found == expected:
         return
-    pairs = enumerate(zip(found, expected, strict=False))
-    same = next((n for n, (one, other) in pairs if one != other), min(len(found), len(expected)))
+    same = num_equal(found, expected)
     its, other = (tokenizer.decode(some[max(same - 2, 0) : same + 4]) for some in (found, expected))
     raise InputError(
         f"{tokenizer.file} reads a chat as other tokens than its parts: {other!r} instead of "

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from megatron_ultralong.data.tokenize.refused_tokenizer import no_tokenizer, not_a_tokenizer
+from megatron_ultralong.data.tokenize import refused_tokenizer
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_bounded, read_json
 from megatron_ultralong.sequence.documents import document_boundaries
@@ -39,11 +39,9 @@ class DocumentTokenizer(Protocol):
     file: Path
     """The file that defines the ids."""
     sha256: str
-    """Its hash."""
     vocab_size: int
     """Largest id + 1, added tokens included."""
     special_texts: list[str]
-    """Texts of the special tokens."""
     max_document_bytes: int
     """Bytes of a document that it tokenises within 2 GiB of memory."""
 
@@ -79,15 +77,9 @@ class HuggingFaceTokenizer:
     def __init__(self, path: Path) -> None:
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
-            told = no_tokenizer(path, "give such a file or its folder")
+            told = refused_tokenizer.no_tokenizer(path, "give such a file or its folder")
             raise InputError(f"--tokenizer {path} {told}")
-        data = read_bounded(file, MAX_TOKENIZER_BYTES)
-        try:
-            self._tokenizer = Tokenizer.from_str(data.decode())
-        except Exception as error:  # the library raises bare Exception
-            raise InputError(not_a_tokenizer(file, data, error)) from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._tokenizer, data = load_tokenizer(file)
         self.file = file
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
@@ -132,6 +124,24 @@ class HuggingFaceTokenizer:
             f"--separator eos: {self.file.parent} names no eos_token in tokenizer_config.json or "
             "special_tokens_map.json; give the token's text as --separator"
         )
+
+
+def load_tokenizer(file: Path) -> tuple[Tokenizer, bytes]:
+    """The tokenizer in a ``tokenizer.json``, for texts of any length, and the file's bytes.
+
+    Raises:
+        InputError: it is damaged, or larger than such a file is.
+    """
+    data = read_bounded(file, MAX_TOKENIZER_BYTES)
+    try:
+        tokenizer = Tokenizer.from_str(data.decode())
+    except BaseException as error:
+        if not refused_tokenizer.is_failure(error):
+            raise
+        raise InputError(refused_tokenizer.not_a_tokenizer(file, data, error)) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer, data
 
 
 def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import regex  # type: ignore[import-untyped]
 import sentencepiece
 import tiktoken
 
+from megatron_ultralong.data.tokenize.refused_tokenizer import is_panic
 from megatron_ultralong.data.tokenize.tokenising import MAX_MODEL_BYTES, well_formed
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_bounded
@@ -150,11 +152,6 @@ class Llama3Tokenizer:
         )
 
 
-def is_panic(error: BaseException) -> bool:
-    """Whether a Rust library gave up: its exception derives from BaseException alone."""
-    return type(error).__name__ == "PanicException"
-
-
 def _ranks(data: bytes, file: Path) -> dict[bytes, int]:
     """Rank of every token: lines of its bytes in base 64, a space and the rank."""
     ranks, line = {}, b""
@@ -218,15 +215,12 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; control pieces, which the library leaves out, by their names."""
+        model = self._model
         parts: list[str] = []
-        run: list[int] = []
-        for token in ids:
-            if self._model.is_control(token):
-                parts += [self._model.decode(run), self._model.id_to_piece(token)]
-                run = []
-            else:
-                run.append(token)
-        return "".join([*parts, self._model.decode(run)])
+        for is_control, run in itertools.groupby(ids, model.is_control):
+            tokens = list(run)
+            parts += map(model.id_to_piece, tokens) if is_control else [model.decode(tokens)]
+        return "".join(parts)
 
     def eos_text(self) -> str:
         """The model's EOS piece."""

@@ -1,28 +1,36 @@
 """The chat template that conversations were written with, for the model that learns them.
 
 A model answers well in the template that it was trained with alone. Rows of ``prepare chat`` know
-it, whatever else lies beside a tokenizer; a checkpoint and its exports take it from them.
+it, whatever else lies beside a tokenizer; a checkpoint and its exports take it from them. Its end
+of an answer is a stop token, which the files of a model may not name.
 """
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest
 from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER
 from megatron_ultralong.data.tokenize.chat_template import END, TEMPLATES
 from megatron_ultralong.data.tokenize.engines import open_reference
-from megatron_ultralong.data.tokenize.folder_template import folder_template
+from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, folder_template
 from megatron_ultralong.data.tokenize.refused_tokenizer import NAMES
-from megatron_ultralong.data.tokenize.stop_tokens import GENERATION_FILE, named_stop_ids
-from megatron_ultralong.data.tokenize.tokenising import named_tokens, side_file, well_formed
+from megatron_ultralong.data.tokenize.tokenising import (
+    DocumentTokenizer,
+    named_tokens,
+    side_file,
+    well_formed,
+)
 from megatron_ultralong.program.aside import remove, write_aside
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.quantity import counted
 
 _TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 _TOKENS = ("bos_token", "eos_token")
+GENERATION_FILE = "generation_config.json"
+_ANSWER = "ultralong"
 
 
 class TrainedTemplate(NamedTuple):
@@ -82,11 +90,8 @@ class TrainedTemplate(NamedTuple):
         Raises:
             InputError: a file of the folder is damaged.
         """
-        if not any((folder / name).is_file() for name in NAMES):
-            return {}
-        tokenizer, known = open_reference(folder), named_stop_ids(folder)
-        ids = {text: tokenizer.encode_separator(text) for text in self.ends}
-        return {text: its[0] for text, its in ids.items() if len(its) == 1 and its[0] not in known}
+        has_tokenizer = any((folder / name).is_file() for name in NAMES)
+        return _unnamed(folder, open_reference(folder), self.ends) if has_tokenizer else {}
 
     def stop_at_ends(self, folder: Path) -> None:
         """Let ``generation_config.json`` name them too, from which engines take their stops.
@@ -102,10 +107,6 @@ class TrainedTemplate(NamedTuple):
 
 def trained_template(rows: Path, manifest: ChatManifest) -> TrainedTemplate:
     """The template that rows were written with, whatever this program's writes by now.
-
-    Args:
-        rows: folder of ``prepare chat``.
-        manifest: of that folder.
 
     Raises:
         InputError: the text in the folder is damaged, missing or not that of the rows, the manifest
@@ -138,10 +139,6 @@ def trained_template(rows: Path, manifest: ChatManifest) -> TrainedTemplate:
 def template_of(rows: Path, manifest: ChatManifest) -> TrainedTemplate:
     """That of new rows: the one of their folder if it was compared, else ``--chat-template``.
 
-    Args:
-        rows: folder of ``prepare chat``.
-        manifest: of that folder.
-
     Raises:
         InputError: the folder's template is damaged or missing, or the manifest names none.
     """
@@ -170,3 +167,42 @@ def _with_tokens(rows: Path, text: str, ends: tuple[str, ...]) -> TrainedTemplat
     named = named_tokens(folder)
     its = {name: named[name] for name in _TOKENS if name in named and name in text}
     return TrainedTemplate(well_formed(text), its, ends=ends)
+
+
+def named_stop_ids(folder: Path) -> list[int]:
+    """Ids that end a text of the model in ``folder``: engines take the first file that has some."""
+    files = (GENERATION_FILE, "config.json")
+    named = (side_file(folder, file).get("eos_token_id") for file in files)
+    ids: Any = next((one for one in named if one is not None), [])
+    return [*ids] if isinstance(ids, list) else [ids]
+
+
+def _unnamed(folder: Path, tokenizer: DocumentTokenizer, texts: Iterable[str]) -> dict[str, int]:
+    """Ids of special tokens, by their texts, that the model in ``folder`` does not stop at."""
+    ids, known = {text: tokenizer.encode_separator(text) for text in texts}, named_stop_ids(folder)
+    return {text: its[0] for text, its in ids.items() if len(its) == 1 and its[0] not in known}
+
+
+def missed_end(folder: Path) -> tuple[str, int] | None:
+    """Text and id of the token that ends an answer in the chat template of ``folder`` unnamed.
+
+    Many tuned models have the files of their base, whose texts end with another token. None: a file
+    names it, or it is the tokenizer's EOS, or there is no template or no tokenizer.
+
+    Raises:
+        InputError: a file of the folder is damaged.
+    """
+    template = folder_template(folder)
+    if template is None or not any((folder / name).is_file() for name in NAMES):
+        return None
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        process = FolderTemplate(template, folder)
+        with process:
+            text, eos = process.render_messages(messages, None).text, process.eos
+    except InputError:  # whoever renders it is told
+        return None
+    behind, tokenizer = text.rpartition(_ANSWER)[2].lstrip(), open_reference(folder)
+    ends = [one for one in tokenizer.special_texts if one != eos and behind.startswith(one)]
+    end = max(ends, key=len, default="")
+    return next(iter(_unnamed(folder, tokenizer, [end] if end else []).items()), None)
