@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError, Message
 from megatron_ultralong.data.tokenize import chat_jinja
 from megatron_ultralong.model.families import FAMILIES
-from megatron_ultralong.model.families.family import Turns
+from megatron_ultralong.model.families.family import Turns, chatml
 
 DATE = "26 Jul 2024"
 """Date that Llama 3.1's template writes where it is given none."""
@@ -48,7 +48,7 @@ def date_of(text: str) -> datetime.date | None:
     return None
 
 
-TemplateName = Literal["llama3.1", "llama3", "plain", "qwen2.5", "qwen3"]
+TemplateName = Literal["llama3.1", "llama3", "plain", "chatml", "qwen2.5", "qwen3"]
 
 
 class Piece(NamedTuple):
@@ -243,20 +243,30 @@ def _of_family(turns: Turns, conversation: Conversation, date: str) -> list[Piec
     return pieces
 
 
+def _of_turns(turns: Turns) -> ChatTemplate:
+    name: Any = turns.template
+    return ChatTemplate(
+        name,
+        turns.marks,
+        functools.partial(_of_family, turns),
+        chat_jinja.of_family(turns),
+        turns.after["assistant"][:1],
+        bool(turns.before_last),
+    )
+
+
+CHATML: TemplateName = "chatml"
+
+
+def chatml_with(default_system: str) -> ChatTemplate:
+    """ChatML, with the system turn that begins a conversation without one; empty: none does."""
+    return _of_turns(chatml(CHATML, default_system))
+
+
 def _of_families() -> dict[TemplateName, ChatTemplate]:
     all_turns = [turns for family in FAMILIES.values() for turns in family.turns if turns.template]
-    names: Any = {turns.template: turns for turns in all_turns}
-    return {
-        name: ChatTemplate(
-            name,
-            turns.marks,
-            functools.partial(_of_family, turns),
-            chat_jinja.of_family(turns),
-            turns.after["assistant"][:1],
-            bool(turns.before_last),
-        )
-        for name, turns in names.items()
-    }
+    found = map(_of_turns, all_turns)
+    return {template.name: template for template in found}
 
 
 TEMPLATES: dict[TemplateName, ChatTemplate] = {
@@ -269,14 +279,17 @@ TEMPLATES: dict[TemplateName, ChatTemplate] = {
     ),
     "llama3": ChatTemplate("llama3", _LLAMA_TOKENS, _llama3, chat_jinja.LLAMA3, ("<|eot_id|>",)),
     "plain": ChatTemplate("plain", (END,), _plain, chat_jinja.PLAIN, (END,)),
+    CHATML: chatml_with(""),
     **_of_families(),
 }
 """Templates by the name that ``--chat-template`` takes.
 
 ``llama3`` is Llama 3.0's: no dates, no system turn of its own, no tools. ``plain`` is for
-tokenizers without Llama 3's special tokens: roles in words, every turn ended by its EOS. Those of
-other families are their tables' (``model/families``): ``qwen3``'s last answer has a thought, and
-where it has none an empty one, which is not learnt.
+tokenizers without Llama 3's special tokens: roles in words, every turn ended by its EOS. ``chatml``
+is that of many models of all families, each with a default system turn of its own or none: see
+:func:`~megatron_ultralong.data.tokenize.template_comparison.fitted_template`. Those of other
+families are their tables' (``model/families``): ``qwen3``'s last answer has a thought, and where it
+has none an empty one, which is not learnt.
 """
 
 
