@@ -23,7 +23,12 @@ from megatron_ultralong.config.training import PretrainConfig, SftConfig
 from megatron_ultralong.program import yaml_file
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_ranges, numbers_of
-from megatron_ultralong.training.config_file import load_config, save_config, with_absolute_paths
+from megatron_ultralong.training.config_file import (
+    config_text,
+    load_config,
+    save_config,
+    with_absolute_paths,
+)
 from tests.edges import inside, nested_classes, outside
 
 
@@ -69,6 +74,22 @@ def test_each_number_of_a_file(kind: Any) -> None:
 def write(path: Path, text: str) -> Path:
     path.write_text(text, encoding="utf-8")
     return path
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_file_of_some_keys_is_of_the_verb_that_reads_it(kind: Any, tmp_path: Path) -> None:
+    """Only the whole configuration of one verb is refused by the other."""
+    few = write(tmp_path / "few.yaml", "train_iters: 7\noptimizer: {lr: 2.0e-5}\n")
+    found = load_config(few, kind)
+    assert (type(found), found.train_iters, found.optimizer.lr) == (kind, 7, 2e-5)
+    for other, recipe in RUNS.items():
+        config = {**PRETRAIN_RECIPES, **SFT_RECIPES}[recipe]()
+        whole = write(tmp_path / "whole.yaml", config_text(config))
+        if other is kind:
+            assert type(load_config(whole, kind)) is kind
+        else:
+            with pytest.raises(InputError, match=f"of a {other.verb} run, but {kind.verb} needs"):
+                load_config(whole, kind)
 
 
 COLLECTIONS = {

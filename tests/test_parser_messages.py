@@ -82,10 +82,10 @@ from tests.edges import flags, parse, parsed_class, with_needed
                     ],
                     it,
                 ),
-                "perhaps you meant 'qwen2.5'; known: llama3.1, llama3, plain, qwen2.5, qwen3; "
-                "ChatML's turns are qwen2.5's, for a tokenizer that has <|im_start|>",
+                f"perhaps you meant {meant!r}; known: llama3.1, llama3, plain, chatml, qwen2.5, "
+                "qwen3; chatml and qwen2.5 are for a tokenizer that has <|im_start|>",
             )
-            for it in ("chatml", "ChatML", "qwen")
+            for it, meant in (("chat-ml", "chatml"), ("im_start", "chatml"), ("qwen", "qwen2.5"))
         ),
         (
             ("--load", "my base", "pretrain", "small"),

@@ -210,6 +210,23 @@ def test_every_source_has_a_licence_and_none_is_on_both_sides() -> None:
     assert len(all_names) == len({*all_names})
 
 
+def test_conversations_are_of_two_people_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    told = [
+        *(["q", "a"], [" q ", "a", "q2", "a2", "left over"]),  # the last turn has no answer
+        *(["alone"], [], ["q", 7], ["q", ""]),
+    ]
+    made = module("conversations")
+    found = list(made.conversations(json.dumps({"conversations": told}).encode()))
+    system = {"role": "system", "content": made.SYSTEM}
+    texts = [[turn["content"] for turn in messages[1:]] for messages in found]
+    assert texts == [["q", "a"], ["q", "a", "q2", "a2"]]
+    for messages in found:
+        assert messages[0] == system
+        roles = [turn["role"] for turn in messages[1:]]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+
+
 def write_wheel(packages: Path, package: str, texts: dict[str, str]) -> None:
     """A package as pip leaves it, so that nothing is fetched."""
     name, _, version = package.partition("==")
@@ -319,8 +336,8 @@ def test_all_steps_run_on_a_cpu(warm_environment: dict[str, str], tmp_path: Path
         timeout=patience(2300),
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout[-5000:]}\n{done.stderr[-5000:]}"
-    steps = [path.name for path in sorted(SCRIPTS.glob("0*.sh"))]
-    started = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("== 0")]
+    steps = [path.name for path in sorted(SCRIPTS.glob("[0-9]*.sh"))]
+    started = re.findall(r"^== (\d+_\w+\.sh)", done.stdout, re.MULTILINE)
     assert started == steps
     assert "272 tensors, 3 prompts: the same weights, the same text" in done.stdout
     short = settings("--cpu")
@@ -328,11 +345,11 @@ def test_all_steps_run_on_a_cpu(warm_environment: dict[str, str], tmp_path: Path
     exported = json.loads((work / "SmolLM2-135M-Instruct-128k" / "config.json").read_text())
     assert exported["max_position_embeddings"] == int(short["FACTOR"]) * POSITIONS
     assert exported["rope_scaling"]["factor"] == float(short["FACTOR"])
-    before, after = read_results(work / "results-128k" / "loss" / "loss.json", "position_loss")
-    assert (before.checkpoint, after.checkpoint) == ("before", "after")
-    assert before.cells != after.cells, "it was trained"
+    found = read_results(work / "results-128k" / "loss" / "loss.json", "position_loss")
+    assert [result.checkpoint for result in found] == ["before", "after", "tuned"]
+    assert len({repr(result.cells) for result in found}) == 3, "it was trained, and tuned"
     for kind in ("passkey", "needle"):
-        for name in ("before", "after"):
+        for name in ("before", "after", "tuned"):
             (result,) = read_results(work / "results-128k" / kind / name / f"{kind}.json", kind)
             assert result.checkpoint == name
             assert result.lengths == tuple(map(int, short["LENGTHS"].split()))

@@ -76,6 +76,25 @@ def rates() -> Iterator[tuple[str, ...]]:
         yield results[0].checkpoint, *cells, f"{sum(scores) / len(scores):.1f}"
 
 
+def second_run() -> Iterator[tuple[str, ...]]:
+    """Lengths, passkeys of the first and second run, and after its tuning."""
+    files = ("passkey.json", "second/passkey.json", "second/tuned.json")
+    first, second, tuned = (read_results(RESULTS / file, "passkey")[-1] for file in files)
+    for length in second.lengths:
+        shares = (_share(*counts(result, length)) for result in (first, second, tuned))
+        yield f"{length:,}", *shares
+
+
+def ruler() -> Iterator[tuple[str, ...]]:
+    """Tasks of RULER and their mean, of the original model."""
+    (before,) = read_results(RESULTS / "ruler.json", "ruler")
+    cells = {(cell.row, cell.column): cell for cell in before.cells}
+    for task in dict.fromkeys(cell.row for cell in before.cells):
+        its = [cells[task, str(length)] for length in before.lengths]
+        yield task, *(f"{cell.score:.1f} ± {cell.error:.1f}" for cell in its)
+    yield "mean", *(f"{before.mean(str(length)):.1f}" for length in before.lengths)
+
+
 def tables() -> str:
     """All of them, each under its caption."""
     lengths = ("8,192", "32,768", "65,536")
@@ -83,6 +102,8 @@ def tables() -> str:
     captions = (
         "Retrieval, per cent of prompts over ten depths, with Wilson's 95 % interval and counts:",
         "Loss by position on eight held-out rows, nats per token ± one standard error over rows:",
+        "Passkeys of the run above, of a second run, and of this run tuned on short chats:",
+        "RULER of the original model, 20 questions a cell ± one standard error:",
         "Rates, 25 iterations each, per cent of ten prompts of seed 99 a length:",
         "Ablations at 65,536 tokens, 32 rows each: the mean of the seeds, and each seed:",
     )
@@ -92,6 +113,8 @@ def tables() -> str:
             retrieval(),
         ),
         table(("positions", "before", "after", "difference"), losses()),
+        table(("length", "first run", "second run", "second run, tuned"), second_run()),
+        table(("task", "4,096", "8,192"), ruler()),
         table(
             ("rate", *(f"{kind} {length}" for kind in KINDS for length in lengths), "mean"),
             rates(),

@@ -90,7 +90,7 @@ def _chosen(indexes: list[str], only: list[str]) -> list[Source]:
 
 def _write(source: Source, packages: Path, output: Path, largest: int) -> dict[str, object]:
     """Append the documents of a source to its file; return its line of ``corpus.json``."""
-    archives = [_fetched(source, package, packages) for package in source.packages]
+    archives = [fetched(source, package, packages) for package in source.packages]
     versions = [_files(source, archive) for archive in archives]
     if len(versions) > 1:
         limits = DISTANT_BYTES if source.is_for_target else REVISION_BYTES
@@ -123,7 +123,7 @@ def _write(source: Source, packages: Path, output: Path, largest: int) -> dict[s
     }
 
 
-def _fetched(source: Source, package: str, packages: Path) -> Path:
+def fetched(source: Source, package: str, packages: Path) -> Path:
     """The package's archive, fetched into a folder of its own where it is not there yet."""
     folder = packages / package.replace("==", "-")
     if not folder.is_dir():
@@ -144,7 +144,7 @@ def _fetched(source: Source, package: str, packages: Path) -> Path:
 def _files(source: Source, archive: Path) -> Files:
     """The texts that a source asks for."""
     files = {}
-    members = _deb_members if source.index == "debian" else _wheel_members
+    members = _deb_members if source.index == "debian" else wheel_members
     for path, content in members(archive, source.files):
         if any(part in "/" + path for part in _LEFT_OUT):
             continue
@@ -162,7 +162,8 @@ def _wanted(path: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
-def _wheel_members(archive: Path, patterns: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+def wheel_members(archive: Path, patterns: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the files that a source asks for."""
     with zipfile.ZipFile(archive) as wheel:
         for path in wheel.namelist():
             if _wanted(path, patterns):

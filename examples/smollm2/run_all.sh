@@ -3,7 +3,7 @@
 # kept, so that the same command continues after an interruption.
 set -euo pipefail
 scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-for script in "$scripts"/0*.sh; do
+for script in "$scripts"/[0-9]*.sh; do
     echo "== $(basename "$script") $*, second $SECONDS"
     bash "$script" "$@"
 done

@@ -12,7 +12,7 @@ MEGABYTE = 1_000_000
 class Source:
     """Texts of one package, or of several versions of one."""
 
-    group: Literal["manuals", "code", "books", "law", "revisions", "distant"]
+    group: Literal["manuals", "code", "books", "law", "revisions", "distant", "conversations"]
     """Name of the source for ``ultralong prepare``, which keeps the groups' shares."""
     index: Literal["pypi", "debian"]
     packages: tuple[str, ...]
@@ -74,3 +74,7 @@ SOURCES = (
     *(dataclasses.replace(source, is_held_out=True) for source in _HELD_OUT),
 )
 """All of them."""
+CONVERSATIONS = Source(
+    "conversations", "pypi", ("chatterbot-corpus==1.3.3",), _BSD, ("*/data/english/*.yml",)
+)
+"""Short ones, for instruction tuning behind the long documents; no part of the corpus."""

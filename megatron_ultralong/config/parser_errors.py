@@ -123,10 +123,10 @@ def _text(event: Any, flags: dict[str, str], unknown: Sequence[str], given: Sequ
     return "; ".join(parts)
 
 
-_CHATML = dict.fromkeys(("chatml", "chat-ml", "im_start", "qwen"), "qwen2.5")
+_CHATML = {"chat-ml": "chatml", "chat_ml": "chatml", "im_start": "chatml", "qwen": "qwen2.5"}
 """What other programs call a chat template, and its name here."""
 _CHATML_TOKENS = (
-    "; ChatML's turns are qwen2.5's, for a tokenizer that has <|im_start|> and <|im_end|>; plain "
+    "; chatml and qwen2.5 are for a tokenizer that has <|im_start|> and <|im_end|>; plain "
     "is for one without tokens of turns"
 )
 _HELP = ("--help", "--help-all")

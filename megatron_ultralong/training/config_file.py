@@ -2,8 +2,9 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from megatron_ultralong.config.plain_values import from_dict, with_fields
 from megatron_ultralong.config.rope import RopeConfig
@@ -42,11 +43,20 @@ def load_config(path: Path, kind: type[Config]) -> Config:
         InputError: no such file, or not a configuration of this kind.
     """
     values = read_yaml(path, "configuration")
-    # The one key that every configuration of instruction tuning has, and no other.
-    found: type[TrainingConfig] = SftConfig if "num_epochs" in values else PretrainConfig
+    found = _kind_of(values, kind)
     if not issubclass(found, kind):
         raise InputError(
             f"{path} is the configuration of a {found.verb} run, but {kind.verb} needs its own"
         )
     RopeConfig.check_block(values.get("rope"), str(path))
     return from_dict(found, values, str(path))
+
+
+def _kind_of(values: Mapping[str, Any], kind: type[TrainingConfig]) -> type[TrainingConfig]:
+    """Whose it is: ``num_epochs`` is the one key of instruction tuning that no other has. A file of
+    some keys, as users write them, may leave it out; a whole one of `pretrain` has all the others.
+    """
+    if "num_epochs" in values:
+        return SftConfig
+    is_whole = {field.name for field in dataclasses.fields(PretrainConfig)} <= values.keys()
+    return SftConfig if kind is SftConfig and not is_whole else PretrainConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from megatron_ultralong.data.read.conversation_formats import parse_conversation
 from megatron_ultralong.data.tokenize.chat_encoder import ChatEncoder
 from megatron_ultralong.data.tokenize.chat_template import DATE, TEMPLATES, TemplateName
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
-from megatron_ultralong.data.tokenize.template_comparison import check_template
+from megatron_ultralong.data.tokenize.template_comparison import check_template, fitted_template
 from megatron_ultralong.data.tokenize.tokenising import HuggingFaceTokenizer
 from megatron_ultralong.program.errors import InputError
 from tests.models import write_tokenizer
@@ -40,6 +41,7 @@ QWEN = (
 """What the templates of Qwen2.5 and Qwen3 write for messages without tools."""
 DEFAULT = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 JINJA: dict[TemplateName, str] = {
+    "chatml": "{% set DEFAULT, THINKS = '', false %}" + QWEN,
     "qwen2.5": "{% set DEFAULT, THINKS = '" + DEFAULT + "', false %}" + QWEN,
     "qwen3": "{% set DEFAULT, THINKS = '', true %}" + QWEN,
 }
@@ -120,12 +122,36 @@ def test_the_folder_s_template_is_compared(folder: Path, name: TemplateName) -> 
         pytest.raises(InputError, match="--chat-template qwen3 is not the template"),
     ):
         check_template(TEMPLATES["qwen3"], found, DATE)
-    other: TemplateName = "qwen3" if name == "qwen2.5" else "qwen2.5"
+    other: TemplateName = "qwen2.5" if name == "qwen3" else "qwen3"
     with (
         FolderTemplate(JINJA[other], folder) as found,
         pytest.raises(InputError, match=f"--chat-template {name} is not the template"),
     ):
         check_template(TEMPLATES[name], found, DATE)
+
+
+@pytest.mark.parametrize(
+    "default", ["", "You are a helpful AI assistant named S.", DEFAULT, "a\nb"]
+)
+def test_chatml_takes_the_default_system_turn_of_the_folder(folder: Path, default: str) -> None:
+    """SmolLM2, Hermes and others have ChatML's turns, each behind a system turn of its own."""
+    text = f"{{% set DEFAULT, THINKS = {json.dumps(default)}, false %}}{QWEN}"
+    judge = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    with FolderTemplate(text, folder) as found:
+        fitted = fitted_template(TEMPLATES["chatml"], found, DATE)
+        check_template(fitted, found, DATE)
+        assert fitted_template(TEMPLATES["qwen3"], found, DATE) is TEMPLATES["qwen3"]
+        if default not in ("", DEFAULT):
+            with pytest.raises(InputError, match="use --chat-template chatml, which writes the"):
+                check_template(TEMPLATES["qwen2.5"], found, DATE)
+    encoder = ChatEncoder(fitted, HuggingFaceTokenizer(folder / "tokenizer.json"))
+    for roles in (("user", "assistant"), ("system", "user", "assistant")):
+        messages = [dict(role=role, content=f"{role} says") for role in roles]
+        conversation = parse_conversation({"messages": messages}, "auto")
+        [example] = encoder.encode([fitted.render(conversation, DATE)])
+        for template in (text, fitted.jinja):
+            ids = judge.apply_chat_template(messages, chat_template=template)["input_ids"]
+            assert example.tokens.tolist() == list(ids), messages
 
 
 def test_thoughts_are_learnt_where_the_model_writes_them() -> None:

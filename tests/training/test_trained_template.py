@@ -258,6 +258,7 @@ def test_texts_of_templates_stay() -> None:
         "llama3.1": "c3d013de8bc5",
         "llama3": "87886c3e5cfe",
         "plain": "58eccc127194",
+        "chatml": "49dda2328d9f",
         "qwen2.5": "56d9102f46aa",
         "qwen3": "456e36647d93",
     }

@@ -22,7 +22,7 @@ from megatron_ultralong.data.rows.indexed import token_dtype
 from megatron_ultralong.data.store.documents import DocumentStore
 from megatron_ultralong.data.store.shards import BATCH_CHARACTERS, summarise
 from megatron_ultralong.data.tokenize.chat_encoder import ChatEncoder, Example, marked_pieces
-from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, Piece, rendered_text
+from megatron_ultralong.data.tokenize.chat_template import ChatTemplate, Piece, rendered_text
 from megatron_ultralong.data.tokenize.engines import SAMPLE_CHARACTERS, FastTokenizer
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
@@ -34,6 +34,7 @@ from megatron_ultralong.sequence.documents import document_id
 
 def tokenise_chats(
     config: PrepareChatConfig,
+    template: ChatTemplate,
     sources: Sequence[Source],
     tokenizer: DocumentTokenizer,
     folder: Path,
@@ -41,7 +42,8 @@ def tokenise_chats(
 ) -> ChatStore:
     """Tokenise all conversations into ``FOLDER/tokens.bin``.
 
-    ``marks``: the template that says what is learnt; None: the assistant's turns are.
+    ``template``: how they are written. ``marks``: the template that says what is learnt; None: the
+    assistant's turns are.
 
     Raises:
         InputError: at a conversation that cannot be trained on, or where a source has none.
@@ -56,7 +58,7 @@ def tokenise_chats(
         reader.check_first_records()
     num_bytes = sum(reader.num_bytes for reader in readers)
     with progress("Tokenizing", num_bytes, "B") as bar, open(folder / "tokens.bin", "wb") as file:
-        store = ChatStore(config, tokenizer, folder, file.write, marks)
+        store = ChatStore(config, template, tokenizer, folder, file.write, marks)
         for reader in readers:
             store.add_source(reader, bar)
     return store
@@ -67,6 +69,7 @@ class ChatStore:
     """Examples, by number: taken in batch by batch, their tokens written."""
 
     config: PrepareChatConfig
+    template: ChatTemplate
     tokenizer: DocumentTokenizer
     folder: Path
     write: Callable[[memoryview], object]
@@ -77,7 +80,6 @@ class ChatStore:
 
     def __post_init__(self) -> None:
         self.dtype = token_dtype(self.tokenizer.vocab_size)
-        self.template = TEMPLATES[self.config.chat_template]
         self.encoder = ChatEncoder(self.template, self.tokenizer, self.marks is not None)
         self._found: collections.Counter[str] = collections.Counter()
         """What is counted of the source, by the names of :class:`ChatSource`."""

@@ -28,9 +28,9 @@ from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER, write_manife
 from megatron_ultralong.data.rows.stored import targets_prefix
 from megatron_ultralong.data.store.documents import RowWriter
 from megatron_ultralong.data.tokenize import engines
-from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, resolved_date
+from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, ChatTemplate, resolved_date
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, folder_template
-from megatron_ultralong.data.tokenize.template_comparison import check_template
+from megatron_ultralong.data.tokenize.template_comparison import check_template, fitted_template
 from megatron_ultralong.data.tokenize.tokenising import copy_tokenizer
 from megatron_ultralong.data.tokenize.trained_template import template_of
 from megatron_ultralong.program.errors import InputError
@@ -65,13 +65,15 @@ def _tokenise(
 ) -> tuple[ChatStore, dict[str, Any]]:
     """Every conversation, and what the manifest says of template and tokenizer."""
     chosen = engines.choose_tokenizer(config.tokenizer, config.tokenizer_engine)
-    with _open_template(config, chosen.tokenizer.file.parent) as folder:
+    with _open_template(config, chosen.tokenizer.file.parent) as (template, folder):
         marks = folder if folder is not None and folder.has_marks else None
         folder_date = "" if folder is None else folder.own_date(config.date_string)
         (_, reason), store = engines.tokenise_by(
             chosen,
             config.tokenizer_engine,
-            lambda found: tokenise_chats(config, sources, found, work.new_folder("tokens"), marks),
+            lambda found: tokenise_chats(
+                config, template, sources, found, work.new_folder("tokens"), marks
+            ),
         )
         return store, {
             "folder_template_checked": folder is not None,
@@ -82,16 +84,22 @@ def _tokenise(
 
 
 @contextlib.contextmanager
-def _open_template(config: PrepareChatConfig, place: Path) -> Iterator[FolderTemplate | None]:
-    """The template in the tokenizer's folder, which writes what ours does; None: there is none."""
+def _open_template(
+    config: PrepareChatConfig, place: Path
+) -> Iterator[tuple[ChatTemplate, FolderTemplate | None]]:
+    """The chosen template, and the one in the tokenizer's folder, which writes the same; None:
+    there is none.
+    """
+    template = TEMPLATES[config.chat_template]
     text = folder_template(place) if config.check_template else None
     if text is None:
-        yield None
+        yield template, None
         return
     folder = FolderTemplate(text, place)
     with folder:
-        check_template(TEMPLATES[config.chat_template], folder, config.date_string)
-        yield folder
+        template = fitted_template(template, folder, config.date_string)
+        check_template(template, folder, config.date_string)
+        yield template, folder
 
 
 def _write(

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError, Message
 from megatron_ultralong.data.tokenize import chat_jinja
 from megatron_ultralong.model.families import FAMILIES
-from megatron_ultralong.model.families.family import Turns
+from megatron_ultralong.model.families.family import Turns, chatml
 
 DATE = "26 Jul 2024"
 """Date that Llama 3.1's template writes where it is given none."""
@@ -48,7 +48,7 @@ def date_of(text: str) -> datetime.date | None:
     return None
 
 
-TemplateName = Literal["llama3.1", "llama3", "plain", "qwen2.5", "qwen3"]
+TemplateName = Literal["llama3.1", "llama3", "plain", "chatml", "qwen2.5", "qwen3"]
 
 
 class Piece(NamedTuple):
@@ -217,11 +217,21 @@ def _of_table(
     return pieces
 
 
-def _template(turns: Turns, jinja: str, *, strip: bool = False) -> ChatTemplate:
+def _template(turns: Turns, jinja: str = "", *, strip: bool = False) -> ChatTemplate:
+    """Of a table; ``jinja``: as it has been written since the first tuned models, if not by it."""
     name: Any = turns.template
     render = functools.partial(_of_table, turns, strip=strip)
     ends, has_thoughts = turns.after["assistant"][:1], bool(turns.before_last)
+    jinja = jinja or chat_jinja.of_family(turns)
     return ChatTemplate(name, turns.marks, render, jinja, ends, has_thoughts)
+
+
+CHATML: TemplateName = "chatml"
+
+
+def chatml_with(default_system: str) -> ChatTemplate:
+    """ChatML, with the system turn that begins a conversation without one; empty: none does."""
+    return _template(chatml(CHATML, default_system))
 
 
 _ROLES = ("system", "user", "assistant")
@@ -251,14 +261,17 @@ TEMPLATES: dict[TemplateName, ChatTemplate] = {
     ),
     "llama3": _template(_LLAMA3, chat_jinja.LLAMA3, strip=True),
     "plain": _template(_PLAIN, chat_jinja.PLAIN, strip=True),
-    **{each.name: each for each in (_template(t, chat_jinja.of_family(t)) for t in _OF_FAMILIES)},
+    CHATML: chatml_with(""),
+    **{template.name: template for template in map(_template, _OF_FAMILIES)},
 }
 """Templates by the name that ``--chat-template`` takes.
 
 ``llama3`` is Llama 3.0's: no dates, no system turn of its own, no tools. ``plain`` is for
-tokenizers without Llama 3's special tokens: roles in words, every turn ended by its EOS. Those of
-other families are their tables' (``model/families``): ``qwen3``'s last answer has a thought, and
-where it has none an empty one, which is not learnt.
+tokenizers without Llama 3's special tokens: roles in words, every turn ended by its EOS. ``chatml``
+is that of many models of all families, each with a default system turn of its own or none: see
+:func:`~megatron_ultralong.data.tokenize.template_comparison.fitted_template`. Those of other
+families are their tables' (``model/families``): ``qwen3``'s last answer has a thought, and where it
+has none an empty one, which is not learnt.
 """
 
 

@@ -7,7 +7,13 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data.read.conversation_formats import parse_conversation
-from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, ChatTemplate, rendered_text
+from megatron_ultralong.data.tokenize.chat_template import (
+    CHATML,
+    TEMPLATES,
+    ChatTemplate,
+    chatml_with,
+    rendered_text,
+)
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.errors import InputError
@@ -25,6 +31,20 @@ _THOUGHTS = [_QUESTION, _THOUGHT, {"role": "user", "content": "Why?"}, _THOUGHT]
 """One more for templates that write them in a way of their own."""
 
 
+def fitted_template(template: ChatTemplate, folder: FolderTemplate, date: str) -> ChatTemplate:
+    """``chatml`` with the default system turn that the folder's template writes; others as given.
+
+    Raises:
+        InputError: the folder's template cannot be rendered.
+    """
+    if template.name != CHATML:
+        return template
+    text = folder.render_messages(PROBES[0], date).text
+    start, end = "<|im_start|>system\n", "<|im_end|>\n<|im_start|>user\n"
+    begun, found, _ = text.partition(end)
+    return chatml_with(begun.removeprefix(start) if found and begun.startswith(start) else "")
+
+
 def check_template(template: ChatTemplate, folder: FolderTemplate, date: str) -> None:
     """Compare with the folder's own template.
 
@@ -35,9 +55,10 @@ def check_template(template: ChatTemplate, folder: FolderTemplate, date: str) ->
     different = _difference(template, folder, date)
     if not different:
         return
-    fits = [
-        t.name for t in TEMPLATES.values() if t != template and not _difference(t, folder, date)
+    others = [
+        fitted_template(t, folder, date) for t in TEMPLATES.values() if t.name != template.name
     ]
+    fits = [t.name for t in others if not _difference(t, folder, date)]
     ways = [f"use --chat-template {name}, which writes the same as it" for name in fits[:1]]
     keep = (
         f"give --no-check-template to train in {template.name}, which `sft` and its exports then "

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Step 7: all figures on one page, with pictures and conditions.
+# Step 8: all figures on one page, with pictures and conditions.
 #
 # see: report-TARGET/index.html
 set -euo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Step 6: the result, compared with the original model: loss by position on packages that nobody trained on,
+# Step 7: the results, compared with the original model: loss by position on packages that nobody trained on,
 # passkey and needle by length and depth. An evaluation that was interrupted continues where it was.
 #
 # see: loss that does not rise with the position; retrieval beyond 8,192 tokens
@@ -8,7 +8,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 results=$WORK/results-$TARGET
-models="before=$WORK/base after=$WORK/run-$TARGET"
+models="before=$WORK/base after=$WORK/run-$TARGET tuned=$WORK/tuned-$TARGET"
 evaluate() { # VERB FLAG...; of several models each has a folder in --output
     torchrun --standalone --nproc-per-node 1 -m megatron_ultralong evaluate "$1" --beyond-trained-positions \
         --output "$results/$1" "${@:2}"

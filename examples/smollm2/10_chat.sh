@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Step 9: ask it something (QUESTION), in its own chat template.
+# Step 10: ask it something (QUESTION), in its own chat template.
 #
 # see: an answer
 set -euo pipefail

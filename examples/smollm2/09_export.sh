@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Step 8: a Hugging Face folder that transformers and vLLM load, with the rope block of its training.
+# Step 9: a Hugging Face folder that transformers and vLLM load, with the rope block of its training.
 #
 # see: "good_for": the engines that read it; every tensor bit-equal
 set -euo pipefail
