@@ -36,3 +36,10 @@ LvEvalCommand = _command("lv_eval", LvEvalConfig)
 InfiniteBenchCommand = _command("infinitebench", InfiniteBenchConfig)
 HarnessCommand = _command("harness", options.HarnessConfig)
 ChatCommand = _command("chat", options.ChatConfig)
+
+
+def benchmark_of(command: Any) -> tuple[str, Any]:
+    """Name and options of a command's benchmark."""
+    names = (field.name for field in dataclasses.fields(command))
+    (name,) = {*names} - {"models", "cost"}
+    return name, getattr(command, name)

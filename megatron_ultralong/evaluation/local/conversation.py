@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,8 @@ class Row:
     answer: str
     """As a model has to write it."""
     references: Any
-    file: str
-    """Hash of the file that it stands in."""
+    score: Callable[[str, Any], float]
+    """Of what was written and the references: 0 to 1."""
     length: int = 0
     """Tokens, where the file says how many it is meant for."""
 
@@ -130,8 +130,8 @@ def evaluate_by_length(
     config: Any,
     upstream: str,
     paths: Sequence[Path],
-    rows_of: Callable[[Files], Iterable[Row]],
-    scorer: Callable[[str], Callable[[str, Any], float]],
+    keys: Sequence[str],
+    row_of: Callable[[Path, JsonObject], Row],
     *,
     metrics: Mapping[str, str],
     first_bin: int = 0,
@@ -139,10 +139,9 @@ def evaluate_by_length(
 ) -> Result:
     """Ask the questions of files that fit, in bins by the tokens of prompt and answer.
 
-    ``rows_of`` reads the files in ``paths``, ``scorer`` gives the score of a task: a function of
-    what was written and the references. ``config`` has the fields of
-    :class:`~megatron_ultralong.evaluation.local.options.FitConfig`, ``tasks`` and ``data``;
-    ``first_bin`` is the least length of upstream's first bin. What is written is as in
+    ``row_of`` makes a question of a row with ``keys`` in one of the files ``paths``. ``config`` has
+    the fields of :class:`~megatron_ultralong.evaluation.local.options.FitConfig`, ``tasks`` and
+    ``data``; ``first_bin`` is the least length of upstream's first bin. What is written is as in
     :func:`evaluate_questions`.
 
     Raises:
@@ -160,7 +159,8 @@ def evaluate_by_length(
     taken: Counter[tuple[str, int]] = Counter()
     asked: set[str] = set()
     questions, num_too_long, seen = [], 0, set()
-    for index, row in enumerate(rows_of(files)):
+    every = ((file, row_of(file, values)) for file in files for values in read_rows(file, keys))
+    for index, (file, row) in enumerate(every):
         if row.task not in config.tasks:
             continue
         seen.add(row.task)
@@ -182,9 +182,9 @@ def evaluate_by_length(
         questions.append(
             Question(
                 *(row.task, str(place[1]), index, size, room),
-                decides=decisive(config.prompt_template, tokenizer, file=row.file),
+                decides=decisive(config.prompt_template, tokenizer, file=files[file]),
                 make=functools.partial(_prompt, tokenizer, config.prompt_template, row),
-                score=scorer(row.task),
+                score=row.score,
             )
         )
     if missing := [task for task in config.tasks if task not in seen]:

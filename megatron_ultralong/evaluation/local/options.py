@@ -54,37 +54,31 @@ class BinsConfig(FitConfig):
     o200k_base, which gpt-oss has; default: the checkpoint's own."""
 
 
-MRCR_TASKS = ("2needle", "4needle", "8needle")
-
-
 @dataclasses.dataclass(frozen=True)
 class MrcrConfig(BinsConfig):
     """OpenAI's MRCR from a local copy: which of several equal requests was answered how."""
 
-    TASKS = MRCR_TASKS
+    TASKS = ("2needle", "4needle", "8needle")
 
     data: Annotated[str, Required("upstream's files, or the folder with them")] = ""
     """Parquet or JSONL file with upstream's columns, or a folder of them: 2needle.parquet,
     2needle/2needle_0.parquet."""
-    tasks: tuple[str, ...] = MRCR_TASKS
+    tasks: tuple[str, ...] = TASKS
     """Numbers of needles; default: all three."""
     max_new_tokens: Annotated[int, Range(1), LENGTH] = 2048
     """Largest number of tokens of an answer; a question whose own is longer has room for it."""
-
-
-GRAPHWALKS_TASKS = ("bfs", "parents")
 
 
 @dataclasses.dataclass(frozen=True)
 class GraphWalksConfig(BinsConfig):
     """OpenAI's GraphWalks, from a local copy or generated: nodes at a depth, and parents."""
 
-    TASKS = GRAPHWALKS_TASKS
+    TASKS = ("bfs", "parents")
 
     data: str = ""
     """Parquet or JSONL file with upstream's columns, or a folder of them. Default: graphs are
     generated, by the lengths and the seed."""
-    tasks: tuple[str, ...] = GRAPHWALKS_TASKS
+    tasks: tuple[str, ...] = TASKS
     """Operations; default: both."""
     lengths: Annotated[tuple[int, ...], Range(1), LENGTH] = ()
     """Of generated graphs: tokens of prompt and answer together. Of files: bins to use, by their
