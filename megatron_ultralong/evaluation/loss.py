@@ -1,6 +1,5 @@
 """Loss by position on held-out rows: where in its context a model predicts how well."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,10 +41,7 @@ def evaluate_loss(
     """
     if config.output:
         check_output(config.output)
-    results = measure_position_loss(config, scorers, separator_ids)
-    if records:
-        pairs = zip(results, records, strict=True)
-        results = [dataclasses.replace(one, model=record) for one, record in pairs]
+    results = measure_position_loss(config, scorers, separator_ids, records)
     if scorers[0].is_main:
         Console().print(loss_table(results))
         if config.output:
@@ -58,9 +54,12 @@ def evaluate_loss(
 
 
 def measure_position_loss(
-    config: LossConfig, scorers: Sequence[interface.Scorer], separator_ids: Sequence[int] = ()
+    config: LossConfig,
+    scorers: Sequence[interface.Scorer],
+    separator_ids: Sequence[int] = (),
+    records: Sequence[result.ModelRecord] = (),
 ) -> list[result.Result]:
-    """Loss by position of ``scorers`` on the first rows of a split.
+    """Loss by position of ``scorers`` on the first rows of a split; see :func:`evaluate_loss`.
 
     Raises:
         InputError: too few rows, rows too short or beyond a checkpoint's positions, or token ids
@@ -88,7 +87,7 @@ def measure_position_loss(
     manifest = Path(config.data_path) / FILE_NAME
     material = {FILE_NAME: file_sha256(manifest)} if manifest.is_file() else {}
     results = []
-    for scorer in scorers:
+    for scorer, record in zip(scorers, records or [None] * len(scorers), strict=True):
         sums = _row_sums(config, scorer, rows, num_rows, edges, separator_ids)
         cells = (_cell(edges[k], edges[k + 1], *sums[:, :, k]) for k in range(len(edges) - 1))
         results.append(
@@ -100,6 +99,7 @@ def measure_position_loss(
                 cells=tuple(cells),
                 material=material,
                 num_packed_rows=num_rows,
+                model=record,
             )
         )
     return results

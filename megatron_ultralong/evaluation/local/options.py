@@ -1,7 +1,7 @@
 """Options of benchmarks from local copies; flags are generated from them."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from megatron_ultralong.evaluation.options import AskingConfig, check_different, check_tasks
 from megatron_ultralong.generation.prompt_template import PromptTemplate
@@ -132,6 +132,8 @@ NoLiMaMetric = Literal["contains", "EM", "lastline_contains", "lastline_EM"]
 class NoLiMaConfig(MessagesConfig):
     """NoLiMa from a local copy: needles that share no words with their questions."""
 
+    DIFFERENT: ClassVar = {"lengths": "token counts"}
+
     data: Annotated[str, Required("the folder with upstream's needlesets/ and haystack/")] = ""
     """Folder as upstream's script fills it: needlesets/needle_set.json and
     haystack/rand_shuffle/rand_book_1.txt to 5."""
@@ -154,7 +156,6 @@ class NoLiMaConfig(MessagesConfig):
         """Raise InputError where a field is missing or out of range."""
         super().check()
         check_tasks((self.needle_set,), NEEDLE_SETS)
-        check_different("token counts", lengths=self.lengths)
 
 
 @dataclasses.dataclass(frozen=True)
