@@ -11,9 +11,8 @@ from megatron_ultralong.data.read.file_kind import file_kind
 from megatron_ultralong.data.read.formats import read_records
 from megatron_ultralong.data.read.record import text_error
 from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
-from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.local.options import BinsConfig
-from megatron_ultralong.evaluation.local.prompt import Message, prompt_ids
+from megatron_ultralong.evaluation.local.prompt import Message, message_prompt, prompt_ids
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.file import file_sha256
@@ -183,7 +182,10 @@ def evaluate_by_length(
             Question(
                 *(row.task, str(place[1]), index, size, room),
                 decides=decisive(config.prompt_template, tokenizer, file=files[file]),
-                make=functools.partial(_prompt, tokenizer, config.prompt_template, row),
+                make=functools.partial(
+                    *(message_prompt, tokenizer, config.prompt_template),
+                    *(row.messages, row.references),
+                ),
                 score=row.score,
             )
         )
@@ -227,10 +229,6 @@ def _sizes(
     answer = tokenizer.encode(row.answer).size
     room = max(config.max_new_tokens, answer + _ROOM_BESIDE)
     return None if ids.size + room > max_length else (int(ids.size), answer, room)
-
-
-def _prompt(tokenizer: PromptTokenizer, template: PromptTemplate, row: Row) -> Prompt:
-    return Prompt(prompt_ids(tokenizer, template, row.messages)[0], row.references)
 
 
 def decisive(

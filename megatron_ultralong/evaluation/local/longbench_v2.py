@@ -13,16 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.evaluation.asking.questions import Question
-from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.options import LongBenchV2Config
-from megatron_ultralong.evaluation.local.prompt import estimated_tokens, prompt_ids
+from megatron_ultralong.evaluation.local.prompt import estimated_tokens, message_prompt
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import Result
-from megatron_ultralong.generation.prompt_template import PromptTemplate
-from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject
 from megatron_ultralong.program.quantity import counted
@@ -106,11 +103,12 @@ def evaluate_longbench_v2(config: LongBenchV2Config, subject: Subject[Generator]
     rows = itertools.islice(conversation.read_rows(file, KEYS), config.num_samples or None)
     for index, row in enumerate(map(checked, rows)):
         text = prompt_text(row)
+        parts = tokenizer, template, (("user", text),), row["answer"], room
         questions.append(
             Question(
                 *(_TASK, f"{row['difficulty']}/{row['length']}", index),
                 *(estimated_tokens(text, room), config.max_new_tokens, decides),
-                make=functools.partial(_prompt, tokenizer, template, text, room, row["answer"]),
+                make=functools.partial(message_prompt, *parts),
                 score=longbench_v2_score,
             )
         )
@@ -136,10 +134,3 @@ def evaluate_longbench_v2(config: LongBenchV2Config, subject: Subject[Generator]
 def counts(column: str, entry: Mapping[str, Any]) -> bool:
     """Whether an answer counts in a column of upstream's table."""
     return column == "overall" or column in entry["column"].split("/")
-
-
-def _prompt(
-    tokenizer: PromptTokenizer, template: PromptTemplate, text: str, room: int, answer: str
-) -> Prompt:
-    ids, was_cut = prompt_ids(tokenizer, template, (("user", text),), room)
-    return Prompt(ids, answer, was_cut)

@@ -22,7 +22,7 @@ from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.nolima_placement import Book, distractor_depth
 from megatron_ultralong.evaluation.local.options import NoLiMaConfig, NoLiMaMetric
-from megatron_ultralong.evaluation.local.prompt import Message, prompt_ids
+from megatron_ultralong.evaluation.local.prompt import Message, message_prompt, prompt_ids
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.file import file_sha256
@@ -280,4 +280,4 @@ def _beside(tokenizer: PromptTokenizer, template: PromptTemplate, test: Test) ->
 
 
 def _prompt(tokenizer: PromptTokenizer, template: PromptTemplate, place: Placement) -> Prompt:
-    return Prompt(prompt_ids(tokenizer, template, place.messages())[0], place.answers)
+    return message_prompt(tokenizer, template, place.messages(), place.answers)

@@ -1,9 +1,11 @@
 """Prompts of messages, in tokens: with the turns of a family or as text, cut to their room."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.generation.prompt_tokenizer import (
     IdArray,
@@ -50,6 +52,18 @@ def prompt_ids(
         return ids, False
     start = np.concatenate([begin, tokenizer.encode(head)])
     return _cut(start, tokenizer.encode(text), tokenizer.encode(tail), room)
+
+
+def message_prompt(
+    tokenizer: PromptTokenizer,
+    template: PromptTemplate,
+    messages: Sequence[Message],
+    references: Any,
+    room: int = 2**62,
+) -> Prompt:
+    """A question of :func:`prompt_ids`, and what its answer is held against."""
+    ids, was_cut = prompt_ids(tokenizer, template, messages, room)
+    return Prompt(ids, references, was_cut)
 
 
 def cut_prompt(
