@@ -87,7 +87,8 @@ def measure_position_loss(
     manifest = Path(config.data_path) / FILE_NAME
     material = {FILE_NAME: file_sha256(manifest)} if manifest.is_file() else {}
     results = []
-    for scorer, record in zip(scorers, records or [None] * len(scorers), strict=True):
+    known = {scorer.name: record for scorer, record in zip(scorers, records, strict=False)}
+    for scorer in scorers:
         sums = _row_sums(config, scorer, rows, num_rows, edges, separator_ids)
         cells = (_cell(edges[k], edges[k + 1], *sums[:, :, k]) for k in range(len(edges) - 1))
         results.append(
@@ -99,7 +100,7 @@ def measure_position_loss(
                 cells=tuple(cells),
                 material=material,
                 num_packed_rows=num_rows,
-                model=record,
+                model=known.get(scorer.name),
             )
         )
     return results

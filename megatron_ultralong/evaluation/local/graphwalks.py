@@ -20,14 +20,13 @@ from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.conversation import Row
 from megatron_ultralong.evaluation.local.options import GraphWalksConfig
-from megatron_ultralong.evaluation.local.prompt import prompt_ids
+from megatron_ultralong.evaluation.local.prompt import PromptForm
 from megatron_ultralong.evaluation.local.scores import f1
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.evaluation.ruler.fitting import fit
-from megatron_ultralong.generation.prompt_template import PromptTemplate
-from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer
+from megatron_ultralong.generation.prompt_tokenizer import IdArray
 from megatron_ultralong.program.json_file import JsonObject, read_json
 
 UPSTREAM = "grading of openai/graphwalks, its card of 27 February 2026"
@@ -125,9 +124,7 @@ def graph_text(graph: Graph) -> str:
     return prompt.format(edges=lines, operation=graph.operation)
 
 
-def make_graph_prompt(
-    tokenizer: PromptTokenizer, template: PromptTemplate, task: str, seed: str, room: int
-) -> Prompt:
+def make_graph_prompt(form: PromptForm, task: str, seed: str, room: int) -> Prompt:
     """A prompt of a graph of as many nodes as ``room`` tokens hold.
 
     Raises:
@@ -136,7 +133,7 @@ def make_graph_prompt(
 
     def ids(num_nodes: int) -> IdArray:
         text = graph_text(random_graph(task, seed, num_nodes))
-        return prompt_ids(tokenizer, template, (("user", text),))[0]
+        return form.prompt((("user", text),)).tokens
 
     num_nodes, tokens = fit(OUT_DEGREE + 1, None, float, ids, room, f"graphwalks' {task}")
     answer = random_graph(task, seed, num_nodes).answer
@@ -154,7 +151,6 @@ def evaluate_graphwalks(config: GraphWalksConfig, subject: Subject[Generator]) -
         return conversation.evaluate_by_length(
             *(subject, "graphwalks", config, UPSTREAM, paths, KEYS, row_of), metrics=metrics
         )
-    subject.tokenizer.check_template(config.prompt_template)
     return conversation.evaluate_files(
         *(_generated(config, subject), subject, "graphwalks", config, UPSTREAM, {}),
         lengths={length: f"length {length}" for length in config.lengths},
@@ -168,13 +164,13 @@ def evaluate_graphwalks(config: GraphWalksConfig, subject: Subject[Generator]) -
 
 
 def _generated(config: GraphWalksConfig, subject: Subject[Generator]) -> list[Question]:
-    tokenizer, template = subject.tokenizer, config.prompt_template
-    decides = conversation.decisive(template, tokenizer, seed=config.seed)
+    form = PromptForm(subject.tokenizer, config.prompt_template)
+    decides = form.decides(seed=config.seed)
     places = itertools.product(config.tasks, sorted(config.lengths), range(config.num_samples))
     questions = []
     for task, length, index in places:
         room, seed = length - config.max_new_tokens, f"{config.seed}/{task}/{length}/{index}"
-        make = functools.partial(make_graph_prompt, tokenizer, template, task, seed, room)
+        make = functools.partial(make_graph_prompt, form, task, seed, room)
         of = (task, str(length), index, room, config.max_new_tokens)
         questions.append(Question(*of, decides, make, graphwalks_score))
     questions[0].make()  # its length has room for a graph

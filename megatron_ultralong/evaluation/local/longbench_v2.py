@@ -15,7 +15,7 @@ from typing import Any
 from megatron_ultralong.evaluation.asking.questions import Question
 from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.options import LongBenchV2Config
-from megatron_ultralong.evaluation.local.prompt import estimated_tokens, message_prompt
+from megatron_ultralong.evaluation.local.prompt import PromptForm, estimated_tokens
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.file import file_sha256
@@ -88,9 +88,8 @@ def evaluate_longbench_v2(config: LongBenchV2Config, subject: Subject[Generator]
         InputError: as there, or a file that is missing or of another format.
     """
     config.check()
-    tokenizer, template = subject.tokenizer, config.prompt_template
+    form = PromptForm(subject.tokenizer, config.prompt_template)
     max_length = config.max_length or subject.facts.max_positions
-    tokenizer.check_template(template)
     if (room := max_length - config.max_new_tokens) < 1:
         raise InputError(
             f"--max-length {max_length} leaves no room beside an answer of "
@@ -98,23 +97,23 @@ def evaluate_longbench_v2(config: LongBenchV2Config, subject: Subject[Generator]
         )
     file = Path(config.data)
     sha256 = file_sha256(file)
-    decides = conversation.decisive(template, tokenizer, file=sha256, max_length=max_length)
+    decides = form.decides(file=sha256, max_length=max_length)
     questions = []
     rows = itertools.islice(conversation.read_rows(file, KEYS), config.num_samples or None)
     for index, row in enumerate(map(checked, rows)):
         text = prompt_text(row)
-        parts = tokenizer, template, (("user", text),), row["answer"], room
+        parts = (("user", text),), row["answer"], room
         questions.append(
             Question(
                 *(_TASK, f"{row['difficulty']}/{row['length']}", index),
                 *(estimated_tokens(text, room), config.max_new_tokens, decides),
-                make=functools.partial(message_prompt, *parts),
+                make=functools.partial(form.prompt, *parts),
                 score=longbench_v2_score,
             )
         )
     questions[0].make()  # its length has room for the template
     notes = [
-        f"prompt template {template}; prompts beyond {max_length:,} tokens (the "
+        f"prompt template {form.template}; prompts beyond {max_length:,} tokens (the "
         f"answer's {config.max_new_tokens} included) lose their middle; upstream allows 120,000 "
         "for the prompt",
         "no reasoning before the answer; an answer without a letter is wrong, and not a quarter "

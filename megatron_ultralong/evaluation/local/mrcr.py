@@ -12,7 +12,7 @@ from pathlib import Path
 from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.conversation import Row
 from megatron_ultralong.evaluation.local.options import MrcrConfig
-from megatron_ultralong.evaluation.local.prompt import Message, written
+from megatron_ultralong.evaluation.local.prompt import Message
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.result import Result
@@ -35,7 +35,8 @@ def mrcr_score(
     Twice the characters in common blocks over all of both, by :class:`difflib.SequenceMatcher`.
     """
     prefix, answer = references["prefix"], references["answer"]
-    prediction = written(template, prediction)
+    if template == "base":  # behind "Assistant:" a text begins with a space
+        prediction = prediction.removeprefix(" ")
     if not prediction.startswith(prefix):
         return 0.0
     found, expected = prediction.removeprefix(prefix), answer.removeprefix(prefix)
