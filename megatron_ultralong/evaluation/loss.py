@@ -1,5 +1,6 @@
 """Loss by position on held-out rows: where in its context a model predicts how well."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,10 @@ def evaluate_loss(
     """
     if config.output:
         check_output(config.output)
-    results = measure_position_loss(config, scorers, separator_ids, records)
+    results = measure_position_loss(config, scorers, separator_ids)
+    if records:
+        pairs = zip(results, records, strict=True)
+        results = [dataclasses.replace(one, model=record) for one, record in pairs]
     if scorers[0].is_main:
         Console().print(loss_table(results))
         if config.output:
@@ -54,12 +58,9 @@ def evaluate_loss(
 
 
 def measure_position_loss(
-    config: LossConfig,
-    scorers: Sequence[interface.Scorer],
-    separator_ids: Sequence[int] = (),
-    records: Sequence[result.ModelRecord] = (),
+    config: LossConfig, scorers: Sequence[interface.Scorer], separator_ids: Sequence[int] = ()
 ) -> list[result.Result]:
-    """Loss by position of ``scorers`` on the first rows of a split; see :func:`evaluate_loss`.
+    """Loss by position of ``scorers`` on the first rows of a split.
 
     Raises:
         InputError: too few rows, rows too short or beyond a checkpoint's positions, or token ids
@@ -87,7 +88,6 @@ def measure_position_loss(
     manifest = Path(config.data_path) / FILE_NAME
     material = {FILE_NAME: file_sha256(manifest)} if manifest.is_file() else {}
     results = []
-    known = {scorer.name: record for scorer, record in zip(scorers, records, strict=False)}
     for scorer in scorers:
         sums = _row_sums(config, scorer, rows, num_rows, edges, separator_ids)
         cells = (_cell(edges[k], edges[k + 1], *sums[:, :, k]) for k in range(len(edges) - 1))
@@ -100,7 +100,6 @@ def measure_position_loss(
                 cells=tuple(cells),
                 material=material,
                 num_packed_rows=num_rows,
-                model=known.get(scorer.name),
             )
         )
     return results
