@@ -118,15 +118,15 @@ def sections(
         for number, group in enumerate(groups, 1):
             results = [dataclasses.replace(one.result, checkpoint=one.label) for one in group]
             draw, tables = _parts(results, name if number == 1 else f"{name}-{number}")
-            title, remarks = kind.title, list[str]()
+            title = kind.title
+            remarks: tuple[str, ...] = ()
             if len(groups) > 1:
                 title += f", conditions {number} of {len(groups)}"
-                remarks.append(_other_conditions(groups, number))
+                remarks = (_other_conditions(groups, number),)
             with_lengths = results if kind.columns == "lengths" else []
             effective = {one.checkpoint: _effective(one, threshold) for one in with_lengths}
             conditions, paper = table.conditions_table(group), paper_table(group)
-            remarked = tuple(remarks)
-            found.append(table.Section(title, draw, tables, conditions, paper, remarked, effective))
+            found.append(table.Section(title, draw, tables, conditions, paper, remarks, effective))
     return tuple(found)
 
 
