@@ -161,14 +161,14 @@ def _sample(
     question: Question, tokenizer: PromptTokenizer, stop_ids: list[int]
 ) -> samples.Sample[list[int]]:
     room = question.max_new_tokens
-    names = ("task", "column", "index", "max_new_tokens")
-    parts = {name: getattr(question, name) for name in names}
-    key = sample_key(**parts, stop_ids=stop_ids, decides=dict(question.decides))
+    place = {"task": question.task, "column": question.column, "index": question.index}
+    others = {"max_new_tokens": room, "stop_ids": stop_ids, "decides": dict(question.decides)}
+    key = sample_key(**place, **others)
 
     def judge(prompt: samples.Prompt, ids: list[int]) -> dict[str, Any]:
         prediction = tokenizer.decode(ids)
         return {
-            **{name: parts[name] for name in names[:3]},
+            **place,
             "num_prompt_tokens": int(prompt.tokens.size),
             "was_truncated": prompt.was_truncated,
             "prediction": prediction,
