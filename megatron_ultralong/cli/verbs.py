@@ -82,8 +82,8 @@ def _training(
     )
 
 
-def _evaluate(options: str, run: str, text: str) -> Verb:
-    places = f"evaluation.commands:{options}", f"evaluation.run_command:{run}"
+def _evaluate(options: str, text: str) -> Verb:
+    places = f"evaluation.commands:{options}", "evaluation.run_command:run"
     check = "evaluation.early_checks:check_command"
     return Verb(text, *places, is_for_ranks=True, check_early=check)
 
@@ -130,45 +130,39 @@ VERBS: dict[str, Verb] = {
         takes_words=True,
         recipes="config.recipes:RECIPES",
     ),
-    "evaluate loss": _evaluate(
-        "LossCommand", "run_loss", "measure the loss by position on held-out rows"
-    ),
+    "evaluate loss": _evaluate("LossCommand", "measure the loss by position on held-out rows"),
     "evaluate passkey": _evaluate(
-        "PasskeyCommand", "run_passkey", "measure passkey retrieval by length and depth"
+        "PasskeyCommand", "measure passkey retrieval by length and depth"
     ),
     "evaluate needle": _evaluate(
-        "NeedleCommand", "run_needle", "measure retrieval of a sentence, by length and depth"
+        "NeedleCommand", "measure retrieval of a sentence, by length and depth"
     ),
-    "evaluate ruler": _evaluate("RulerCommand", "run_ruler", "run RULER's tasks by length"),
+    "evaluate ruler": _evaluate("RulerCommand", "run RULER's tasks by length"),
     "evaluate harness": dataclasses.replace(
-        _evaluate("HarnessCommand", "run_harness", "run any task of lm-evaluation-harness"),
+        _evaluate("HarnessCommand", "run any task of lm-evaluation-harness"),
         environment=_OFFLINE,
     ),
     "evaluate chat": _evaluate(
-        "ChatCommand", "run_chat", "score the assistant's turns of held-out conversations"
+        "ChatCommand", "score the assistant's turns of held-out conversations"
     ),
-    "evaluate lv-eval": _evaluate(
-        "LvEvalCommand", "run_lv_eval", "run LV-Eval's sets from a local copy"
-    ),
+    "evaluate lv-eval": _evaluate("LvEvalCommand", "run LV-Eval's sets from a local copy"),
     "evaluate infinitebench": _evaluate(
-        "InfiniteBenchCommand", "run_infinitebench", "run InfiniteBench's tasks from a local copy"
+        "InfiniteBenchCommand", "run InfiniteBench's tasks from a local copy"
     ),
     "evaluate mrcr": _evaluate(
-        "MrcrCommand", "run_mrcr", "run OpenAI's MRCR (2, 4, 8 needles) from a local copy"
+        "MrcrCommand", "run OpenAI's MRCR (2, 4, 8 needles) from a local copy"
     ),
     "evaluate graphwalks": _evaluate(
-        *("GraphWalksCommand", "run_graphwalks"),
+        "GraphWalksCommand",
         "run OpenAI's GraphWalks from a local copy, or generated at any length",
     ),
     "evaluate ruler2": _evaluate(
-        "Ruler2Command", "run_ruler2", "run RULER v2's tasks from files of its own script"
+        "Ruler2Command", "run RULER v2's tasks from files of its own script"
     ),
     "evaluate nolima": _evaluate(
-        "NoLiMaCommand", "run_nolima", "run NoLiMa, by length and depth, from a local copy"
+        "NoLiMaCommand", "run NoLiMa, by length and depth, from a local copy"
     ),
-    "evaluate longbench-v2": _evaluate(
-        "LongBenchV2Command", "run_longbench_v2", "run LongBench v2 from a local copy"
-    ),
+    "evaluate longbench-v2": _evaluate("LongBenchV2Command", "run LongBench v2 from a local copy"),
     "evaluate report": Verb(
         "gather results of several checkpoints on one page",
         options="evaluation.options:ReportConfig",

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
 from megatron_ultralong.data.rows.stored import ChatRows, Int64Array
 from megatron_ultralong.data.tokenize.trained_template import trained_template
-from megatron_ultralong.evaluation.asking.questions import Benchmark, Entries, run_benchmark
+from megatron_ultralong.evaluation.asking.questions import Entries, run_benchmark
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, scoring
 from megatron_ultralong.evaluation.models import interface
 from megatron_ultralong.evaluation.models.opening import Subject
@@ -68,10 +68,10 @@ def evaluate_chat(config: ChatConfig, subject: Subject[interface.Scorer]) -> Res
     if has := template.lacks(tokenizer.folder):
         foreign += [f"not the chat template of '{scorer.name}': {tokenizer.folder} has {has}"]
     prefix = Path(config.data_path) / config.split
-    benchmark = Benchmark(
+    return run_benchmark(
+        *(asked, scoring(scorer), subject),
         kind=KINDS["chat"],
         config=config,
-        asked=asked,
         cells=_cells,
         decides={"chat_template": manifest.chat_template},
         metrics={_turn(number): METRIC for number in range(1, LAST_TURN + 1)},
@@ -82,7 +82,6 @@ def evaluate_chat(config: ChatConfig, subject: Subject[interface.Scorer]) -> Res
         },
         description="Conversations",
     )
-    return run_benchmark(benchmark, scoring(scorer), subject)
 
 
 def _conversations(config: ChatConfig, vocab_size: int) -> list[Sample[interface.Scores]]:

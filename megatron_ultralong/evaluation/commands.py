@@ -9,9 +9,13 @@ from megatron_ultralong.evaluation.local.infinitebench import InfiniteBenchConfi
 from megatron_ultralong.evaluation.local.lv_eval import LvEvalConfig
 from megatron_ultralong.evaluation.ruler.parameters import RulerConfig
 
+FLAGS: dict[str, Any] = {}
+"""The class of each benchmark's options, by its name in a command."""
+
 
 def _command(name: str, benchmark: Any, *, has_cost: bool = True) -> Any:
     """A dataclass with ``models``, the options of a benchmark under its name, and ``cost``."""
+    FLAGS[name] = benchmark
     parts = {"models": options.ModelsConfig, name: benchmark}
     if has_cost:
         parts["cost"] = options.CostConfig
@@ -36,3 +40,10 @@ LvEvalCommand = _command("lv_eval", LvEvalConfig)
 InfiniteBenchCommand = _command("infinitebench", InfiniteBenchConfig)
 HarnessCommand = _command("harness", options.HarnessConfig)
 ChatCommand = _command("chat", options.ChatConfig)
+
+
+def benchmark_of(command: Any) -> tuple[str, Any]:
+    """Name and options of a command's benchmark."""
+    names = (field.name for field in dataclasses.fields(command))
+    (name,) = {*names} - {"models", "cost"}
+    return name, getattr(command, name)

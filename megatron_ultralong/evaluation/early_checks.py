@@ -1,12 +1,12 @@
 """What can be told of an evaluation before torch and Megatron-Core are imported."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest, load_chat_manifest
 from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
+from megatron_ultralong.evaluation.commands import benchmark_of
 from megatron_ultralong.evaluation.models import facts
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError, missing
@@ -29,12 +29,11 @@ def check_command(command: Any, num_ranks: int) -> None:
     """
     models = command.models
     check_required(models)
-    (name,) = {field.name for field in dataclasses.fields(command)} - {"models", "cost"}
-    config = getattr(command, name)
+    name, config = benchmark_of(command)
     config.check()
     check_ranges(command)
     named = facts.named_folders(models, num_ranks)
-    check_names([name for name, _ in named])
+    _check_names([name for name, _ in named], are_folders=name != "loss")
     for load, (_, folder) in zip(models.load, named, strict=True):
         facts.shape_and_weights(folder)
         if name != "loss":  # it compares ids alone
@@ -55,11 +54,18 @@ def check_command(command: Any, num_ranks: int) -> None:
             raise InputError(f"--data {missing(path)}: name a file or folder of questions")
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Raise InputError where two models have one name: nobody could tell their results apart."""
+def _check_names(names: Sequence[str], *, are_folders: bool) -> None:
+    """Raise InputError where two models have one name: nobody could tell their results apart; or
+    several have folders in ``--output``, and one's name is that of no folder.
+    """
     for name in names:
         if names.count(name) > 1:
             raise InputError(
                 f"two models of --load are called {name!r}: give each a name, --load before=FOLDER "
                 "after=FOLDER"
+            )
+        if are_folders and len(names) > 1 and Path(name).name != name:
+            raise InputError(
+                f"--load {name}=...: with several models the name is that of a folder in --output; "
+                "leave out what is not allowed in a file's name"
             )

@@ -1,7 +1,7 @@
 """Options of the evaluations; flags are generated from them."""
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import Positional, arg
@@ -50,6 +50,8 @@ class AskingConfig:
 
     TASKS: ClassVar[tuple[str, ...]] = ()
     """Those that the field ``tasks`` can name, where there is one."""
+    DIFFERENT: ClassVar[Mapping[str, str]] = {}
+    """Fields of which each value may stand once, and what the values are."""
 
     micro_batch_size: Annotated[int, Range(1)] = 1
     """Prompts in one forward pass, or continued together."""
@@ -65,6 +67,8 @@ class AskingConfig:
         check_ranges(self)
         if self.TASKS:
             check_tasks(vars(self)["tasks"], self.TASKS)
+        for name, what in self.DIFFERENT.items():
+            check_different(what, **{name: getattr(self, name)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +99,8 @@ class LossConfig(AskingConfig):
 class GridConfig(AskingConfig):
     """Retrieval of something hidden in a text, by length and depth."""
 
+    DIFFERENT: ClassVar = {"lengths": "numbers", "depths": "numbers"}
+
     lengths: Annotated[
         tuple[int, ...], Range(1), LENGTH, Required("token counts, such as --lengths 512 1K 2K")
     ] = ()
@@ -108,11 +114,6 @@ class GridConfig(AskingConfig):
     by: Literal["argmax", "decoding"] = "argmax"
     """argmax: one forward pass over prompt and answer. decoding: generate the answer token by
     token. Both give the same result."""
-
-    def check(self) -> None:
-        """Raise InputError where a field is missing or out of range."""
-        super().check()
-        check_different("numbers", lengths=self.lengths, depths=self.depths)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +187,8 @@ class HarnessConfig(AskingConfig):
     (!function), and this program runs them: include only files that you would run.
     """
 
+    DIFFERENT: ClassVar = {"tasks": "names"}
+
     tasks: Annotated[tuple[str, ...], Required("names of tasks, such as mmlu gsm8k")] = ()
     """Names of tasks, groups or tags, patterns (mmlu_*), or task files (*.yaml)."""
     include_path: str = ""
@@ -225,7 +228,6 @@ class HarnessConfig(AskingConfig):
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
         super().check()
-        check_different("names", tasks=self.tasks)
         for option in self.gen_kwargs:
             if not option.partition("=")[2]:
                 raise InputError(

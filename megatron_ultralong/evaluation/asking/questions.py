@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any
 
 from megatron_ultralong.evaluation.asking import samples
 from megatron_ultralong.evaluation.models.interface import Generator, Model, check_length
@@ -23,58 +23,50 @@ Places = Mapping[tuple[str, str], Callable[[Mapping[str, Any]], bool]]
 """Rows and columns of the table, and which entries count there."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Benchmark(Generic[samples.Reply]):
-    """What is asked, and what is made of the replies."""
-
-    kind: result.Kind
-    config: Any
-    """The verb's configuration, with ``output`` and ``micro_batch_size``."""
-    asked: Sequence[samples.Sample[samples.Reply]]
-    cells: Callable[[Entries], tuple[result.ScoreCell, ...]]
-    decides: Mapping[str, Any]
-    """JSON of what decides each figure beside the model, and may not differ when continuing."""
-    metrics: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    notes: Callable[[Entries], Sequence[str]] = lambda entries: ()
-    material: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    description: str = ""
-    """Beside the progress; empty: the benchmark's title."""
-
-
 def run_benchmark(
-    benchmark: Benchmark[samples.Reply], put: samples.Put[samples.Reply], subject: Subject[Model]
+    asked: Sequence[samples.Sample[samples.Reply]],
+    put: samples.Put[samples.Reply],
+    subject: Subject[Model],
+    *,
+    kind: result.Kind,
+    config: Any,
+    cells: Callable[[Entries], tuple[result.ScoreCell, ...]],
+    decides: Mapping[str, Any],
+    metrics: Mapping[str, str] | None = None,
+    notes: Callable[[Entries], Sequence[str]] = lambda entries: (),
+    material: Mapping[str, str],
+    description: str = "",
 ) -> result.Result:
     """Ask all samples, print a table and write ``KIND.json``, ``KIND.png`` and every answer.
 
-    Every rank calls it; the main one prints and writes.
+    Every rank calls it; the main one prints and writes. ``config`` is the verb's, with ``output``
+    and ``micro_batch_size``. ``decides`` is JSON of what decides each figure beside the model, and
+    may not differ when continuing. ``description`` stands beside the progress, by default the
+    benchmark's title.
 
     Raises:
         InputError: an output folder in use, or a cost above the limit.
     """
-    model, facts, kind = subject.model, subject.facts, benchmark.kind
-    identity = {**facts.identity, **benchmark.decides}
-    output = benchmark.config.output
-    with open_journal(output, kind.name, identity, is_main=model.is_main) as journal:
+    model, facts = subject.model, subject.facts
+    identity = {**facts.identity, **decides}
+    with open_journal(config.output, kind.name, identity, is_main=model.is_main) as journal:
         entries = samples.ask(
-            benchmark.asked,
-            put,
-            model,
-            journal,
-            micro_batch_size=benchmark.config.micro_batch_size,
-            description=f"{benchmark.description or kind.title} of {model.name}",
+            *(asked, put, model, journal),
+            micro_batch_size=config.micro_batch_size,
+            description=f"{description or kind.title} of {model.name}",
             shape=facts.model,
             cost=subject.cost,
         )
         measured = subject.result(
-            *(kind, benchmark.config, benchmark.cells(entries)),
-            metrics=benchmark.metrics,
-            notes=tuple(benchmark.notes(entries)),
-            material=benchmark.material,
+            *(kind, config, cells(entries)),
+            metrics=metrics or {},
+            notes=tuple(notes(entries)),
+            material=material,
         )
         if model.is_main:
             show(measured, journal)
-    if model.is_main and output:
-        draw(measured, output)
+    if model.is_main and config.output:
+        draw(measured, config.output)
     return measured
 
 
@@ -152,31 +144,31 @@ def evaluate_questions(
         notes = [*notes, note]
         if subject.model.is_main:
             tell(f"warning: {note}")
-    benchmark = Benchmark(
+    return run_benchmark(
+        [_sample(question, tokenizer, sorted(stop_ids)) for question in questions],
+        *(samples.writing(subject.model, stop_ids), subject),
         kind=kind,
         config=config,
-        asked=[_sample(question, tokenizer, sorted(stop_ids)) for question in questions],
         cells=functools.partial(_cells, places),
         decides={**_decisive(config), "material": dict(material or {})},
         metrics=metrics,
         notes=lambda entries: [*notes, *notes_of(entries)],
         material=material or {},
     )
-    return run_benchmark(benchmark, samples.writing(subject.model, stop_ids), subject)
 
 
 def _sample(
     question: Question, tokenizer: PromptTokenizer, stop_ids: list[int]
 ) -> samples.Sample[list[int]]:
     room = question.max_new_tokens
-    names = ("task", "column", "index", "max_new_tokens")
-    parts = {name: getattr(question, name) for name in names}
-    key = sample_key(**parts, stop_ids=stop_ids, decides=dict(question.decides))
+    place = {"task": question.task, "column": question.column, "index": question.index}
+    others = {"max_new_tokens": room, "stop_ids": stop_ids, "decides": dict(question.decides)}
+    key = sample_key(**place, **others)
 
     def judge(prompt: samples.Prompt, ids: list[int]) -> dict[str, Any]:
         prediction = tokenizer.decode(ids)
         return {
-            **{name: parts[name] for name in names[:3]},
+            **place,
             "num_prompt_tokens": int(prompt.tokens.size),
             "was_truncated": prompt.was_truncated,
             "prediction": prediction,

@@ -243,11 +243,9 @@ def ask(
     for key, sample in pending.items():
         if not sample.rows:  # an empty text
             journal.add(key, sample.note([]))
-    with contextlib.ExitStack() as stack:
-        advance: Callable[[float], None] = lambda amount: None  # noqa: E731
-        if model.is_main and rows:
-            bar = progress(description, sum(row.num_all_tokens for _, _, row in rows), "tokens")
-            advance = stack.enter_context(bar).advance
+    total = sum(row.num_all_tokens for _, _, row in rows)
+    is_told = model.is_main and rows
+    with progress(description, total, "tokens") if is_told else contextlib.nullcontext() as bar:
         for batch in _batches(rows, micro_batch_size):
             prompts = [row.make() for _, _, row in batch]
             for (_, _, row), prompt in zip(batch, prompts, strict=True):
@@ -262,14 +260,11 @@ def ask(
                 if len(found) == len(sample.rows):
                     del judged[key]
                     note = sample.note([found[k] for k in range(len(found))])
-                    journal.add(key, note, sync=_at_the_end)
+                    journal.add(key, note, sync=lambda: None)  # on the disk with all of its batch
             journal.flush()
-            advance(sum(row.num_all_tokens for _, _, row in batch))
+            if bar:
+                bar.advance(sum(row.num_all_tokens for _, _, row in batch))
     return [journal.entries[one.key] for one in samples if one.key in journal.entries]
-
-
-def _at_the_end() -> None:
-    """A batch is on the disk when all of it is noted."""
 
 
 Part = tuple[str, int, Row[Reply]]

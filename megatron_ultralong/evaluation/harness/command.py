@@ -94,10 +94,8 @@ def evaluate_harness(config: HarnessConfig, subject: Subject[LanguageModel]) -> 
             results = _run(config, model)
         if journal.folder is not None:
             harness_results.write_files(journal.folder / "lm_eval", results)
-        notes, scores = (
-            _notes(config, model, subject.tokenizer, results),
-            tuple(harness_results.cells(results)),
-        )
+        notes = _notes(config, model, subject.tokenizer, results)
+        scores = list(harness_results.cells(results))
         if not scores:
             tell(
                 f"warning: --tasks {' '.join(config.tasks)}: none of the scores is a share or "

@@ -100,10 +100,18 @@ def _written(question: Question, decode: Callable[..., str]) -> samples.Sample[l
 
 def _read(question: Question, num_shared: int | None = None) -> samples.Sample[Scores]:
     """A scored question; ``num_shared`` tokens are read of it before, None: it is a whole row."""
+    is_whole = num_shared is None
 
-    def judge(prompt: samples.Prompt, scores: Scores, last: int) -> tuple[float, bool]:
-        losses = scores.loss[-last:]
-        return -float(losses.sum(dtype=np.float64)), bool(scores.correct[-last:].all())
+    def row(tokens: IdArray, last: int) -> samples.Row[Scores]:
+        def make() -> samples.Prompt:
+            return samples.Prompt(tokens.astype(np.int64), None if is_whole else last)
+
+        def judge(_: samples.Prompt, scores: Scores) -> tuple[float, bool]:
+            losses = scores.loss[-last:]
+            return -float(losses.sum(dtype=np.float64)), bool(scores.correct[-last:].all())
+
+        num_tokens = tokens.size - (num_shared or 0)
+        return samples.Row(num_tokens, make, judge, "a row", batch="" if is_whole else "ends")
 
     def note(judged: list[tuple[float, bool]]) -> dict[str, Any]:
         return {
@@ -111,17 +119,4 @@ def _read(question: Question, num_shared: int | None = None) -> samples.Sample[S
             "is_greedy": all(greedy for _, greedy in judged),
         }
 
-    is_whole = num_shared is None
-    rows = tuple(
-        samples.Row(
-            tokens.size - (num_shared or 0),
-            lambda tokens=tokens, last=last: samples.Prompt(  # type: ignore[misc]
-                tokens.astype(np.int64), None if is_whole else last
-            ),
-            lambda prompt, scores, last=last: judge(prompt, scores, last),  # type: ignore[misc]
-            "a row",
-            batch="" if is_whole else "ends",
-        )
-        for tokens, last in question.rows
-    )
-    return samples.Sample(question.key, rows, note)
+    return samples.Sample(question.key, tuple(row(*one) for one in question.rows), note)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,12 @@ from megatron_ultralong.data.read.file_kind import file_kind
 from megatron_ultralong.data.read.formats import read_records
 from megatron_ultralong.data.read.record import text_error
 from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
-from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.local.options import BinsConfig
-from megatron_ultralong.evaluation.local.prompt import Message, prompt_ids
+from megatron_ultralong.evaluation.local.prompt import Message, PromptForm
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import KINDS, Result
-from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
@@ -26,9 +24,6 @@ from megatron_ultralong.program.journal import sample_key
 from megatron_ultralong.program.json_file import JsonObject
 from megatron_ultralong.program.listing import files_in
 from megatron_ultralong.program.quantity import counted
-
-VERSION = 2
-"""Counts up when a prompt changes, so that no half-done evaluation mixes two."""
 
 
 def data_files(data: str, patterns: Sequence[str]) -> list[Path]:
@@ -114,8 +109,8 @@ class Row:
     answer: str
     """As a model has to write it."""
     references: Any
-    file: str
-    """Hash of the file that it stands in."""
+    score: Callable[[str, Any], float]
+    """Of what was written and the references: 0 to 1."""
     length: int = 0
     """Tokens, where the file says how many it is meant for."""
 
@@ -130,8 +125,8 @@ def evaluate_by_length(
     config: Any,
     upstream: str,
     paths: Sequence[Path],
-    rows_of: Callable[[Files], Iterable[Row]],
-    scorer: Callable[[str], Callable[[str, Any], float]],
+    keys: Sequence[str],
+    row_of: Callable[[Path, JsonObject], Row],
     *,
     metrics: Mapping[str, str],
     first_bin: int = 0,
@@ -139,19 +134,18 @@ def evaluate_by_length(
 ) -> Result:
     """Ask the questions of files that fit, in bins by the tokens of prompt and answer.
 
-    ``rows_of`` reads the files in ``paths``, ``scorer`` gives the score of a task: a function of
-    what was written and the references. ``config`` has the fields of
-    :class:`~megatron_ultralong.evaluation.local.options.FitConfig`, ``tasks`` and ``data``;
-    ``first_bin`` is the least length of upstream's first bin. What is written is as in
+    ``row_of`` makes a question of a row with ``keys`` in one of the files ``paths``. ``config`` has
+    the fields of :class:`~megatron_ultralong.evaluation.local.options.FitConfig`, ``tasks`` and
+    ``data``; ``first_bin`` is the least length of upstream's first bin. What is written is as in
     :func:`evaluate_questions`.
 
     Raises:
         InputError: as there, or a file that is missing or of another format, or no question fits.
     """
-    tokenizer, max_length = subject.tokenizer, config.max_length or subject.facts.max_positions
-    tokenizer.check_template(config.prompt_template)
+    form = PromptForm(subject.tokenizer, config.prompt_template)
+    max_length = config.max_length or subject.facts.max_positions
     files = {file: file_sha256(file) for file in paths}
-    unit, by = "tokens of the prompt, at most, as the files state them", tokenizer
+    unit, by = "tokens of the prompt, at most, as the files state them", form.tokenizer
     if isinstance(config, BinsConfig):
         unit = "tokens of prompt and answer, at most, by the checkpoint's tokenizer"
         if config.length_tokenizer:
@@ -160,17 +154,18 @@ def evaluate_by_length(
     taken: Counter[tuple[str, int]] = Counter()
     asked: set[str] = set()
     questions, num_too_long, seen = [], 0, set()
-    for index, row in enumerate(rows_of(files)):
+    every = ((file, row_of(file, values)) for file in files for values in read_rows(file, keys))
+    for index, (file, row) in enumerate(every):
         if row.task not in config.tasks:
             continue
         seen.add(row.task)
-        sizes = _sizes(config, tokenizer, row, max_length)
+        sizes = _sizes(config, form, row, max_length)
         if sizes is None:
             num_too_long += 1
             continue
         size, answer, room = sizes
         length = row.length or size + answer
-        if by is not tokenizer:
+        if by is not form.tokenizer:
             length = int(by.count([*(text for _, text in row.messages), row.answer]).sum())
         place = row.task, bin_of(length, first_bin)
         taken[place] += 1
@@ -182,9 +177,9 @@ def evaluate_by_length(
         questions.append(
             Question(
                 *(row.task, str(place[1]), index, size, room),
-                decides=decisive(config.prompt_template, tokenizer, file=row.file),
-                make=functools.partial(_prompt, tokenizer, config.prompt_template, row),
-                score=scorer(row.task),
+                decides=form.decides(file=files[file]),
+                make=functools.partial(form.prompt, row.messages, row.references),
+                score=row.score,
             )
         )
     if missing := [task for task in config.tasks if task not in seen]:
@@ -217,27 +212,14 @@ def evaluate_by_length(
     )
 
 
-def _sizes(
-    config: Any, tokenizer: PromptTokenizer, row: Row, max_length: int
-) -> tuple[int, int, int] | None:
+def _sizes(config: Any, form: PromptForm, row: Row, max_length: int) -> tuple[int, int, int] | None:
     """Tokens of prompt, true answer, and room for one; None where they are too many."""
     if sum(len(text) for _, text in row.messages) > MOST_CHARACTERS_A_TOKEN * max_length:
         return None
-    ids, _ = prompt_ids(tokenizer, config.prompt_template, row.messages)
-    answer = tokenizer.encode(row.answer).size
+    size = int(form.prompt(row.messages).tokens.size)
+    answer = form.tokenizer.encode(row.answer).size
     room = max(config.max_new_tokens, answer + _ROOM_BESIDE)
-    return None if ids.size + room > max_length else (int(ids.size), answer, room)
-
-
-def _prompt(tokenizer: PromptTokenizer, template: PromptTemplate, row: Row) -> Prompt:
-    return Prompt(prompt_ids(tokenizer, template, row.messages)[0], row.references)
-
-
-def decisive(
-    template: PromptTemplate, tokenizer: PromptTokenizer, **others: Any
-) -> Mapping[str, Any]:
-    """What a prompt of messages depends on, beside ``others``."""
-    return {"version": VERSION, **tokenizer.decides(template), **others}
+    return None if size + room > max_length else (size, answer, room)
 
 
 def evaluate_files(

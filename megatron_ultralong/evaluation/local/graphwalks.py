@@ -12,28 +12,27 @@ import hashlib
 import itertools
 import random
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
 from megatron_ultralong.evaluation.asking.questions import Question
 from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.conversation import Row
-from megatron_ultralong.evaluation.local.options import GRAPHWALKS_TASKS, GraphWalksConfig
-from megatron_ultralong.evaluation.local.prompt import prompt_ids
+from megatron_ultralong.evaluation.local.options import GraphWalksConfig
+from megatron_ultralong.evaluation.local.prompt import PromptForm
 from megatron_ultralong.evaluation.local.scores import f1
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.evaluation.ruler.fitting import fit
-from megatron_ultralong.generation.prompt_template import PromptTemplate
-from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer
-from megatron_ultralong.program.json_file import read_json
+from megatron_ultralong.generation.prompt_tokenizer import IdArray
+from megatron_ultralong.program.json_file import JsonObject, read_json
 
 UPSTREAM = "grading of openai/graphwalks, its card of 27 February 2026"
 _LIST = re.compile(r"Final Answer: ?\[.*\]")
 _WORDS = read_json(Path(__file__).with_suffix(".json"))
-_KEYS = ("prompt", "answer_nodes", "problem_type")
+KEYS = ("prompt", "answer_nodes", "problem_type")
 
 
 def answer_nodes(text: str) -> list[str] | None:
@@ -61,15 +60,13 @@ def graphwalks_score(prediction: str, references: Collection[str]) -> float:
     return f1([*{*nodes}], [*{*references}]) if nodes or references else 1.0
 
 
-def rows_of(files: conversation.Files) -> Iterator[Row]:
-    """Questions of files."""
-    for file, sha256 in files.items():
-        for row in conversation.read_rows(file, _KEYS):
-            nodes, task = row.strings("answer_nodes"), row.string("problem_type")
-            if task not in GRAPHWALKS_TASKS:
-                raise row.wrong("problem_type", f"one of {', '.join(GRAPHWALKS_TASKS)}")
-            answer = f"Final Answer: [{', '.join(nodes)}]"
-            yield Row(task, (("user", row.string("prompt")),), answer, nodes, sha256)
+def row_of(_: Path, row: JsonObject) -> Row:
+    """The question of a row."""
+    nodes, task = row.strings("answer_nodes"), row.string("problem_type")
+    if task not in GraphWalksConfig.TASKS:
+        raise row.wrong("problem_type", f"one of {', '.join(GraphWalksConfig.TASKS)}")
+    answer = f"Final Answer: [{', '.join(nodes)}]"
+    return Row(task, (("user", row.string("prompt")),), answer, nodes, graphwalks_score)
 
 
 OUT_DEGREE = 3
@@ -127,19 +124,7 @@ def graph_text(graph: Graph) -> str:
     return prompt.format(edges=lines, operation=graph.operation)
 
 
-class _Nodes:
-    """Graphs of more and more nodes, as :func:`fit` takes them."""
-
-    least_units: int = OUT_DEGREE + 1
-    most_units: int | None = None
-
-    def estimate(self, num_units: int) -> float:
-        return float(num_units)
-
-
-def make_graph_prompt(
-    tokenizer: PromptTokenizer, template: PromptTemplate, task: str, seed: str, room: int
-) -> Prompt:
+def make_graph_prompt(form: PromptForm, task: str, seed: str, room: int) -> Prompt:
     """A prompt of a graph of as many nodes as ``room`` tokens hold.
 
     Raises:
@@ -148,9 +133,9 @@ def make_graph_prompt(
 
     def ids(num_nodes: int) -> IdArray:
         text = graph_text(random_graph(task, seed, num_nodes))
-        return prompt_ids(tokenizer, template, (("user", text),))[0]
+        return form.prompt((("user", text),)).tokens
 
-    num_nodes, tokens = fit(_Nodes(), ids, room, f"graphwalks' {task}")
+    num_nodes, tokens = fit(OUT_DEGREE + 1, None, float, ids, room, f"graphwalks' {task}")
     answer = random_graph(task, seed, num_nodes).answer
     return Prompt(tokens, [node_name(node) for node in answer])
 
@@ -164,11 +149,8 @@ def evaluate_graphwalks(config: GraphWalksConfig, subject: Subject[Generator]) -
     if config.data:
         paths = conversation.data_files(config.data, ("graphwalks*",))
         return conversation.evaluate_by_length(
-            *(subject, "graphwalks", config, UPSTREAM, paths, rows_of),
-            lambda task: graphwalks_score,
-            metrics=metrics,
+            *(subject, "graphwalks", config, UPSTREAM, paths, KEYS, row_of), metrics=metrics
         )
-    subject.tokenizer.check_template(config.prompt_template)
     return conversation.evaluate_files(
         *(_generated(config, subject), subject, "graphwalks", config, UPSTREAM, {}),
         lengths={length: f"length {length}" for length in config.lengths},
@@ -182,13 +164,13 @@ def evaluate_graphwalks(config: GraphWalksConfig, subject: Subject[Generator]) -
 
 
 def _generated(config: GraphWalksConfig, subject: Subject[Generator]) -> list[Question]:
-    tokenizer, template = subject.tokenizer, config.prompt_template
-    decides = conversation.decisive(template, tokenizer, seed=config.seed)
+    form = PromptForm(subject.tokenizer, config.prompt_template)
+    decides = form.decides(seed=config.seed)
     places = itertools.product(config.tasks, sorted(config.lengths), range(config.num_samples))
     questions = []
     for task, length, index in places:
         room, seed = length - config.max_new_tokens, f"{config.seed}/{task}/{length}/{index}"
-        make = functools.partial(make_graph_prompt, tokenizer, template, task, seed, room)
+        make = functools.partial(make_graph_prompt, form, task, seed, room)
         of = (task, str(length), index, room, config.max_new_tokens)
         questions.append(Question(*of, decides, make, graphwalks_score))
     questions[0].make()  # its length has room for a graph

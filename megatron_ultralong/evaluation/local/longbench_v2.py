@@ -13,16 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.evaluation.asking.questions import Question
-from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.options import LongBenchV2Config
-from megatron_ultralong.evaluation.local.prompt import estimated_tokens, prompt_ids
+from megatron_ultralong.evaluation.local.prompt import PromptForm, estimated_tokens
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import Result
-from megatron_ultralong.generation.prompt_template import PromptTemplate
-from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject
 from megatron_ultralong.program.quantity import counted
@@ -91,9 +88,8 @@ def evaluate_longbench_v2(config: LongBenchV2Config, subject: Subject[Generator]
         InputError: as there, or a file that is missing or of another format.
     """
     config.check()
-    tokenizer, template = subject.tokenizer, config.prompt_template
+    form = PromptForm(subject.tokenizer, config.prompt_template)
     max_length = config.max_length or subject.facts.max_positions
-    tokenizer.check_template(template)
     if (room := max_length - config.max_new_tokens) < 1:
         raise InputError(
             f"--max-length {max_length} leaves no room beside an answer of "
@@ -101,22 +97,23 @@ def evaluate_longbench_v2(config: LongBenchV2Config, subject: Subject[Generator]
         )
     file = Path(config.data)
     sha256 = file_sha256(file)
-    decides = conversation.decisive(template, tokenizer, file=sha256, max_length=max_length)
+    decides = form.decides(file=sha256, max_length=max_length)
     questions = []
     rows = itertools.islice(conversation.read_rows(file, KEYS), config.num_samples or None)
     for index, row in enumerate(map(checked, rows)):
         text = prompt_text(row)
+        parts = (("user", text),), row["answer"], room
         questions.append(
             Question(
                 *(_TASK, f"{row['difficulty']}/{row['length']}", index),
                 *(estimated_tokens(text, room), config.max_new_tokens, decides),
-                make=functools.partial(_prompt, tokenizer, template, text, room, row["answer"]),
+                make=functools.partial(form.prompt, *parts),
                 score=longbench_v2_score,
             )
         )
     questions[0].make()  # its length has room for the template
     notes = [
-        f"prompt template {template}; prompts beyond {max_length:,} tokens (the "
+        f"prompt template {form.template}; prompts beyond {max_length:,} tokens (the "
         f"answer's {config.max_new_tokens} included) lose their middle; upstream allows 120,000 "
         "for the prompt",
         "no reasoning before the answer; an answer without a letter is wrong, and not a quarter "
@@ -136,10 +133,3 @@ def evaluate_longbench_v2(config: LongBenchV2Config, subject: Subject[Generator]
 def counts(column: str, entry: Mapping[str, Any]) -> bool:
     """Whether an answer counts in a column of upstream's table."""
     return column == "overall" or column in entry["column"].split("/")
-
-
-def _prompt(
-    tokenizer: PromptTokenizer, template: PromptTemplate, text: str, room: int, answer: str
-) -> Prompt:
-    ids, was_cut = prompt_ids(tokenizer, template, (("user", text),), room)
-    return Prompt(ids, answer, was_cut)

@@ -5,13 +5,14 @@ the columns, the grading and the bins. The messages are asked as they stand in t
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from difflib import SequenceMatcher
+from pathlib import Path
 
 from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.conversation import Row
-from megatron_ultralong.evaluation.local.options import MRCR_TASKS, MrcrConfig
-from megatron_ultralong.evaluation.local.prompt import Message, written
+from megatron_ultralong.evaluation.local.options import MrcrConfig
+from megatron_ultralong.evaluation.local.prompt import Message
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.result import Result
@@ -23,7 +24,7 @@ UPSTREAM = "grading of openai/mrcr at 204b0d4 of its card"
 FIRST_BIN = 4096
 """Upstream's bins: 4,096 to 8,192 tokens of prompt and answer, then above that to 16,384, ..."""
 ROLES = ("system", "user", "assistant")
-_KEYS = ("prompt", "answer", "random_string_to_prepend", "n_needles")
+KEYS = ("prompt", "answer", "random_string_to_prepend", "n_needles")
 
 
 def mrcr_score(
@@ -34,7 +35,8 @@ def mrcr_score(
     Twice the characters in common blocks over all of both, by :class:`difflib.SequenceMatcher`.
     """
     prefix, answer = references["prefix"], references["answer"]
-    prediction = written(template, prediction)
+    if template == "base":  # behind "Assistant:" a text begins with a space
+        prediction = prediction.removeprefix(" ")
     if not prediction.startswith(prefix):
         return 0.0
     found, expected = prediction.removeprefix(prefix), answer.removeprefix(prefix)
@@ -62,27 +64,25 @@ def messages_of(row: JsonObject) -> tuple[Message, ...]:
     return messages
 
 
-def rows_of(files: conversation.Files) -> Iterator[Row]:
-    """Questions of files."""
-    for file, sha256 in files.items():
-        for row in conversation.read_rows(file, _KEYS):
-            answer, prefix = row.string("answer"), row.string("random_string_to_prepend")
-            if not prefix:
-                raise InputError(f"{row.where}: random_string_to_prepend is empty")
-            if (task := f"{row.integer('n_needles')}needle") not in MRCR_TASKS:
-                raise row.wrong("n_needles", "one of 2, 4, 8")
-            references = {"prefix": prefix, "answer": answer}
-            yield Row(task, messages_of(row), answer, references, sha256)
+def row_of(template: PromptTemplate, _: Path, row: JsonObject) -> Row:
+    """The question of a row."""
+    answer, prefix = row.string("answer"), row.string("random_string_to_prepend")
+    if not prefix:
+        raise InputError(f"{row.where}: random_string_to_prepend is empty")
+    if (task := f"{row.integer('n_needles')}needle") not in MrcrConfig.TASKS:
+        raise row.wrong("n_needles", "one of 2, 4, 8")
+    references = {"prefix": prefix, "answer": answer}
+    score = functools.partial(mrcr_score, template=template)
+    return Row(task, messages_of(row), answer, references, score)
 
 
 def evaluate_mrcr(config: MrcrConfig, subject: Subject[Generator]) -> Result:
     """Measure MRCR; what is written and raised is as in :func:`evaluate_by_length`."""
     config.check()
     patterns = [p for task in config.tasks for p in (task, f"{task}_*", f"{task}/*")]
-    score = functools.partial(mrcr_score, template=config.prompt_template)
     return conversation.evaluate_by_length(
         *(subject, "mrcr", config, UPSTREAM, conversation.data_files(config.data, patterns)),
-        *(rows_of, lambda task: score),
+        *(KEYS, functools.partial(row_of, config.prompt_template)),
         metrics=dict.fromkeys(config.tasks, "SequenceMatcher ratio"),
         first_bin=FIRST_BIN,
     )

@@ -22,13 +22,11 @@ from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.nolima_placement import Book, distractor_depth
 from megatron_ultralong.evaluation.local.options import NoLiMaConfig, NoLiMaMetric
-from megatron_ultralong.evaluation.local.prompt import Message, prompt_ids
+from megatron_ultralong.evaluation.local.prompt import Message, PromptForm
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import Result
-from megatron_ultralong.generation.prompt_template import PromptTemplate
-from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_json_value
 from megatron_ultralong.program.listing import files_in
@@ -203,21 +201,19 @@ def evaluate_nolima(config: NoLiMaConfig, subject: Subject[Generator]) -> Result
         InputError: as there, a file that is missing or damaged, or a book too short for a length.
     """
     config.check()
-    tokenizer, template, data = subject.tokenizer, config.prompt_template, Path(config.data)
-    tokenizer.check_template(template)
+    form, data = PromptForm(subject.tokenizer, config.prompt_template), Path(config.data)
     needles = data / "needlesets" / f"{config.needle_set}.json"
     files = _haystacks(data / "haystack" / "rand_shuffle", config.num_haystacks)
-    books = [Book(str(file), read_text(file), tokenizer) for file in files]
+    books = [Book(str(file), read_text(file), form.tokenizer) for file in files]
     tests = _first(read_tests(needles), config.num_samples)
-    of_all = {"metric": config.metric, "needles": config.needle_set}
-    decides = conversation.decisive(template, tokenizer, **of_all)
+    decides = form.decides(metric=config.metric, needles=config.needle_set)
     score = functools.partial(nolima_score, config.metric)
     questions = []
     for length, test in itertools.product(sorted(config.lengths), tests):
-        size = length + _beside(tokenizer, template, test)
+        size = length + _beside(form, test)
         for index, place in enumerate(placements(test, books, length, config.num_depths)):
             place.book.window(length, place.depth)  # it has one, before the work starts
-            make = functools.partial(_prompt, tokenizer, template, place)
+            make = functools.partial(_prompt, form, place)
             of = (test.hops, str(length), index, size, config.max_new_tokens)
             questions.append(Question(*of, {**decides, "test": test.name}, make, score))
     for question in questions if tests[0].distractor is not None else ():
@@ -230,7 +226,8 @@ def evaluate_nolima(config: NoLiMaConfig, subject: Subject[Generator]) -> Result
         metrics={test.hops: config.metric for test in tests},
         notes=[
             f"{config.needle_set}: {len(tests)} tests in {len(books)} books at "
-            f"{config.num_depths} depths; column: tokens of the book; prompt template {template}",
+            f"{config.num_depths} depths; column: tokens of the book; prompt template "
+            f"{form.template}",
         ],
         notes_of=_all_tests,
     )
@@ -271,13 +268,13 @@ _MARGIN = 16
 """Tokens that a window may have more when its text is tokenised again."""
 
 
-def _beside(tokenizer: PromptTokenizer, template: PromptTemplate, test: Test) -> int:
+def _beside(form: PromptForm, test: Test) -> int:
     """Tokens of a prompt beside the book's, at most."""
     name = max(test.characters, key=len, default="")
     lines = "\n".join([test.needle, test.distractor or "", name, name])
     messages = _messages(test.template, lines, test.question)
-    return int(prompt_ids(tokenizer, template, messages)[0].size) + _MARGIN
+    return int(form.prompt(messages).tokens.size) + _MARGIN
 
 
-def _prompt(tokenizer: PromptTokenizer, template: PromptTemplate, place: Placement) -> Prompt:
-    return Prompt(prompt_ids(tokenizer, template, place.messages())[0], place.answers)
+def _prompt(form: PromptForm, place: Placement) -> Prompt:
+    return form.prompt(place.messages(), place.answers)

@@ -1,7 +1,7 @@
 """Options of benchmarks from local copies; flags are generated from them."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from megatron_ultralong.evaluation.options import AskingConfig, check_different, check_tasks
 from megatron_ultralong.generation.prompt_template import PromptTemplate
@@ -54,37 +54,31 @@ class BinsConfig(FitConfig):
     o200k_base, which gpt-oss has; default: the checkpoint's own."""
 
 
-MRCR_TASKS = ("2needle", "4needle", "8needle")
-
-
 @dataclasses.dataclass(frozen=True)
 class MrcrConfig(BinsConfig):
     """OpenAI's MRCR from a local copy: which of several equal requests was answered how."""
 
-    TASKS = MRCR_TASKS
+    TASKS = ("2needle", "4needle", "8needle")
 
     data: Annotated[str, Required("upstream's files, or the folder with them")] = ""
     """Parquet or JSONL file with upstream's columns, or a folder of them: 2needle.parquet,
     2needle/2needle_0.parquet."""
-    tasks: tuple[str, ...] = MRCR_TASKS
+    tasks: tuple[str, ...] = TASKS
     """Numbers of needles; default: all three."""
     max_new_tokens: Annotated[int, Range(1), LENGTH] = 2048
     """Largest number of tokens of an answer; a question whose own is longer has room for it."""
-
-
-GRAPHWALKS_TASKS = ("bfs", "parents")
 
 
 @dataclasses.dataclass(frozen=True)
 class GraphWalksConfig(BinsConfig):
     """OpenAI's GraphWalks, from a local copy or generated: nodes at a depth, and parents."""
 
-    TASKS = GRAPHWALKS_TASKS
+    TASKS = ("bfs", "parents")
 
     data: str = ""
     """Parquet or JSONL file with upstream's columns, or a folder of them. Default: graphs are
     generated, by the lengths and the seed."""
-    tasks: tuple[str, ...] = GRAPHWALKS_TASKS
+    tasks: tuple[str, ...] = TASKS
     """Operations; default: both."""
     lengths: Annotated[tuple[int, ...], Range(1), LENGTH] = ()
     """Of generated graphs: tokens of prompt and answer together. Of files: bins to use, by their
@@ -138,6 +132,8 @@ NoLiMaMetric = Literal["contains", "EM", "lastline_contains", "lastline_EM"]
 class NoLiMaConfig(MessagesConfig):
     """NoLiMa from a local copy: needles that share no words with their questions."""
 
+    DIFFERENT: ClassVar = {"lengths": "token counts"}
+
     data: Annotated[str, Required("the folder with upstream's needlesets/ and haystack/")] = ""
     """Folder as upstream's script fills it: needlesets/needle_set.json and
     haystack/rand_shuffle/rand_book_1.txt to 5."""
@@ -160,7 +156,6 @@ class NoLiMaConfig(MessagesConfig):
         """Raise InputError where a field is missing or out of range."""
         super().check()
         check_tasks((self.needle_set,), NEEDLE_SETS)
-        check_different("token counts", lengths=self.lengths)
 
 
 @dataclasses.dataclass(frozen=True)

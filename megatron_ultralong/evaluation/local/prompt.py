@@ -1,9 +1,12 @@
 """Prompts of messages, in tokens: with the turns of a family or as text, cut to their room."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.generation.prompt_tokenizer import (
     IdArray,
@@ -23,6 +26,36 @@ _BYTES_A_TOKEN = 3
 def estimated_tokens(text: str, room: int) -> int:
     """About how many tokens a text has, at most ``room``."""
     return min(room, max(len(text.encode("utf-8", "surrogatepass")) // _BYTES_A_TOKEN, 1))
+
+
+VERSION = 2
+"""Counts up when a prompt of messages changes, so that no half-done evaluation mixes two."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptForm:
+    """How messages become prompts.
+
+    Raises:
+        InputError: the tokenizer does not have what the template needs.
+    """
+
+    tokenizer: PromptTokenizer
+    template: PromptTemplate
+
+    def __post_init__(self) -> None:
+        self.tokenizer.check_template(self.template)
+
+    def prompt(
+        self, messages: Sequence[Message], references: Any = None, room: int = 2**62
+    ) -> Prompt:
+        """The prompt of :func:`prompt_ids`, and what its answer is held against."""
+        ids, was_cut = prompt_ids(self.tokenizer, self.template, messages, room)
+        return Prompt(ids, references, was_cut)
+
+    def decides(self, **others: Any) -> Mapping[str, Any]:
+        """What a prompt depends on, beside its text and ``others``."""
+        return {"version": VERSION, **self.tokenizer.decides(self.template), **others}
 
 
 def prompt_ids(
@@ -99,8 +132,3 @@ def _cut(before: IdArray, body: IdArray, after: IdArray, room: int) -> tuple[IdA
     if was_cut := body.size > space:
         body = np.concatenate([body[: space // 2], body[-(space // 2) :]])
     return np.concatenate([before, body, after]), was_cut
-
-
-def written(template: PromptTemplate, prediction: str) -> str:
-    """What the assistant says: behind ``Assistant:`` a text begins with a space."""
-    return prediction.removeprefix(" ") if template == "base" else prediction

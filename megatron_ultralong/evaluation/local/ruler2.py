@@ -7,15 +7,17 @@ Facts from NVIDIA-NeMo/Skills (Apache 2.0, github.com/NVIDIA-NeMo/Skills), branc
 
 import functools
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
 from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.conversation import Row
-from megatron_ultralong.evaluation.local.options import RULER2_TASKS, Ruler2Config
+from megatron_ultralong.evaluation.local.options import Ruler2Config
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.result import Result
+from megatron_ultralong.program.json_file import JsonObject
 
 UPSTREAM = "scores of NVIDIA-NeMo/Skills' ruler2 at 991a743"
 Match = Literal["all", "2steps", "part", "choice"]
@@ -94,18 +96,20 @@ def _boxed(text: str) -> str | None:
     return None
 
 
-def rows_of(files: conversation.Files) -> Iterator[Row]:
-    """Questions of files."""
-    for file, sha256 in files.items():
-        task = file.parent.name
-        for row in conversation.read_rows(file, ("question", "expected_answer", "length")):
-            if match_of(task) == "choice":
-                references = [row.string("expected_answer")]
-            elif not (references := row.strings("expected_answer")):
-                raise row.wrong("expected_answer", "an array of strings that is not empty")
-            length = row.integer("length", minimum=1)
-            messages = (("user", row.string("question")),)
-            yield Row(task, messages, "\n".join(references), references, sha256, length)
+KEYS = ("question", "expected_answer", "length")
+
+
+def row_of(file: Path, row: JsonObject) -> Row:
+    """The question of a row; the task is the name of its file's folder."""
+    match = match_of(file.parent.name)
+    if match == "choice":
+        references = [row.string("expected_answer")]
+    elif not (references := row.strings("expected_answer")):
+        raise row.wrong("expected_answer", "an array of strings that is not empty")
+    length = row.integer("length", minimum=1)
+    messages, answer = (("user", row.string("question")),), "\n".join(references)
+    score = functools.partial(ruler2_score, match)
+    return Row(file.parent.name, messages, answer, references, score, length)
 
 
 def evaluate_ruler2(config: Ruler2Config, subject: Subject[Generator]) -> Result:
@@ -114,12 +118,7 @@ def evaluate_ruler2(config: Ruler2Config, subject: Subject[Generator]) -> Result
     paths = [conversation.find_file(config.data, (f"{task}/test.jsonl",)) for task in config.tasks]
     few = f"{len(config.tasks)} of the 12 tasks: the mean is of these"
     return conversation.evaluate_by_length(
-        *(subject, "ruler2", config, UPSTREAM, paths, rows_of, scorer),
+        *(subject, "ruler2", config, UPSTREAM, paths, KEYS, row_of),
         metrics={task: match_of(task) for task in config.tasks},
-        notes=[] if {*config.tasks} == {*RULER2_TASKS} else [few],
+        notes=[] if {*config.tasks} == {*config.TASKS} else [few],
     )
-
-
-def scorer(task: str) -> Any:
-    """The score of a task's answers."""
-    return functools.partial(ruler2_score, match_of(task))

@@ -105,9 +105,8 @@ class ModelFacts:
         """JSON that tells its weights from others, and how they are run: part of what decides every
         figure.
         """
-        record = self.record
-        identity = {"engine": record.engine, "precision": record.precision}
-        return {"checkpoint": self.name, **identity, "weights": record.weights}
+        parts = {name: getattr(self.record, name) for name in ("engine", "precision", "weights")}
+        return {"checkpoint": self.name, **parts}
 
 
 def model_facts(argument: str, precision: str) -> ModelFacts:

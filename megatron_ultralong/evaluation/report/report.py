@@ -4,12 +4,11 @@ import dataclasses
 import functools
 import math
 import os
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.evaluation import commands
+from megatron_ultralong.evaluation.commands import FLAGS
 from megatron_ultralong.evaluation.options import RULER_THRESHOLD
 from megatron_ultralong.evaluation.report.measurement import Measurement, with_labels
 from megatron_ultralong.evaluation.report.sections import sections
@@ -94,7 +93,8 @@ def _check_flags(result: Result, where: str) -> None:
 
     Of the benchmarks that are known here; of others nothing but the form is.
     """
-    config, flags = result.config, _flags().get(result.kind.name)
+    name = {"position_loss": "loss"}.get(result.kind.name, result.kind.name)
+    config, flags = result.config, FLAGS.get(name)
     for number in numbers_of(flags) if flags else ():
         if number.name in config:
             check_number(flags, number, config[number.name], where=f"{where}.config")
@@ -118,17 +118,6 @@ def _check_flags(result: Result, where: str) -> None:
                 raise InputError(
                     f"{where}.cells.{k}: {name} is {value:g}, its flag has {shown}: {FIX}"
                 )
-
-
-@functools.cache
-def _flags() -> dict[str, Any]:
-    """The class of each verb's flags, with their ranges, by the name of its benchmark."""
-    found = {}
-    for command in vars(commands).values():
-        if dataclasses.is_dataclass(command):
-            _, own, *_ = typing.get_type_hints(command).items()
-            found[own[0]] = own[1]
-    return found | {"position_loss": found["loss"]}
 
 
 def _result_files(run: Path, notices: list[str]) -> Iterator[Path]:

@@ -9,39 +9,29 @@ from megatron_ultralong.evaluation.options import RULER_THRESHOLD
 from megatron_ultralong.evaluation.report import table
 from megatron_ultralong.evaluation.report.measurement import Measurement, conflicts
 from megatron_ultralong.evaluation.report.paper import paper_table
-from megatron_ultralong.evaluation.report.task_section import task_parts
+from megatron_ultralong.evaluation.report.task_section import TaskSection
 from megatron_ultralong.evaluation.results import interval
 from megatron_ultralong.evaluation.results.pictures import loss_picture, retrieval_picture
 from megatron_ultralong.evaluation.results.result import Result, ScoreCell, perplexity
 from megatron_ultralong.evaluation.results.tables import column_title, counts, figure
 from megatron_ultralong.program.quantity import counted
 
-Parts = tuple[Callable[[], tuple[table.Picture, ...]], tuple[table.ReportTable, ...]]
-"""What draws the pictures of one benchmark, and its tables; the pictures' names begin with one
-given."""
 
-
-def _loss(results: Sequence[Result], name: str) -> Parts:
-    drawing = partial(loss_picture, results)
-    return partial(table.picture, name, "Loss by position", results, drawing), (_table(results),)
-
-
-def _table(results: Sequence[Result]) -> table.ReportTable:
+def _loss_table(results: Sequence[Result]) -> table.ReportTable:
     longest = max(results, key=lambda result: result.num_positions)
     rows = []
     for start, stop in sorted({place for result in results for place in result.bins}):
         found = [result.loss((start, stop)) for result in results]
-        beyond = [stop > result.max_positions for result in results]
         losses = [interval.cell_estimate(cell) if cell else None for cell in found]
-        label = table.Cell(f"{start:,} – {stop:,}")  # noqa: RUF001
-        cells = [*map(_cell, found, beyond)]
-        rows.append((label, *table.with_best(cells, losses, lower_is_better=True)))
+        beyond = [stop > result.max_positions for result in results]
+        first = [f"{start:,} – {stop:,}"]  # noqa: RUF001
+        rows.append(table.line(first, [*map(_loss, found)], beyond, losses, lower_is_better=True))
     means = [_mean(result.mean_loss()) for result in results]
     trained = (f"{one.checkpoint}, trained for {one.max_positions:,}" for one in results)
     return table.ReportTable(
         header=("positions", *trained),
         rows=tuple(rows),
-        footer=((table.Cell("all"), *means), *_reference(results)),
+        footer=(table.words("all", *means), *_reference(results)),
         note=(
             f"Nats per token over {counted(longest.num_packed_rows, 'row')} of "
             f"{longest.num_positions:,} "
@@ -51,16 +41,15 @@ def _table(results: Sequence[Result]) -> table.ReportTable:
     )
 
 
-def _cell(cell: ScoreCell | None, is_beyond: bool) -> table.Cell:
+def _loss(cell: ScoreCell | None) -> str:
     if cell is None or cell.score is None:
-        return table.NOTHING
+        return ""
     error = "" if cell.error is None else f" ± {cell.error:.3f}"
-    text = f"{cell.score:.3f}{error} ({perplexity(cell.score):.1f})"
-    return table.Cell(text, is_beyond=is_beyond)
+    return f"{cell.score:.3f}{error} ({perplexity(cell.score):.1f})"
 
 
-def _mean(loss: float | None) -> table.Cell:
-    return table.NOTHING if loss is None else table.Cell(f"{loss:.3f}")
+def _mean(loss: float | None) -> str:
+    return table.NOTHING.text if loss is None else f"{loss:.3f}"
 
 
 def _reference(results: Sequence[Result]) -> tuple[tuple[table.Cell, ...], ...]:
@@ -70,22 +59,16 @@ def _reference(results: Sequence[Result]) -> tuple[tuple[table.Cell, ...], ...]:
     if inside is None or not others:
         return ()
     name = f"{base.checkpoint}, mean inside its {base.max_positions:,}"
-    return ((table.Cell(name), _mean(inside), *[table.Cell("")] * len(others)),)
-
-
-def _retrieval(results: Sequence[Result], name: str) -> Parts:
-    drawing = partial(retrieval_picture, results)
-    draw = partial(table.picture, name, results[0].kind.title, results, drawing)
-    return draw, (_retrieval_table(results),)
+    return (table.words(name, _mean(inside), *[""] * len(others)),)
 
 
 def _retrieval_table(results: Sequence[Result]) -> table.ReportTable:
     rows = []
     for length in sorted({length for result in results for length in result.lengths}):
         shares = [interval.column_estimate(result, str(length)) for result in results]
-        pairs = zip(results, shares, strict=True)
-        cells = [_retrieval_cell(result, length, share) for result, share in pairs]
-        rows.append((table.Cell(f"{length:,} tokens"), *table.with_best(cells, shares)))
+        texts = [_share(*pair, length) for pair in zip(results, shares, strict=True)]
+        beyond = [length > result.max_positions for result in results]
+        rows.append(table.line([f"{length:,} tokens"], texts, beyond, shares))
     form, by = results[0].kind.form, " or ".join(sorted({one.config["by"] for one in results}))
     samples = " or ".join(dict.fromkeys(map(counts, results)))
     return table.ReportTable(
@@ -100,22 +83,28 @@ def _retrieval_table(results: Sequence[Result]) -> table.ReportTable:
     )
 
 
-def _retrieval_cell(result: Result, length: int, share: interval.Estimate | None) -> table.Cell:
+def _share(result: Result, share: interval.Estimate | None, length: int) -> str:
     if share is None:
-        return table.NOTHING
+        return ""
     depths = [result.score(depth, str(length)) for depth in result.depths]
     worst = min(depth for depth in depths if depth is not None)
     interval = f"[{figure(share.low)}, {figure(share.high)}]"
-    text = f"{figure(share.value)} % {interval} ({figure(worst)} %)"
-    return table.Cell(text, is_beyond=length > result.max_positions)
+    return f"{figure(share.value)} % {interval} ({figure(worst)} %)"
 
 
-_PARTS: dict[str, Callable[[Sequence[Result], str], Parts]] = {
-    "positions": _loss,
-    "depths": _retrieval,
-    "tasks": task_parts,
-}
-"""By what the rows of a result are."""
+def _parts(
+    results: Sequence[Result], name: str
+) -> tuple[Callable[[], tuple[table.Picture, ...]], tuple[table.ReportTable, ...]]:
+    """What draws the pictures of one benchmark, whose names begin with ``name``, and its tables."""
+    kind = results[0].kind
+    if kind.rows == "tasks":
+        section = TaskSection(results)
+        return partial(section.pictures, name), section.tables()
+    is_loss = kind.rows == "positions"
+    title = "Loss by position" if is_loss else kind.title
+    drawing = partial(loss_picture if is_loss else retrieval_picture, results)
+    shown = (_loss_table if is_loss else _retrieval_table)(results)
+    return partial(table.picture, name, title, results, drawing), (shown,)
 
 
 def sections(
@@ -128,16 +117,16 @@ def sections(
         name = "loss" if kind.rows == "positions" else kind.name
         for number, group in enumerate(groups, 1):
             results = [dataclasses.replace(one.result, checkpoint=one.label) for one in group]
-            draw, tables = _PARTS[kind.rows](results, name if number == 1 else f"{name}-{number}")
-            title, remarks = kind.title, list[str]()
+            draw, tables = _parts(results, name if number == 1 else f"{name}-{number}")
+            title = kind.title
+            remarks: tuple[str, ...] = ()
             if len(groups) > 1:
                 title += f", conditions {number} of {len(groups)}"
-                remarks.append(_other_conditions(groups, number))
+                remarks = (_other_conditions(groups, number),)
             with_lengths = results if kind.columns == "lengths" else []
             effective = {one.checkpoint: _effective(one, threshold) for one in with_lengths}
             conditions, paper = table.conditions_table(group), paper_table(group)
-            remarked = tuple(remarks)
-            found.append(table.Section(title, draw, tables, conditions, paper, remarked, effective))
+            found.append(table.Section(title, draw, tables, conditions, paper, remarks, effective))
     return tuple(found)
 
 

@@ -53,6 +53,24 @@ def words(*texts: str) -> tuple[Cell, ...]:
     return tuple(map(Cell, texts))
 
 
+def line(
+    first: Sequence[str],
+    texts: Sequence[str],
+    beyond: Sequence[bool],
+    estimates: Sequence[Estimate | None] = (),
+    *,
+    lower_is_better: bool = False,
+) -> tuple[Cell, ...]:
+    """Words, and a figure of every checkpoint: an empty one is a dash, the best are marked.
+
+    ``beyond`` is whether a figure is of more positions than its checkpoint was trained for. Without
+    ``estimates`` of the figures none is marked.
+    """
+    pairs = zip(texts, beyond, strict=True)
+    cells = [Cell(text, is_beyond=is_beyond) if text else NOTHING for text, is_beyond in pairs]
+    return (*words(*first), *with_best(cells, estimates, lower_is_better=lower_is_better))
+
+
 def with_best(
     cells: Sequence[Cell],
     estimates: Sequence[Estimate | None],

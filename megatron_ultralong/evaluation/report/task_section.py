@@ -2,7 +2,7 @@
 
 import itertools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,152 +18,139 @@ _LIMIT = "all"
 """The column of a benchmark whose results have one each, at the limit of each."""
 
 
-def task_parts(
-    results: Sequence[Result], name: str
-) -> tuple[Callable[[], tuple[table.Picture, ...]], tuple[table.ReportTable, ...]]:
-    """What draws pictures, whose names begin with ``name``, and tables of results on the same
-    questions.
+class TaskSection:
+    """Results on the same questions, and the columns of their tables: those of all results, or one
+    for the limit that each has.
     """
-    columns = _Columns(results)
-    has_means = len(columns.names) > 1 and any(len(result.rows) > 1 for result in results)
-    by_length = [_means(results, columns)] if has_means else []
-    return partial(_pictures, results, columns, name), (*by_length, _by_task(results, columns))
-
-
-class _Columns:
-    """Columns of the tables: those of all results, or one for the limit that each has."""
 
     def __init__(self, results: Sequence[Result]) -> None:
         kind = results[0].kind
+        self.results = results
         self.are_lengths = kind.columns == "lengths"
-        self.title = "length" if self.are_lengths else "score"
+        self._title = "length" if self.are_lengths else "score"
         is_limit = kind.columns == "limit" and all(len(r.columns) == 1 for r in results)
         found = dict.fromkeys(column for result in results for column in result.columns)
         self.names = [_LIMIT] if is_limit else sorted(found, key=_order)
+        self.tasks = list(dict.fromkeys(task for result in results for task in result.rows))
 
-    def of(self, result: Result, name: str) -> str:
+    def column(self, result: Result, name: str) -> str:
         """The column of ``result`` that stands under ``name``."""
         return result.columns[0] if name == _LIMIT else name
 
     def score(self, result: Result, task: str, name: str) -> interval.Estimate | None:
         """Score of a task in the column under ``name``; None where it was not asked."""
-        cell = result.cell(task, self.of(result, name))
+        cell = result.cell(task, self.column(result, name))
         return (
             interval.cell_estimate(cell, are_shares=interval.has_shares(result)) if cell else None
         )
 
-    def mean(self, result: Result, name: str) -> interval.Estimate | None:
-        """Mean of the tasks in the column under ``name``; None where none was asked."""
-        return interval.column_estimate(result, self.of(result, name))
+    def tables(self) -> tuple[table.ReportTable, ...]:
+        """Means by column where there are several tasks and columns, and scores by task."""
+        has_means = len(self.names) > 1 and any(len(result.rows) > 1 for result in self.results)
+        return (*([self._means()] if has_means else []), self._by_task())
 
-    def cells(
-        self, results: Sequence[Result], name: str, texts: Sequence[str | None]
-    ) -> list[table.Cell]:
-        """``texts`` for ``results`` in the column under ``name``, as a line shows them."""
-        beyond = [result.is_beyond(self.of(result, name)) for result in results]
-        pairs = zip(texts, beyond, strict=True)
-        return [table.Cell(text, is_beyond=b) if text else table.NOTHING for text, b in pairs]
+    def _line(
+        self,
+        first: Sequence[str],
+        name: str,
+        estimates: Sequence[interval.Estimate | None],
+        texts: Sequence[str],
+        *,
+        are_comparable: bool = True,
+    ) -> tuple[table.Cell, ...]:
+        beyond = [result.is_beyond(self.column(result, name)) for result in self.results]
+        known = estimates if are_comparable else ()
+        return table.line(first, texts, beyond, known, lower_is_better=name in LOWER_IS_BETTER)
+
+    def _mean_line(self, first: Sequence[str], name: str) -> tuple[table.Cell, ...]:
+        """Means of a column; marked only where they are of the same tasks."""
+        columns = [self.column(result, name) for result in self.results]
+        means = list(map(interval.column_estimate, self.results, columns))
+        asked = [r.by_column.get(c, []) for r, c in zip(self.results, columns, strict=True)]
+        tasks = {frozenset(cell.row for cell in its) for its in asked if its}
+        texts = [str(mean or "") for mean in means]
+        return self._line(first, name, means, texts, are_comparable=len(tasks) < 2)
+
+    def _means(self) -> table.ReportTable:
+        numbers = [len(result.rows) for result in self.results]
+        note = f"Of {counted(numbers[0], 'task')}; in brackets the 95 % interval."
+        if len({frozenset(result.rows) for result in self.results}) > 1:
+            note = (
+                f"Of different tasks, {', '.join(map(str, numbers))} of them: these means cannot "
+                "be compared, so none is highlighted. In brackets: the 95 % interval."
+            )
+        return table.ReportTable(
+            header=(self._title, *(result.checkpoint for result in self.results)),
+            rows=tuple(self._mean_line([column_title(name)], name) for name in self.names),
+            title="Mean of the tasks",
+            note=note,
+        )
+
+    def _by_task(self) -> table.ReportTable:
+        is_one = self.names == [_LIMIT]
+        rows: list[tuple[table.Cell, ...]] = []
+        for task, name in itertools.product(self.tasks, self.names):
+            scores = [self.score(result, task, name) for result in self.results]
+            if any(scores):
+                metric = next(r.metrics[task] for r in self.results if task in r.metrics)
+                first = [task, metric, *([] if is_one else [column_title(name)])]
+                texts = [f"{score.value:.1f}" if score else "" for score in scores]
+                rows.append(self._line(first, name, scores, texts))
+        has_mean = is_one and len(rows) > 1
+        labels = [result.checkpoint for result in self.results]
+        if is_one:
+            limits = [result.columns[0] for result in self.results]
+            cut = [f", cut at {int(limit):,}" if limit.isdecimal() else "" for limit in limits]
+            labels = list(map(operator.add, labels, cut))
+        return table.ReportTable(
+            header=("task", "metric", *(() if is_one else (self._title,)), *labels),
+            rows=tuple(rows),
+            figures=(2 if is_one else 3, 3 + len(self.results)),
+            footer=(self._mean_line(["mean", ""], _LIMIT),) if has_mean else (),
+            title="By task",
+            note=self._note(),
+        )
+
+    def _note(self) -> str:
+        results = self.results
+        samples = " or ".join(dict.fromkeys(map(counts, results)))
+        fewest = min(cell.num_samples for result in results for cell in result.cells)
+        error = f"one standard error is at most {50 / fewest**0.5:.1f} points"
+        if not all(map(interval.has_shares, results)):
+            error = "standard errors are those of the harness, and what has none is not set apart"
+        parts = [f"Scores of 100, {counted(samples, 'question')} a cell: {error}."]
+        if LOSS in self.names:
+            parts.append("A loss is in nats per token, and better when lower.")
+        if lower := [name for name in self.names if name in LOWER_IS_BETTER - {LOSS}]:
+            parts.append(f"Not of 100, and better when lower: {', '.join(lower)}.")
+        pairs = itertools.product(results, self.names)
+        if any(result.is_beyond(self.column(result, name)) for result, name in pairs):
+            parts.append("Red: beyond the trained positions.")
+        return " ".join(parts)
+
+    def pictures(self, name: str) -> tuple[table.Picture, ...]:
+        """Means by length where there are several lengths; else bars, one picture for a score.
+
+        Their names begin with ``name``.
+        """
+        title = style.short(self.results[0].kind.title)
+        is_single = len(self.names) == 1
+        if self.are_lengths and not is_single:
+            draw = partial(_draw_lines, title, self.results, self.names)
+            return table.picture(name, f"{title} by length", self.results, draw)
+        drawn: list[table.Picture] = []
+        for column in self.names:
+            of_column = "" if is_single else f", {column_title(column)}"
+            suffix = "" if is_single else f"-{column.replace(' ', '-')}"
+            draw = partial(_draw_bars, f"{title}{of_column}", self, column)
+            drawn += table.picture(f"{name}{suffix}", f"{title}{of_column}", self.results, draw)
+        return tuple(drawn)
 
 
 def _order(column: str) -> int:
     """Lengths stand in their order, other columns in that in which they were found."""
     digits = column.removesuffix("k")
     return int(digits) if digits.isdecimal() else 0
-
-
-def _means(results: Sequence[Result], columns: _Columns) -> table.ReportTable:
-    return table.ReportTable(
-        header=(columns.title, *(result.checkpoint for result in results)),
-        rows=tuple(
-            (table.Cell(column_title(name)), *_mean_cells(results, columns, name))
-            for name in columns.names
-        ),
-        title="Mean of the tasks",
-        note=_tasks_note(results),
-    )
-
-
-def _mean_cells(results: Sequence[Result], columns: _Columns, name: str) -> tuple[table.Cell, ...]:
-    """Means of a column; marked only where they are of the same tasks."""
-    means = [columns.mean(result, name) for result in results]
-    cells = columns.cells(results, name, [str(mean) if mean else None for mean in means])
-    asked = [result.by_column.get(columns.of(result, name), []) for result in results]
-    if len({frozenset(cell.row for cell in its) for its in asked if its}) > 1:
-        return tuple(cells)
-    return table.with_best(cells, means, lower_is_better=name in LOWER_IS_BETTER)
-
-
-def _tasks_note(results: Sequence[Result]) -> str:
-    numbers = [len(result.rows) for result in results]
-    if len({frozenset(result.rows) for result in results}) == 1:
-        return f"Of {counted(numbers[0], 'task')}; in brackets the 95 % interval."
-    return (
-        f"Of different tasks, {', '.join(map(str, numbers))} of them: these means cannot be "
-        "compared, so none is highlighted. In brackets: the 95 % interval."
-    )
-
-
-def _by_task(results: Sequence[Result], columns: _Columns) -> table.ReportTable:
-    is_one = columns.names == [_LIMIT]
-    rows: list[tuple[table.Cell, ...]] = []
-    for task in dict.fromkeys(task for result in results for task in result.rows):
-        metric = next(r.metrics[task] for r in results if task in r.metrics)
-        for name in columns.names:
-            scores = [columns.score(result, task, name) for result in results]
-            if not any(scores):
-                continue
-            texts = [f"{score.value:.1f}" if score else None for score in scores]
-            cells = columns.cells(results, name, texts)
-            middle = () if is_one else (table.Cell(column_title(name)),)
-            best = table.with_best(cells, scores, lower_is_better=name in LOWER_IS_BETTER)
-            rows.append((table.Cell(task), table.Cell(metric), *middle, *best))
-    means = _mean_cells(results, columns, _LIMIT) if is_one and len(rows) > 1 else None
-    labels = [result.checkpoint for result in results]
-    if is_one:
-        limits = [result.columns[0] for result in results]
-        cut = [f", cut at {int(limit):,}" if limit.isdecimal() else "" for limit in limits]
-        labels = list(map(operator.add, labels, cut))
-    return table.ReportTable(
-        header=("task", "metric", *(() if is_one else (columns.title,)), *labels),
-        rows=tuple(rows),
-        figures=(2 if is_one else 3, 3 + len(results)),
-        footer=((table.Cell("mean"), table.Cell(""), *means),) if means else (),
-        title="By task",
-        note=_note(results, columns),
-    )
-
-
-def _note(results: Sequence[Result], columns: _Columns) -> str:
-    samples = " or ".join(dict.fromkeys(map(counts, results)))
-    fewest = min(cell.num_samples for result in results for cell in result.cells)
-    error = f"one standard error is at most {50 / fewest**0.5:.1f} points"
-    if not all(map(interval.has_shares, results)):
-        error = "standard errors are those of the harness, and what has none is not set apart"
-    parts = [f"Scores of 100, {counted(samples, 'question')} a cell: {error}."]
-    if LOSS in columns.names:
-        parts.append("A loss is in nats per token, and better when lower.")
-    if lower := [name for name in columns.names if name in LOWER_IS_BETTER - {LOSS}]:
-        parts.append(f"Not of 100, and better when lower: {', '.join(lower)}.")
-    pairs = itertools.product(results, columns.names)
-    if any(result.is_beyond(columns.of(result, name)) for result, name in pairs):
-        parts.append("Red: beyond the trained positions.")
-    return " ".join(parts)
-
-
-def _pictures(results: Sequence[Result], columns: _Columns, name: str) -> tuple[table.Picture, ...]:
-    """Means by length where there are several lengths; else bars, one picture for a score."""
-    title = style.short(results[0].kind.title)
-    is_single = len(columns.names) == 1
-    if columns.are_lengths and not is_single:
-        draw = partial(_draw_lines, title, results, columns.names)
-        return table.picture(name, f"{title} by length", results, draw)
-    drawn: list[table.Picture] = []
-    for column in columns.names:
-        of_column = "" if is_single else f", {column_title(column)}"
-        suffix = "" if is_single else f"-{column.replace(' ', '-')}"
-        draw = partial(_draw_bars, f"{title}{of_column}", results, columns, column)
-        drawn += table.picture(f"{name}{suffix}", f"{title}{of_column}", results, draw)
-    return tuple(drawn)
 
 
 def _draw_lines(title: str, results: Sequence[Result], columns: Sequence[str], file: Any) -> None:
@@ -187,16 +174,14 @@ def _draw_lines(title: str, results: Sequence[Result], columns: Sequence[str], f
     style.finish(figure, axes, title, file)
 
 
-def _draw_bars(
-    title: str, results: Sequence[Result], columns: _Columns, column: str, file: Any
-) -> None:
+def _draw_bars(title: str, section: TaskSection, column: str, file: Any) -> None:
     """Scores by task, a bar for each checkpoint."""
-    tasks = list(dict.fromkeys(task for result in results for task in result.rows))
+    tasks, results = section.tasks, section.results
     rows = len(tasks) * len(results)
     figure, axes = style.new_picture(min(0.22 * rows + 0.2 * len(tasks) + 1.5, 16.0), grid="x")
     height = 0.8 / len(results)
     for k, result in enumerate(results):
-        found = [(y, columns.score(result, task, column)) for y, task in enumerate(tasks)]
+        found = [(y, section.score(result, task, column)) for y, task in enumerate(tasks)]
         known = {y - 0.4 + (k + 0.5) * height: score.value for y, score in found if score}
         its = {"color": style.line_style(k)[0], "label": style.label(result.checkpoint)}
         drawn = axes.barh([*known], [*known.values()], height=0.9 * height, **its)

@@ -29,31 +29,26 @@ def _upgraded(name: str, values: Values) -> list[dict[str, Any]]:
         KeyError, TypeError, ValueError, AttributeError, ArithmeticError: the file is damaged.
     """
     kind, config = result.KINDS[name], values["config"]
-    shared = {
-        "kind": vars(kind),
-        "config": {**config, **_LATER_FLAGS[kind.rows], **config},
-        "material": values.get("material", {}),  # came later than the first files, as the model
-        "date": values["date"],
-        "versions": values["versions"],
-    }
-    if kind.rows == "positions":
-        return [
-            {
-                **shared,
-                "checkpoint": one["name"],
-                "max_positions": one["max_positions"],
-                "model": one.get("model"),
-                "num_packed_rows": values["num_rows"],
-                "cells": [_loss_cell(part) for part in one["bins"]],
-            }
-            for one in values["checkpoints"]
-        ]
-    names = ["checkpoint", "max_positions"]
-    names += ["metrics", "notes"] if kind.rows == "tasks" else []
-    upgrade = _score_cell if kind.rows == "tasks" else _retrieval_cell
-    cells = [upgrade(cell) for cell in values["cells"]]
-    of_one = {key: values[key] for key in names} | {"model": values.get("model"), "cells": cells}
-    return [shared | of_one]
+    is_loss = kind.rows == "positions"
+    upgrade = {"positions": _loss_cell, "depths": _retrieval_cell, "tasks": _score_cell}[kind.rows]
+    own = {"num_packed_rows": values["num_rows"]} if is_loss else {}
+    if kind.rows == "tasks":
+        own = {key: values[key] for key in ("metrics", "notes")}
+    return [
+        {
+            "kind": vars(kind),
+            "config": {**config, **_LATER_FLAGS[kind.rows], **config},
+            "material": values.get("material", {}),  # came later than the first files, as the model
+            "date": values["date"],
+            "versions": values["versions"],
+            "checkpoint": one["name" if is_loss else "checkpoint"],
+            "max_positions": one["max_positions"],
+            "model": one.get("model"),
+            "cells": [upgrade(cell) for cell in one["bins" if is_loss else "cells"]],
+            **own,
+        }
+        for one in (values["checkpoints"] if is_loss else [values])
+    ]
 
 
 def _loss_cell(part: Values) -> dict[str, Any]:

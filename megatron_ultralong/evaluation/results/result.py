@@ -8,7 +8,7 @@ import importlib.metadata
 import math
 import platform
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from pydantic_core import to_jsonable_python
@@ -143,12 +143,7 @@ class Result:
         empty = [cell for cell in self.cells if cell.score is None]
         if empty and self.kind.rows != "positions":
             raise ValueError(f"no score of {empty[0].row!r}, {empty[0].column!r}")
-        check: dict[str, Callable[[], None]] = {
-            "tasks": self._check_tasks,
-            "depths": self._check_depths,
-            "positions": self._check_positions,
-        }
-        check[self.kind.rows]()
+        getattr(self, f"_check_{self.kind.rows}")()
 
     def _check_flag(self, flag: str, *values: str) -> None:
         if self.config.get(flag) not in values:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from megatron_ultralong.data.read.record import read_named_text
-from megatron_ultralong.evaluation.asking.questions import Benchmark, Entries, run_benchmark
+from megatron_ultralong.evaluation.asking.questions import Entries, run_benchmark
 from megatron_ultralong.evaluation.asking.samples import Prompt, Put, Row, Sample, scoring, writing
 from megatron_ultralong.evaluation.models.interface import Scores, check_length
 from megatron_ultralong.evaluation.models.opening import Subject
@@ -69,16 +69,15 @@ def evaluate_grid(grid: Grid, subject: Subject[Any]) -> result.Result:
         is_first = place[1:] == (depths[0], 0) and place[0] in (lengths[0], lengths[-1])
         if is_first or place[0] < _TIGHT:
             grid.prompt(*place)
-    benchmark: Benchmark[Any] = Benchmark(
+    put: Put[Any] = scoring(model) if config.by == "argmax" else writing(model)
+    return run_benchmark(
+        *([_sample(grid, *place) for place in places], put, subject),
         kind=grid.kind,
         config=config,
-        asked=[_sample(grid, *place) for place in places],
         cells=_cells,
         decides=grid.decides,
         material=grid.material,
     )
-    put: Put[Any] = scoring(model) if config.by == "argmax" else writing(model)
-    return run_benchmark(benchmark, put, subject)
 
 
 def _sample(grid: Grid, length: int, depth: float, number: int) -> Sample[Any]:

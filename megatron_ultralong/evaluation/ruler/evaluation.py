@@ -51,7 +51,8 @@ class RulerSamples:
         builder = self.builder(task, length, index)
         room = length - parameters.family(task).tokens_to_generate
         num_units, tokens = fit(
-            builder, functools.partial(self.prompt, builder), room, f"{task} at length {length}"
+            *(builder.least_units, builder.most_units, builder.estimate),
+            *(functools.partial(self.prompt, builder), room, f"{task} at length {length}"),
         )
         return RulerSample(tokens, list(builder.references(num_units)), num_units=num_units)
 

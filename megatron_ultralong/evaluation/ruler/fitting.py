@@ -8,7 +8,6 @@ prompts, a small one first. Secant steps between brackets end where the next uni
 import abc
 import bisect
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,31 +20,18 @@ _MOST_SECANT_STEPS = 6
 _BLOCK = 4096
 
 
-class Units(Protocol):
-    """What a prompt is filled with."""
-
-    @property
-    def least_units(self) -> int:
-        """Units without which there is no sample."""
-
-    @property
-    def most_units(self) -> int | None:
-        """Units that there are; None: without end."""
-
-    def estimate(self, num_units: int) -> float:
-        """Tokens of the units, each counted alone, or in proportion; grows with ``num_units``."""
-
-
 class Builder(abc.ABC):
-    """A sample that can be made with any number of :class:`Units`."""
+    """A sample that can be made with any number of units."""
 
     least_units: int
+    """Units without which there is no sample."""
     most_units: int | None = None
+    """Units that there are; None: without end."""
     answers: Sequence[str] = ()
 
     @abc.abstractmethod
     def estimate(self, num_units: int) -> float:
-        """See :class:`Units`."""
+        """Tokens of the units, each counted alone, or in proportion; grows with ``num_units``."""
 
     @abc.abstractmethod
     def turns(self, num_units: int) -> Sequence[Turn]:
@@ -77,16 +63,21 @@ class UnitCosts:
 
 
 def fit(
-    builder: Units, prompt: Callable[[int], IdArray], room: int, what: str
+    least: int,
+    most: int | None,
+    estimate_of: Callable[[int], float],
+    prompt: Callable[[int], IdArray],
+    room: int,
+    what: str,
 ) -> tuple[int, IdArray]:
     """Number of units and ids of the longest ``prompt`` within ``room`` tokens, or of all units.
 
-    ``what`` names the sample in messages.
+    ``least``, ``most`` and ``estimate_of`` are as in :class:`Builder`; ``what`` names the sample in
+    messages.
 
     Raises:
         InputError: not even the least prompt fits.
     """
-    least = builder.least_units
     low, best = least, prompt(least)
     if best.size > room:
         raise InputError(
@@ -94,22 +85,22 @@ def fit(
             f"of haystack alone take {best.size}; ask for a length of at least "
             f"{best.size - room} more"
         )
-    high = None if builder.most_units is None else max(builder.most_units, least) + 1
-    last = (builder.estimate(least), float(best.size))
+    high = None if most is None else max(most, least) + 1
+    last = (estimate_of(least), float(best.size))
     slope = 1.0
     limit = float(min(room, _PROBE_TOKENS))  # the first step is a small one: it finds the slope
     steps = 0
     while high is None or high > low + 1:
         remaining = room - best.size
-        if limit == room and remaining < builder.estimate(low + 1) - builder.estimate(low):
+        if limit == room and remaining < estimate_of(low + 1) - estimate_of(low):
             break
         target = last[0] + (limit - last[1]) / slope
-        guess = _largest(builder.estimate, target, low, None if high is None else high - 1)
+        guess = _largest(estimate_of, target, low, None if high is None else high - 1)
         if high is not None and steps > _MOST_SECANT_STEPS:
             guess = (low + high) // 2
         guess = max(guess, low + 1)
         ids = prompt(guess)
-        estimate, count = builder.estimate(guess), float(ids.size)
+        estimate, count = estimate_of(guess), float(ids.size)
         if estimate != last[0] and count != last[1]:
             slope = max((count - last[1]) / (estimate - last[0]), 0.05)
         last = (estimate, count)

@@ -9,9 +9,9 @@ upstream's own scripts.
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from megatron_ultralong.evaluation.options import AskingConfig, check_different
+from megatron_ultralong.evaluation.options import AskingConfig
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range
@@ -97,6 +97,7 @@ class RulerConfig(AskingConfig):
     """RULER's thirteen synthetic tasks at any length."""
 
     TASKS = TASKS
+    DIFFERENT: ClassVar = {"lengths": "values"}
 
     lengths: Annotated[
         tuple[int, ...], Range(1), LENGTH, Required("token counts, such as --lengths 4K 128K")
@@ -131,7 +132,6 @@ class RulerConfig(AskingConfig):
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
         super().check()
-        check_different("values", lengths=self.lengths)
         essays = {name for name, task in NEEDLES.items() if task.haystack == "essay"}
         for flag, value, needing in (
             ("--essays", self.essays, essays),

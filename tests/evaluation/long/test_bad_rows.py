@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from megatron_ultralong.evaluation.local import (
     ruler2,
 )
 from megatron_ultralong.evaluation.local.conversation import read_rows
-from megatron_ultralong.evaluation.local.graphwalks import evaluate_graphwalks, graphwalks_score
+from megatron_ultralong.evaluation.local.graphwalks import evaluate_graphwalks
 from megatron_ultralong.evaluation.local.longbench_v2 import (
     evaluate_longbench_v2,
     longbench_v2_score,
 )
-from megatron_ultralong.evaluation.local.mrcr import evaluate_mrcr, mrcr_score
+from megatron_ultralong.evaluation.local.mrcr import evaluate_mrcr
 from megatron_ultralong.evaluation.local.nolima import evaluate_nolima
 from megatron_ultralong.evaluation.local.nolima_placement import Book
 from megatron_ultralong.evaluation.local.options import (
@@ -137,10 +138,11 @@ def reading(
 ) -> dict[str, tuple[dict[str, Any], Callable[[Path], None]]]:
     """By benchmark: a good row, and what reads a file of rows up to prompts and scores."""
 
-    def rows(rows_of: Any, scorer: Any) -> Callable[[Path], None]:
+    def rows(keys: Sequence[str], row_of: Any) -> Callable[[Path], None]:
         def read(file: Path) -> None:
-            for row in rows_of({file: "hash"}):
-                scorer(row.task)("an answer", row.references)
+            for values in conversation.read_rows(file, keys):
+                row = row_of(file, values)
+                row.score("an answer", row.references)
                 prompt_ids(subject.tokenizer, "chat", row.messages)
                 subject.tokenizer.encode(row.answer)
 
@@ -167,9 +169,9 @@ def reading(
         "task_template": "{question}",
     }
     return {
-        "mrcr.jsonl": (MRCR[1], rows(mrcr.rows_of, lambda task: mrcr_score)),
-        "graphwalks.jsonl": (GRAPH[1], rows(graphwalks.rows_of, lambda task: graphwalks_score)),
-        "qa_hard/test.jsonl": (two, rows(ruler2.rows_of, ruler2.scorer)),
+        "mrcr.jsonl": (MRCR[1], rows(mrcr.KEYS, partial(mrcr.row_of, "chat"))),
+        "graphwalks.jsonl": (GRAPH[1], rows(graphwalks.KEYS, graphwalks.row_of)),
+        "qa_hard/test.jsonl": (two, rows(ruler2.KEYS, ruler2.row_of)),
         "longbench.jsonl": (LONGBENCH[1], longbench),
         "needles.json": (nested, needles),
     }
