@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from megatron_ultralong.program.fields import field_docstrings, numbers_of
+from megatron_ultralong.program.quantity import Unit
 from megatron_ultralong.program.required import NothingRequired, Required, flag_of, mark_of
 
 _KINDS = {bool: "", int: "N", float: "X", str: "TEXT"}
@@ -29,12 +30,19 @@ class Flag:
     """For people; empty where there is nothing to show."""
     block: str = ""
     """Description of the block of options that it is in."""
+    unit: Unit | None = None
+    """What texts of its numbers may end with: ``512K``."""
 
     @property
     def names(self) -> list[str]:
         """``["--search", "--no-search"]``, or ``["SRC"]``."""
         words = self.usage.replace(",", "").split()
         return [word for word in words if word.startswith("--")] or words[:1]
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether several values stand behind it."""
+        return self.usage.endswith("...")
 
     @property
     def text(self) -> str:
@@ -70,16 +78,17 @@ def flags_of(cls: Any, default: Any = None, block: str = "", *, strict: bool = T
         required |= strict and not value and mark_of(hint, Required) is not None
         number = numbers.get(field.name)
         limits = number.range if number else None
-        unit = f" {number.unit.help}." if number and number.unit else ""
+        unit = number.unit if number else None
         found.append(
             Flag(
                 field.name,
                 _usage(field.name, hint, kind),
-                texts.get(field.name, "") + unit,
+                texts.get(field.name, "") + (f" {unit.help}." if unit else ""),
                 required,
                 limits.text() if limits else "",
                 "" if required else _shown(value),
                 block,
+                unit,
             )
         )
     return found + inner
