@@ -201,7 +201,9 @@ class Saving:
                 interval = self.config.save_interval
                 if interval and iteration % interval == 0:
                     self._start(writer)
-                self._check_failures(writer)
+                limit = self.config.checkpoint.max_save_failures
+                if limit and writer.num_failures >= limit:
+                    self._give_up(writer)
         if iteration == self.config.train_iters:
             return
         if number:
@@ -280,11 +282,6 @@ class Saving:
                 if writer.num_failures >= limit:
                     self._give_up(writer)
                 time.sleep(_RETRY_SECONDS)
-
-    def _check_failures(self, writer: CheckpointWriter) -> None:
-        limit = self.config.checkpoint.max_save_failures
-        if limit and writer.num_failures >= limit:
-            self._give_up(writer)
 
     def _give_up(self, writer: CheckpointWriter) -> NoReturn:
         self.folder.write_status(CANNOT_SAVE)

@@ -9,7 +9,6 @@ import torch
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER
 from megatron_ultralong.config import training
 from megatron_ultralong.config.training import SftConfig
-from megatron_ultralong.data.rows import packed, stored
 from megatron_ultralong.plan.given import plan_text
 from megatron_ultralong.program.owner import check_not_owned
 from megatron_ultralong.program.ranks import assumptions, world_size
@@ -46,14 +45,9 @@ def check_run(config: training.PretrainConfig, num_ranks: int) -> RunInputs:
         InputError: a rule between configuration, checkpoint and data is broken.
     """
     early = early_checks.check_packed_run(config, num_ranks)
-    separator_ids = tuple(early.manifest.separator_ids)
-
-    def source(rows: packed.PackedRows) -> PackedRowSource:
-        return PackedRowSource(rows, config.data.seed, separator_ids)
-
-    run = _inputs(early, num_ranks, source)
-    result = dataclasses.replace(run.result, separator_ids=separator_ids)
-    return dataclasses.replace(run, result=result)
+    ids = tuple(early.manifest.separator_ids)
+    run = _inputs(early, num_ranks, lambda rows: PackedRowSource(rows, config.data.seed, ids))
+    return dataclasses.replace(run, result=dataclasses.replace(run.result, separator_ids=ids))
 
 
 def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
@@ -63,29 +57,24 @@ def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
         InputError: a rule between configuration, checkpoint and conversations is broken.
     """
     early = early_checks.check_chat_run(config, num_ranks)
-
-    def source(rows: stored.ChatRows) -> ChatRowSource:
-        return ChatRowSource(rows, config.data.seed)
-
-    run, template = _inputs(early, num_ranks, source), early.template
+    run = _inputs(early, num_ranks, lambda rows: ChatRowSource(rows, config.data.seed))
+    template, remarks = early.template, list(run.remarks)
     assert template is not None
     folder = Path(config.load) / SOURCE_FOLDER
     instead = template.lacks(folder) if folder.is_dir() else ""
     if instead:
-        note = (
+        remarks.append(
             f"chat template: that of {config.data.data_path} stands in the checkpoints of this run "
             f"and in their exports; {folder} has {instead}"
         )
-        run = dataclasses.replace(run, remarks=(*run.remarks, note))
     if missed := template.missed_ends(folder):
-        note = (
+        remarks.append(
             f"stop tokens: {', '.join(missed)}, which end answers, are named in the checkpoints "
             f"of this run and in their exports; {folder} does not stop there"
         )
-        run = dataclasses.replace(run, remarks=(*run.remarks, note))
     if template.doubt:
-        run = dataclasses.replace(run, remarks=(*run.remarks, f"chat template: {template.doubt}"))
-    return dataclasses.replace(run, template=template)
+        remarks.append(f"chat template: {template.doubt}")
+    return dataclasses.replace(run, template=template, remarks=tuple(remarks))
 
 
 def _inputs(
