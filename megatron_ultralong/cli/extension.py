@@ -1,10 +1,9 @@
 """What `extend` and `small` work out from a checkpoint and its rows: factor, batch, schedule."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from megatron_ultralong.cli.origin import fields_typed
 from megatron_ultralong.config.extension import FEWEST_ITERATIONS, batch_for
 from megatron_ultralong.config.plain_values import with_fields
 from megatron_ultralong.config.recipes import EXTENSIONS
@@ -93,13 +92,6 @@ def derived(
     warm_up = min(warm_up, warm_up * config.train_iters // usual)
     config = with_fields(config, lr_warmup_iters=warm_up)
     return config, lambda changed: f"{recipe}: {text}{_schedule(changed, num_rows)}"
-
-
-def derived_run(
-    words: Sequence[str], typed: PretrainConfig, num_ranks: int
-) -> tuple[PretrainConfig, Callable[[PretrainConfig], str]]:
-    """:func:`derived` for the words of a training, whose checkpoint is one of this project."""
-    return derived(words[0], typed, fields_typed(words), num_ranks, Context.of(typed.load))
 
 
 def _rows(typed: PretrainConfig) -> tuple[int, int]:

@@ -40,7 +40,7 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
     units = {flag.names[0]: flag.unit for flag in flags if flag.unit}
     several = {flag.names[0] for flag in flags if flag.takes_several}
     words = _plain_numbers(words, units, several)
-    with parser_errors(config_class, program, words, default):
+    with parser_errors(flags, program, words):
         config = tyro.cli(
             config_class,
             prog=program,

@@ -324,8 +324,5 @@ def norms_under_sequence_parallelism() -> Iterator[None]:
             parameter.sequence_parallel = True
         return norm
 
-    WrappedTorchNorm.__new__ = staticmethod(build)
-    try:
+    with replaced((WrappedTorchNorm, "__new__", build)):
         yield
-    finally:
-        WrappedTorchNorm.__new__ = staticmethod(upstream)

@@ -69,10 +69,6 @@ class Plan:
         """H100s and about the hours of the paper, for its own runs alone."""
         return paper_hours(self.recipe, self.model, self.chosen.job.config, self.train_tokens)
 
-    def flags(self) -> str:
-        """The layout as flags of ``pretrain``, on one line."""
-        return layout_flags(self.chosen.job)
-
 
 def layout_flags(job: Job) -> str:
     """A layout as flags of ``pretrain``, on one line."""
@@ -130,7 +126,7 @@ def _summary(plan: Plan) -> Text:
     text.append(layout_text(job), style="bold")
     count = job.num_microbatches
     text.append(f"; {counted(count, 'micro-batch')} a step; {plan.area_text}\n")
-    for line in filter(None, (plan.first, plan.command or plan.flags())):
+    for line in filter(None, (plan.first, plan.command or layout_flags(job))):
         text.append(f"  {line}\n", style="cyan")
     if plan.refusal:
         verb = job.config.verb

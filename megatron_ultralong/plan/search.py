@@ -41,7 +41,7 @@ def candidates(job: Job, hardware: Hardware) -> Iterator[Job]:
     Tensor parallelism stays inside a node.
     """
     parallel, memory, pinned = job.parallel, job.memory, job.pinned
-    divisors = _divisors(job.num_gpus)
+    divisors = [n for n in range(1, job.num_gpus + 1) if job.num_gpus % n == 0]
 
     def sizes(name: str, options: list[int]) -> list[int]:
         return [getattr(parallel, name)] if name in pinned else options
@@ -97,11 +97,6 @@ def broken_rule(check: Callable[[], None]) -> str | None:
     except InputError as error:
         return str(error)
     return None
-
-
-def _divisors(number: int) -> list[int]:
-    small = [n for n in range(1, int(number**0.5) + 1) if number % n == 0]
-    return sorted({*small, *(number // n for n in small)})
 
 
 SAME_TIME = 0.01
