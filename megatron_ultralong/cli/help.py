@@ -31,13 +31,8 @@ def help_text(
 ) -> str:
     """The help of a verb.
 
-    Args:
-        name: of the verb.
-        cls: its options.
-        default: what a recipe or a file gives, if one is named.
-        recipes: that it begins with, if any.
-        runs: what they give; a default in which they differ is the recipe's.
-        with_all: describe every flag; else the rest by name alone.
+    ``runs`` are what ``recipes`` give: a default in which they differ is the recipe's. Without
+    ``with_all`` the rest is there by name alone.
     """
     width = min(shutil.get_terminal_size((_WIDEST, 24)).columns, _WIDEST)
     guide, recipes = GUIDES[name], list(recipes)

@@ -29,9 +29,7 @@ def says_who_set(words: Sequence[str], start: Any) -> Iterator[None]:
     ``num_attention_heads (4) must be divisible by tensor_model_parallel_size (8): ...; the recipe
     llama3.1-8b-1m sets tensor_model_parallel_size 8``.
 
-    Args:
-        words: behind the verb: a recipe or ``--config FILE``, and the flags.
-        start: the configuration that the flags change.
+    ``words`` are behind the verb; the flags among them change ``start``.
 
     Raises:
         InputError: as it was raised inside, with more text.

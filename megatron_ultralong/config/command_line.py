@@ -25,11 +25,7 @@ from megatron_ultralong.program.texts import check_texts
 def parse(config_class: Any, program: str, words: Sequence[str], default: Any = None) -> Any:
     """The configuration that a command line asks for, every number in its range.
 
-    Args:
-        config_class: a dataclass; fields of those in it are flags without prefix.
-        program: and its verb, for the help.
-        words: after the verb.
-        default: what the flags change.
+    Fields of the dataclasses in ``config_class`` are flags without prefix; they change ``default``.
 
     Raises:
         InputError: a flag is unknown, required and missing, or its text is no value in its range.

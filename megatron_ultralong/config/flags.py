@@ -55,11 +55,8 @@ class Flag:
 def flags_of(cls: Any, default: Any = None, block: str = "", *, strict: bool = True) -> list[Flag]:
     """The flags of a configuration, as its parser has them.
 
-    Args:
-        cls: a dataclass; fields of those in it are flags without prefix.
-        default: the configuration that the flags change, if there is one.
-        block: description of the block of options, for those in it.
-        strict: what is marked as required is.
+    Fields of the dataclasses in ``cls`` are flags without prefix. ``block`` describes the block
+    that they are in; ``strict``: what is marked as required is.
     """
     cls = cls if default is None else type(default)
     hints = typing.get_type_hints(cls, include_extras=True)

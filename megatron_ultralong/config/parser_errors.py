@@ -64,11 +64,6 @@ _READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
 def parser_errors(flags: Iterable[Flag], program: str, words: Sequence[str]) -> Iterator[None]:
     """Raise what tyro refuses inside as an InputError.
 
-    Args:
-        flags: that the program knows.
-        program: and its verb: ``ultralong pretrain``.
-        words: after the verb.
-
     Raises:
         InputError: a flag is unknown, missing, or has no value of its kind.
     """

@@ -21,10 +21,7 @@ def from_dict(config_class: type[Config], values: Mapping[str, Any], where: str 
 
     Every value is of its field's type, and every number in its range.
 
-    Args:
-        config_class: a dataclass, with others in it.
-        values: by name of the field.
-        where: the file they are from, for messages.
+    ``where`` is the file that they are from, for messages.
 
     Raises:
         InputError: a key that the class does not have, a field without default that is missing, or

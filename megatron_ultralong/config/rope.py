@@ -101,10 +101,8 @@ class RopeConfig:
     def flags_for(self, length: int, positions: int, scaling: yarn.RopeScaling) -> str:
         """Flags that change this to one with room for ``length`` tokens.
 
-        Args:
-            length: of a row.
-            positions: that the checkpoint is made for.
-            scaling: the checkpoint's own. YaRN counts over the raw context below it.
+        The checkpoint was made for ``positions``, with ``scaling``. YaRN counts over the raw
+        context below it.
         """
         if length <= positions:
             return f"{self.flag('rope_scaling')} keep"
@@ -125,10 +123,7 @@ class RopeConfig:
     def check_extension(self, length: int, positions: int, scaling: yarn.RopeScaling) -> None:
         """Check what it makes of a checkpoint.
 
-        Args:
-            length: of a row; 0: not of one length.
-            positions: that the checkpoint is made for.
-            scaling: the checkpoint's own.
+        ``length`` is that of a row; 0: they are not of one length.
 
         Raises:
             InputError: rows are longer than the positions that it is made for, or it could not be

@@ -45,10 +45,6 @@ def local_batches(
 ) -> tuple[Iterator[Batch] | None, Iterator[Batch] | None, None]:
     """Iterators for training, validation and (none) test; every rank makes its own.
 
-    Args:
-        extension: of a run with ``--ultralong-data-path``.
-        num_samples: rows that Megatron-LM asks for, of each.
-
     Raises:
         InputError: the rows do not fit the model or the arguments.
     """

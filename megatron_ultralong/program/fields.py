@@ -139,10 +139,8 @@ class Number:
 def check_ranges(config: Any, prefix: str = "", where: str = "") -> None:
     """Check every number of a configuration, and of those that it holds.
 
-    Args:
-        config: a dataclass.
-        prefix: before the names of the flags: ``ultralong_``.
-        where: the file that it is from, if it is not a command line.
+    ``prefix`` stands before the names of flags (``ultralong_``); ``where`` is the file that it is
+    from, if it is not a command line.
 
     Raises:
         InputError: one is not in its range; the message has its value, the range and the fix.
@@ -161,13 +159,7 @@ def check_number(
 ) -> None:
     """Check the value of one field of ``cls``.
 
-    Args:
-        cls: class of the field.
-        number: the field.
-        value: a number, a tuple of them, or what else the field may hold.
-        prefix: before the name of the flag.
-        where: the file that it is from, if it is not a flag.
-        path: of the field in that file, with dots.
+    ``path`` is that of the field in the file, with dots.
 
     Raises:
         InputError: see :func:`check_ranges`.

@@ -233,10 +233,7 @@ def writable(folder: Path, name: str, num_bytes: int = 0) -> Iterator[None]:
 def check_free(folder: Path, num_bytes: int, name: str) -> None:
     """Check the disk on which ``folder`` is, or will be.
 
-    Args:
-        folder: that is written to.
-        num_bytes: to be written.
-        name: by which users know it: ``--save runs/1m``.
+    ``name`` is that by which users know the folder: ``--save runs/1m``.
 
     Raises:
         InputError: less than ``num_bytes`` are free there.

@@ -120,10 +120,8 @@ def take(folder: Path, what: str, name: str) -> Owner:
 
     An owner that is gone is taken over, with a line on standard error.
 
-    Args:
-        folder: to be owned.
-        what: this process does, for the message that another one gets.
-        name: by which users know the folder: ``--save runs/1m``.
+    ``what`` this process does is for the message that another one gets; users know the folder by
+    ``name``: ``--save runs/1m``.
 
     Raises:
         InputError: another process owns it; nothing has been written then.

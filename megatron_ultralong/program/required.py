@@ -44,9 +44,8 @@ def flag_of(name: str, hint: Any) -> str:
 def check_required(config: Any, given: Collection[str] = ()) -> None:
     """Check that what has to be given is, in a configuration and the blocks that it holds.
 
-    Args:
-        config: a dataclass.
-        given: flags of its command line; a number that is 0 there is given, and has a range.
+    A number that is 0 on the command line, which has the flags ``given``, is given, and has a
+    range.
 
     Raises:
         InputError: a field marked :class:`Required` is empty.

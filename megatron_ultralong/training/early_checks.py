@@ -105,13 +105,6 @@ def check_packed_rows(
 ) -> None:
     """Check what rows are to the model of a checkpoint, and whether they suit the mask.
 
-    Args:
-        folder: of the rows.
-        load: folder of the checkpoint.
-        source: what the checkpoint says of itself.
-        manifest: what the rows say of themselves.
-        document_mask: of the run.
-
     Raises:
         InputError: ids would mean other text, or documents cannot be told apart.
     """
@@ -173,13 +166,7 @@ def result_of(config: TrainingConfig, source: CheckpointMetadata) -> CheckpointM
 
 
 def extended(rope: RopeConfig, source: CheckpointMetadata, seq_length: int) -> CheckpointMetadata:
-    """What ``source`` is after a run, by whatever loop; its separators stay.
-
-    Args:
-        rope: of the run.
-        source: what the run starts from.
-        seq_length: tokens of its rows.
-    """
+    """What ``source`` is after a run, by whatever loop; its separators stay."""
     positions = rope.max_positions(source.model.max_position_embeddings, source.rope_scaling)
     result = dataclasses.replace(
         source,

@@ -42,10 +42,7 @@ class RowSource(abc.ABC):
     def check(self, samples: range, part: int = 0, parts: int = 1) -> None:
         """Read the rows of ``samples``, each once, and look for what is damaged or unknown.
 
-        Args:
-            samples: of which rows.
-            part: which equal part of these rows.
-            parts: how many there are.
+        Or of one of ``parts`` equal parts of them.
 
         Raises:
             InputError: at the first such row.
@@ -88,9 +85,6 @@ def check_rows(sources: Sequence[tuple[RowSource | None, range]]) -> None:
     A model has no embedding for an id beyond its vocabulary, and a rank that finds that out in
     the middle of a step leaves the others waiting. Rows are read thousands of times as fast as
     they are trained on.
-
-    Args:
-        sources: rows, and the samples that will be taken of them.
 
     Raises:
         InputError: on every rank the same, naming file, row and what is wrong.

@@ -100,9 +100,7 @@ def dry_run(run: RunInputs, num_ranks: int | None = None) -> str:
 
     Everything else is in comments, so that the text is a configuration file.
 
-    Args:
-        run: checked.
-        num_ranks: that it was checked for; default: those of this job.
+    ``num_ranks`` are those that it was checked for; default: this job's.
 
     Raises:
         InputError: another job has the run's folder, or :meth:`RunFolder.check` refuses it.

@@ -127,12 +127,8 @@ def checkpoint_state(
 ) -> dict[str, Any]:
     """The sharded state of a checkpoint, for :class:`Snapshot`; every rank calls it.
 
-    Args:
-        chunks: wrapped model.
-        optimizer: its optimizer.
-        scheduler: its learning-rate schedule.
-        position: where the run is; plain values, ``iteration`` among them.
-        source: shape of the model, for Megatron-LM's ``--use-checkpoint-args``.
+    ``position`` is where the run is, plain values with ``iteration`` among them; ``source`` is for
+    Megatron-LM's ``--use-checkpoint-args``.
     """
     return {
         **_sharded_state(chunks, optimizer, scheduler, is_loading=False),

@@ -201,13 +201,8 @@ def run_summary(
 ) -> str:
     """What a start of a run has done, in several lines.
 
-    Args:
-        records: of its iterations.
-        num_tokens: of the rows of each, padding among them.
-        world_size: ranks.
-        num_checkpoints: written.
-        num_failures: checkpoints that could not be written.
-        place: where the last checkpoint is, or what to say in its place.
+    Each iteration had rows of ``num_tokens``, padding among them. ``place`` is where the last
+    checkpoint is, or what to say instead.
     """
     if not records:
         return f"nothing was left to do; {place}"
