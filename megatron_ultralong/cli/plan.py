@@ -50,7 +50,7 @@ def plan(words: Sequence[str]) -> Plan | None:
         words = ["extend", *words]  # the recipe that fits any model and length
     run, rest = begin("plan", list(words), RECIPES, TrainingConfig)
     _check_gpu_name(rest)
-    command: PlanConfig = parse(PlanConfig, f"{PROGRAM} plan", rest, PlanConfig(run))
+    command = _parse(rest, run)
     typed = fields_typed(rest)
     if words[0] in EXTENSIONS:
         its = command.run
@@ -59,7 +59,7 @@ def plan(words: Sequence[str]) -> Plan | None:
             _plan_lengths(command, words[0], rest)
             return None
         run, _ = derived(words[0], its, typed, command.gpus, source_of(command, words[0]).context)
-        command = parse(PlanConfig, f"{PROGRAM} plan", rest, PlanConfig(run))
+        command = _parse(rest, run)
     elif words[0] != "--config":  # as `pretrain` takes it
         total = load("training.early_checks:planned_iterations")(command.run)
         shorter, _ = with_shorter_warm_up(words, command.run, total)
@@ -95,6 +95,11 @@ def plan(words: Sequence[str]) -> Plan | None:
         )
 
 
+def _parse(words: Sequence[str], run: TrainingConfig) -> PlanConfig:
+    command: PlanConfig = parse(PlanConfig, f"{PROGRAM} plan", words, PlanConfig(run))
+    return command
+
+
 def _plan_lengths(command: PlanConfig, recipe: str, words: Sequence[str]) -> None:
     """Plan a recipe of any length at each length that is asked for often."""
     from megatron_ultralong.plan.command import console
@@ -112,9 +117,7 @@ def _plan_lengths(command: PlanConfig, recipe: str, words: Sequence[str]) -> Non
         its = with_fields(command.run, seq_length=length)
         assert isinstance(its, PretrainConfig)
         run, _ = derived(recipe, its, typed, command.gpus, source.context)
-        flags = [*words, "--seq-length", str(length)]
-        found: PlanConfig = parse(PlanConfig, f"{PROGRAM} plan", flags, PlanConfig(run))
-        return found.run
+        return _parse([*words, "--seq-length", str(length)], run).run
 
     title = f"{source.name} by {recipe} on {command.gpus} x {command.find_hardware().name}"
     found = list(plans_by_length(command, run_of, source.model, typed))

@@ -159,13 +159,18 @@ class RopeConfig:
 
     def without_effect(self) -> list[str]:
         """Fields of a scaling that are given, and that this one does not look at."""
-        read = {"keep": (), "none": (), "yarn": OF_YARN}.get(self.rope_scaling, OF_YARN[:1])
         default = type(self)()
         return [
             name
             for name in OF_YARN
-            if name not in read and getattr(self, name) != getattr(default, name)
+            if name not in self.read_fields and getattr(self, name) != getattr(default, name)
         ]
+
+    @property
+    def read_fields(self) -> tuple[str, ...]:
+        """Fields of a scaling that this one looks at."""
+        all_of = {"keep": (), "none": (), "yarn": OF_YARN}
+        return all_of.get(self.rope_scaling, OF_YARN[:1])
 
     @staticmethod
     def check_block(block: Any, where: str) -> None:

@@ -39,7 +39,7 @@ from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
 from megatron_ultralong.dropin.arguments import DropInConfig, drop_in_config
 from megatron_ultralong.dropin.identity import Identity, find_identity
 from megatron_ultralong.dropin.rules import Part, check_arguments, check_model_config, parts
-from megatron_ultralong.mcore import cpu, recomputed_layer, rotary, tiled_loss, tiles
+from megatron_ultralong.mcore import cpu, recomputed_layer, rotary
 from megatron_ultralong.mcore.core_attention import (
     DocumentParams,
     RingCoreAttention,
@@ -47,6 +47,7 @@ from megatron_ultralong.mcore.core_attention import (
     document_params,
 )
 from megatron_ultralong.mcore.cpu import replaced
+from megatron_ultralong.mcore.model import work_in_tiles
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.ranks import is_main_rank
@@ -223,10 +224,13 @@ class Extension:
             tell(f"rotary embedding: Megatron-LM's own, --position-embedding-type {kind}")
         if "reset mask" in self.parts:
             self._reset_mask(model)
-        if self.config.recompute_granularity != "none":
-            self._recompute(model)
-        if self.config.loss_tile_size and model.post_process:
-            tiled_loss.TiledLoss(model, self.config.loss_tile_size).install(model)
+        kind, recomputation = self.config.recompute_granularity, None
+        if kind != "none":
+            _let_recompute(model)
+            recomputation = recomputed_layer.Recomputation(
+                kind == "keep_attention", self.config.sequence_tile_size
+            )
+        work_in_tiles(model, recomputation, self.config.loss_tile_size)
         return model
 
     def _replace_rotary(self, model: GPTModel, attentions: list[RingCoreAttention]) -> None:
@@ -270,23 +274,18 @@ class Extension:
         ResetMask(eod, parallel_state.get_context_parallel_group()).install(model)
         tell(f"documents end at token {eod}: attention stays within them")
 
-    def _recompute(self, model: GPTModel) -> None:
-        recomputation = recomputed_layer.Recomputation(
-            keep_attention=self.config.recompute_granularity == "keep_attention",
-            tile_size=self.config.sequence_tile_size,
-        )
-        for layer in model.decoder.layers:
-            if type(layer) is TransformerLayer:
-                # It has methods more and nothing else: a layer that is built becomes one.
-                layer.__class__ = recomputed_layer.RecomputedLayer
-            if not isinstance(layer, recomputed_layer.RecomputedLayer):
-                raise InputError(
-                    f"--ultralong-recompute-granularity is for Megatron-Core's TransformerLayer, "
-                    f"not {type(layer).__name__}: use Megatron-LM's own --recompute-granularity"
-                )
-            layer.recomputation = recomputation
-        if recomputation.tile_size and model.pre_process:
-            tiles.TiledEmbedding(model, recomputation.tile_size).install(model)
+
+def _let_recompute(model: GPTModel) -> None:
+    """Make layers ours; raises InputError where one is not Megatron-Core's."""
+    for layer in model.decoder.layers:
+        if type(layer) is TransformerLayer:
+            # It has methods more and nothing else: a layer that is built becomes one.
+            layer.__class__ = recomputed_layer.RecomputedLayer
+        if not isinstance(layer, recomputed_layer.RecomputedLayer):
+            raise InputError(
+                f"--ultralong-recompute-granularity is for Megatron-Core's TransformerLayer, "
+                f"not {type(layer).__name__}: use Megatron-LM's own --recompute-granularity"
+            )
 
 
 def tell(text: str) -> None:

@@ -149,14 +149,7 @@ def build_model(
         pg_collection=groups,
         vp_stage=vp_stage,
     )
-    if loss_tile_size and gpt.post_process:
-        tiled_loss.TiledLoss(gpt, loss_tile_size).install(gpt)
-    if recomputation is not None:
-        for place, layer in enumerate(gpt.decoder.layers):
-            layer.recomputation = recomputation
-            layer.begins_pass = place == 0
-        if recomputation.tile_size and gpt.pre_process:
-            tiles.TiledEmbedding(gpt, recomputation.tile_size).install(gpt)
+    work_in_tiles(gpt, recomputation, loss_tile_size)
     gpt.rotary_pos_emb = rotary.LocalRotaryEmbedding(
         rope_scaling,
         model.kv_channels,
@@ -166,3 +159,18 @@ def build_model(
         angle_precision,
     )
     return gpt.to(cpu.device())
+
+
+def work_in_tiles(
+    gpt: GPTModel, recomputation: recomputed_layer.Recomputation | None, loss_tile_size: int
+) -> None:
+    """Have a model that is built recompute its layers, see :func:`build_model`, and its loss."""
+    if loss_tile_size and gpt.post_process:
+        tiled_loss.TiledLoss(gpt, loss_tile_size).install(gpt)
+    if recomputation is None:
+        return
+    for place, layer in enumerate(gpt.decoder.layers):
+        layer.recomputation = recomputation
+        layer.begins_pass = place == 0
+    if recomputation.tile_size and gpt.pre_process:
+        tiles.TiledEmbedding(gpt, recomputation.tile_size).install(gpt)

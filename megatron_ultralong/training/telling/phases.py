@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -110,9 +111,12 @@ class PhaseTimers:
         self._ends.clear()
         self._since = self._clock.mark()
 
-    def __call__(self, name: str, log_level: int | None = None) -> _MegatronTimer:
-        """A timer by Megatron's name for it."""
-        return _MegatronTimer(self, _MEGATRON.get(name, "communication"))
+    def __call__(self, name: str, log_level: int | None = None) -> SimpleNamespace:
+        """A timer by Megatron's name for it, which Megatron starts and stops."""
+        phase = _MEGATRON.get(name, "communication")
+        return SimpleNamespace(
+            start=lambda barrier=False: self._push(phase), stop=lambda barrier=False: self._pop()
+        )
 
     def _push(self, name: str) -> None:
         self._end_phase()
@@ -124,22 +128,6 @@ class PhaseTimers:
 
     def _end_phase(self) -> None:
         self._ends.append((self._stack[-1], self._clock.mark()))
-
-
-class _MegatronTimer:
-    """What Megatron starts and stops."""
-
-    def __init__(self, timers: PhaseTimers, phase: str) -> None:
-        self._timers = timers
-        self._phase = phase
-
-    def start(self, barrier: Any = False) -> None:
-        """Begin."""
-        self._timers._push(self._phase)
-
-    def stop(self, barrier: Any = False) -> None:
-        """End."""
-        self._timers._pop()
 
 
 _log = logging.getLogger(__name__)
