@@ -4,9 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from megatron_ultralong.config.extension import FEWEST_ITERATIONS, batch_for
 from megatron_ultralong.config.plain_values import with_fields
-from megatron_ultralong.config.recipes import EXTENSIONS
+from megatron_ultralong.config.recipes import EXTENSIONS, FEWEST_ITERATIONS, batch_for
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.model import yarn

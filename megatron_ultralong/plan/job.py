@@ -52,11 +52,6 @@ class KeptTensors:
         """Each that there is."""
         return [size for size in dataclasses.astuple(self) if size]
 
-    @property
-    def on_host(self) -> int:
-        """All of them in pinned buffers."""
-        return sum(map(in_pages, self.buffers))
-
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -119,11 +114,6 @@ class Job:
         """
         last = self.parallel.pipeline_model_parallel_size - 1
         return sorted({0, min(1, last), last})
-
-    @property
-    def rows_are_fixed(self) -> bool:
-        """Whether rows were prepared, so that their length cannot change."""
-        return bool(self.config.data.data_path)
 
     @property
     def tokens_per_iteration(self) -> int:

@@ -18,7 +18,6 @@ from megatron_ultralong.plan.estimate import (
 )
 from megatron_ultralong.plan.given import (
     figure,
-    is_traffic_told,
     memory_table,
     short_seconds,
     time_rows,
@@ -102,8 +101,9 @@ def show(console: Console, plan: Plan, num_alternatives: int) -> None:
         console.print(note, soft_wrap=True, highlight=False)
     console.print(memory_table(plan.chosen))
     console.print(time_table(plan))
-    if is_traffic_told(plan.chosen.time):
-        console.print(traffic_table(plan.chosen.time))
+    time = plan.chosen.time
+    if any(each.num_bytes >= 5e7 or each.seconds >= 0.005 for each in time.traffic):  # not zeros
+        console.print(traffic_table(time))
     console.print(run_table(plan))
     if plan.found is not None:
         console.print(_alternatives(plan, num_alternatives))

@@ -9,7 +9,7 @@ import dataclasses
 import math
 
 from megatron_ultralong.model.parameters import layer_matrices
-from megatron_ultralong.plan.job import LSE_BYTES, Job, stage_parameters
+from megatron_ultralong.plan.job import LSE_BYTES, Job, in_pages, stage_parameters
 from megatron_ultralong.plan.layer_memory import AttentionMemory, TileMemory
 from megatron_ultralong.plan.ledger import Ledger, Peak
 from megatron_ultralong.plan.optimizer_memory import OptimizerMemory, optimizer_memory
@@ -102,7 +102,7 @@ class _StageWalk:
                 self._embedding()
         ledger.take("saved activations", (self.layers - 1) * on_device)
         if offload:
-            ledger.host = self.under_way * self.layers * self.kept.on_host
+            ledger.host = self.under_way * self.layers * sum(map(in_pages, self.kept.buffers))
         if is_plain:
             self._plain_layer()
         else:

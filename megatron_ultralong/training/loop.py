@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import math
 import time
 from collections.abc import Iterator
 
@@ -240,7 +241,7 @@ class _Run:
         state = self.state
         with self.timers.phase("optimizer"):
             try:
-                if not result.is_finite:
+                if not math.isfinite(result.loss):
                     raise step.NotFiniteError(f"the loss is {result.loss}")
                 norm = self.guard.step()
             except step.NotFiniteError as error:

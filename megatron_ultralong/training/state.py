@@ -196,7 +196,7 @@ class Saving:
             if is_taken_over:
                 self.folder.end_taken_over()
             if writer is not None:
-                if writer.is_pending and not someone_writes:
+                if not someone_writes:
                     writer.finish()
                 interval = self.config.save_interval
                 if interval and iteration % interval == 0:

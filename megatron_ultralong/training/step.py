@@ -46,11 +46,6 @@ class StepResult:
     bad_microbatches: tuple[int, ...]
     """Micro-batches of this rank whose own loss is not finite."""
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether the loss is a number."""
-        return math.isfinite(self.loss)
-
 
 @dataclasses.dataclass
 class LanguageModelStep:

@@ -94,11 +94,6 @@ class CheckpointWriter:
         return self._job.iteration if self._job else self.last_iteration
 
     @property
-    def is_pending(self) -> bool:
-        """Whether a checkpoint was begun and not finished; the same on every rank."""
-        return self._job is not None
-
-    @property
     def is_writing(self) -> bool:
         """Whether this rank's thread is at work."""
         return self._job is not None and self._job.thread.is_alive()
