@@ -1,7 +1,6 @@
 """The configuration that a command line asks for, by flags that are its fields."""
 
 import dataclasses
-import typing
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
@@ -16,7 +15,7 @@ from tyro.constructors import (
 from megatron_ultralong.config.flags import Flag, flags_of, given_flags
 from megatron_ultralong.config.parser_errors import parser_errors
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import check_ranges
+from megatron_ultralong.program.fields import check_ranges, without_marks
 from megatron_ultralong.program.quantity import Unit
 from megatron_ultralong.program.required import check_required
 from megatron_ultralong.program.texts import check_texts
@@ -117,5 +116,5 @@ def _without_texts() -> ConstructorRegistry:
 
 def _without_text(field: StructFieldSpec) -> StructFieldSpec:
     """The field, where it is a group of flags without the text above them."""
-    kind = typing.get_args(field.type)[0] if hasattr(field.type, "__metadata__") else field.type
-    return dataclasses.replace(field, helptext="") if dataclasses.is_dataclass(kind) else field
+    is_group = dataclasses.is_dataclass(without_marks(field.type))
+    return dataclasses.replace(field, helptext="") if is_group else field

@@ -7,9 +7,15 @@ import typing
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from megatron_ultralong.program.fields import field_docstrings, numbers_of
+from megatron_ultralong.program.fields import (
+    field_docstrings,
+    mark_of,
+    numbers_of,
+    options_of,
+    without_marks,
+)
 from megatron_ultralong.program.quantity import Unit
-from megatron_ultralong.program.required import NothingRequired, Required, flag_of, mark_of
+from megatron_ultralong.program.required import NothingRequired, Required, flag_of
 
 _KINDS = {bool: "", int: "N", float: "X", str: "TEXT"}
 
@@ -64,7 +70,7 @@ def flags_of(cls: Any, default: Any = None, block: str = "", *, strict: bool = T
     found, inner = [], []
     for field in dataclasses.fields(cls):
         hint, value = hints[field.name], _default(field, default)
-        kind = _without_marks(hint)
+        kind = without_marks(hint)
         if dataclasses.is_dataclass(kind):
             needed = strict and mark_of(hint, NothingRequired) is None
             its = None if value is dataclasses.MISSING else value
@@ -130,20 +136,15 @@ def _usage(name: str, hint: Any, kind: Any) -> str:
 
 def _metavar(kind: Any) -> str:
     """``N`` for a whole number, ``a|b`` for a choice, ``TEXT ...`` for several."""
-    origin, options = typing.get_origin(kind), typing.get_args(kind)
-    if origin is tuple:
-        return f"{_metavar(options[0])} ..."
-    if origin is Literal:
-        return "|".join(map(str, options))
-    if origin in (typing.Union, types.UnionType):
+    if typing.get_origin(kind) is tuple:
+        return f"{_metavar(typing.get_args(kind)[0])} ..."
+    if typing.get_origin(kind) is Literal:
+        return "|".join(map(str, typing.get_args(kind)))
+    if len(options := options_of(kind)) > 1:
         return "|".join(_metavar(one) for one in options if one is not types.NoneType)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return "|".join(one.name for one in kind)
     return _KINDS.get(kind, "PATH")
-
-
-def _without_marks(hint: Any) -> Any:
-    return getattr(hint, "__origin__", hint) if hasattr(hint, "__metadata__") else hint
 
 
 def _first_sentence(docstring: str | None) -> str:

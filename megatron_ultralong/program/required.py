@@ -11,6 +11,7 @@ from collections.abc import Collection
 from typing import Any
 
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import mark_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +25,6 @@ class Required:
 @dataclasses.dataclass(frozen=True)
 class NothingRequired:
     """Of a block of fields: the verb that holds it works without those marked in it."""
-
-
-def mark_of(hint: Any, kind: type[Any]) -> Any:
-    """The mark of a class in an ``Annotated`` type, or None."""
-    return next((one for one in getattr(hint, "__metadata__", ()) if isinstance(one, kind)), None)
 
 
 def flag_of(name: str, hint: Any) -> str:

@@ -242,19 +242,21 @@ class FiniteGuard:
         return norm
 
 
+_WINDOW, _FEWEST = 32, 8
+"""Losses that the next one is compared with, at the most and at least."""
+
+
 class SpikeDetector:
     """Tells a loss that lies far above the ones before it."""
 
-    def __init__(self, deviations: float, window: int = 32, fewest: int = 8) -> None:
-        """Compare with the last ``window`` losses, once there are ``fewest``."""
+    def __init__(self, deviations: float) -> None:
         self._deviations = deviations
-        self._fewest = fewest
-        self._losses: collections.deque[float] = collections.deque(maxlen=window)
+        self._losses: collections.deque[float] = collections.deque(maxlen=_WINDOW)
 
     def check(self, loss: float) -> str | None:
         """A sentence about ``loss`` if it is a spike; it counts for the next ones in any case."""
         text = None
-        if self._deviations and len(self._losses) >= self._fewest:
+        if self._deviations and len(self._losses) >= _FEWEST:
             mean, deviation = statistics.mean(self._losses), statistics.pstdev(self._losses)
             # Losses that are all but equal make no scale: at least a thousandth of the loss.
             limit = mean + self._deviations * max(deviation, 1e-3 * abs(mean))
