@@ -124,12 +124,6 @@ def _without_the_script(name: str) -> dict[str, Any]:
     return data
 
 
-class _NoFusedKernels:
-    """Of Megatron-LM before 0.17, which compiles them with CUDA's compiler at every start."""
-
-    load = do_nothing
-
-
 @contextlib.contextmanager
 def training_on_cpu() -> Iterator[None]:
     """Run Megatron-LM on the CPU inside this context.
@@ -150,7 +144,8 @@ def training_on_cpu() -> Iterator[None]:
         (torch.Tensor, "pin_memory", lambda tensor, *_, **__: tensor),
         (multiprocessing.spawn, "get_preparation_data", _without_the_script),
         (training, "set_jit_fusion_options", do_nothing),
-        (initialize, "fused_kernels", _NoFusedKernels),
+        # Before 0.17 it compiles them with CUDA's compiler at every start.
+        (initialize, "fused_kernels", types.SimpleNamespace(load=do_nothing)),
         (arguments, "get_device_arch_version", lambda: 10),
         (
             training,
