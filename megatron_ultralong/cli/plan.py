@@ -64,7 +64,8 @@ def plan(words: Sequence[str]) -> Plan | None:
         total = load("training.early_checks:planned_iterations")(command.run)
         shorter, _ = with_shorter_warm_up(words, command.run, total)
         command = dataclasses.replace(command, run=shorter)
-    from megatron_ultralong.plan.command import plan_run
+    from megatron_ultralong.plan.command import make_plan, tell_plan
+    from megatron_ultralong.plan.lengths import command_text
 
     with says_who_set(words, run):
         command, rows = with_rows(command)
@@ -73,26 +74,19 @@ def plan(words: Sequence[str]) -> Plan | None:
     # a search changes what the recipe set
     told = contextlib.nullcontext() if command.search else says_who_set(words, run)
     with told:
+        found = make_plan(command, recipe, source.model, source.name, typed, rows)
         start = start_words(command, recipe, rest, is_file=words[0] == "--config")
-
-        def refusal(config: TrainingConfig, text: str) -> str:
-            """What `pretrain` or `sft` says of the command that is printed; empty: it takes it."""
-            printed = [*words[: 2 if words[0] == "--config" else 1], *shlex.split(text)]
-            try:
-                with says_who_set(printed, run):
-                    config.check_run(source.model, source.scaling, command.gpus, longest_of(config))
-            except InputError as error:
-                return str(error)
-            return ""
-
-        return plan_run(
-            *(command, recipe, source.model, source.name),
-            typed=typed,
-            rows=rows,
-            words=start,
-            first=import_command(command),
-            refusal=refusal,
-        )
+        text, config, refusal = command_text(found.chosen, start), found.chosen.job.config, ""
+        printed = [*words[: 2 if words[0] == "--config" else 1], *shlex.split(text)]
+        try:
+            with says_who_set(printed, run):
+                config.check_run(source.model, source.scaling, command.gpus, longest_of(config))
+        except InputError as error:
+            refusal = str(error)
+        first = import_command(command)
+        found = dataclasses.replace(found, first=first, command=text, refusal=refusal)
+        tell_plan(command, found)
+        return found
 
 
 def _parse(words: Sequence[str], run: TrainingConfig) -> PlanConfig:

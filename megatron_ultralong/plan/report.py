@@ -54,9 +54,9 @@ class Plan:
     first: str = ""
     """What is to be run before it: an import."""
     command: str = ""
-    """What starts the run, where that is known."""
+    """What starts the run."""
     refusal: str = ""
-    """Why that is refused with this checkpoint; empty: it starts."""
+    """Why `pretrain` or `sft` refuse that with this checkpoint; empty: it starts."""
 
     @cached_property
     def run(self) -> RunTime:
@@ -126,7 +126,7 @@ def _summary(plan: Plan) -> Text:
     text.append(layout_text(job), style="bold")
     count = job.num_microbatches
     text.append(f"; {counted(count, 'micro-batch')} a step; {plan.area_text}\n")
-    for line in filter(None, (plan.first, plan.command or layout_flags(job))):
+    for line in filter(None, (plan.first, plan.command)):
         text.append(f"  {line}\n", style="cyan")
     if plan.refusal:
         verb = job.config.verb
