@@ -245,10 +245,12 @@ def read_training(name: str, verb: TrainingVerb, words: list[str]) -> tuple[Any,
         num_ranks = options.parallel.model_parallel_size  # the fewest possible; it says so
     how = ""
     if words[0] in load("config.recipes:EXTENSIONS"):
-        from megatron_ultralong.cli.extension import Context, derived
+        from megatron_ultralong.checkpoint.disk.metadata import load_metadata
+        from megatron_ultralong.cli.extension import Source, derived
 
-        context = Context.of(options.load)
-        default, told = derived(words[0], options, fields_typed(words), num_ranks, context)
+        found = load_metadata(Path(options.load))
+        source = Source(options.load, found.model, found.rope_scaling)
+        default, told = derived(words[0], options, fields_typed(words), num_ranks, source)
         options = _parse(verb, name, flags, default)
         how = told(options)
     elif words[0] != "--config":

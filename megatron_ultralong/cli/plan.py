@@ -9,9 +9,9 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from megatron_ultralong.cli.extension import Context, derived
+from megatron_ultralong.cli.extension import Source, derived
 from megatron_ultralong.cli.origin import fields_typed, says_who_set, with_shorter_warm_up
 from megatron_ultralong.cli.start_of_run import begin
 from megatron_ultralong.cli.verbs import load
@@ -19,8 +19,8 @@ from megatron_ultralong.config.command_line import parse
 from megatron_ultralong.config.plain_values import flat_fields, with_fields
 from megatron_ultralong.config.recipes import EXTENSIONS, RECIPES
 from megatron_ultralong.config.training import PretrainConfig, SftConfig, TrainingConfig
-from megatron_ultralong.model.shape import ModelConfig, model_by_name, model_of_recipe
-from megatron_ultralong.model.yarn import RopeScaling, published_scaling
+from megatron_ultralong.model.shape import model_by_name, model_of_recipe
+from megatron_ultralong.model.yarn import published_scaling
 from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.plan.options import PlanConfig
 from megatron_ultralong.program.ending import PROGRAM
@@ -58,7 +58,7 @@ def plan(words: Sequence[str]) -> Plan | None:
         if not its.data.seq_length and not its.data.data_path:
             _plan_lengths(command, words[0], rest)
             return None
-        run, _ = derived(words[0], its, typed, command.gpus, source_of(command, words[0]).context)
+        run, _ = derived(words[0], its, typed, command.gpus, source_of(command, words[0]))
         command = _parse(rest, run)
     elif words[0] != "--config":  # as `pretrain` takes it
         total = load("training.early_checks:planned_iterations")(command.run)
@@ -110,7 +110,7 @@ def _plan_lengths(command: PlanConfig, recipe: str, words: Sequence[str]) -> Non
     def run_of(length: int) -> TrainingConfig:
         its = with_fields(command.run, seq_length=length)
         assert isinstance(its, PretrainConfig)
-        run, _ = derived(recipe, its, typed, command.gpus, source.context)
+        run, _ = derived(recipe, its, typed, command.gpus, source)
         return _parse([*words, "--seq-length", str(length)], run).run
 
     title = f"{source.name} by {recipe} on {command.gpus} x {command.find_hardware().name}"
@@ -211,19 +211,6 @@ def _check_gpu_name(words: Sequence[str]) -> None:
                 f"--gpu {value}: that is no GPU's name; their number is --gpus {value}, names are "
                 f"{', '.join(HARDWARE)}"
             )
-
-
-class Source(NamedTuple):
-    """What a run starts from, as far as a name or a folder tells."""
-
-    name: str
-    model: ModelConfig
-    scaling: RopeScaling
-
-    @property
-    def context(self) -> Context:
-        """Its rotary embedding."""
-        return Context(self.name, self.scaling, self.model.max_position_embeddings)
 
 
 def source_of(command: PlanConfig, recipe: str) -> Source:
