@@ -16,7 +16,8 @@ from megatron_ultralong.dropin.extension import Extension, tell
 from megatron_ultralong.mcore.batch import Batch, LossTerms, local_batch, token_loss
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.training.early_checks import packed_rows, row_notes
-from megatron_ultralong.training.rows import PackedRowSource, RowSource, check_rows
+from megatron_ultralong.training.row_source import PackedRowSource, RowSource
+from megatron_ultralong.training.rows import check_rows
 
 
 def _batches(

@@ -22,7 +22,8 @@ from megatron_ultralong.program.quantity import quantity
 from megatron_ultralong.program.rank_values import check_agreement
 from megatron_ultralong.program.ranks import is_main_rank
 from megatron_ultralong.training import optimizer, step, validation
-from megatron_ultralong.training.inputs import RunInputs, chosen_kernels
+from megatron_ultralong.training.early_checks import RunInputs
+from megatron_ultralong.training.inputs import chosen_kernels
 from megatron_ultralong.training.rows import check_rows, microbatches, replica_samples
 from megatron_ultralong.training.same_run import check_weights, code_version
 from megatron_ultralong.training.saving.run_folder import RunFolder

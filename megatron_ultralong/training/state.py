@@ -27,7 +27,8 @@ from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.rank_values import every_rank
 from megatron_ultralong.program.ranks import is_main_rank, world_size
 from megatron_ultralong.training import config_file, optimizer
-from megatron_ultralong.training.inputs import RunInputs, check_offloading, host_buffers
+from megatron_ultralong.training.early_checks import RunInputs
+from megatron_ultralong.training.inputs import check_offloading, host_buffers
 from megatron_ultralong.training.saving import run_folder, state_dict
 from megatron_ultralong.training.saving.checkpoint_writer import CheckpointWriter
 from megatron_ultralong.training.saving.state_dict import load_checkpoint

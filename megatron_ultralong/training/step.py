@@ -25,7 +25,7 @@ from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.parallel import broadcast
 from megatron_ultralong.program.rank_values import every_rank
 from megatron_ultralong.sequence.documents import causal_area
-from megatron_ultralong.training.rows import RowSource
+from megatron_ultralong.training.row_source import RowSource
 from megatron_ultralong.training.telling.phases import PhaseTimers
 
 LossFunction = Callable[[Batch, torch.Tensor], LossTerms]

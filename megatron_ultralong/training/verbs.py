@@ -1,7 +1,6 @@
 """``pretrain`` and ``sft``: a run is checked whole, then trained, or looked at alone."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,9 +12,7 @@ from megatron_ultralong.plan.given import plan_text
 from megatron_ultralong.program.owner import check_not_owned
 from megatron_ultralong.program.ranks import assumptions, world_size
 from megatron_ultralong.training import config_file, early_checks, inputs, loop, validation
-from megatron_ultralong.training.early_checks import AnyManifest, Config, EarlyRun, Rows
-from megatron_ultralong.training.inputs import RunInputs
-from megatron_ultralong.training.rows import ChatRowSource, PackedRowSource, RowSource
+from megatron_ultralong.training.early_checks import RunInputs
 from megatron_ultralong.training.saving.run_folder import RunFolder
 from megatron_ultralong.training.telling.log import IterationRecord
 
@@ -44,10 +41,7 @@ def check_run(config: training.PretrainConfig, num_ranks: int) -> RunInputs:
     Raises:
         InputError: a rule between configuration, checkpoint and data is broken.
     """
-    early = early_checks.check_packed_run(config, num_ranks)
-    ids = tuple(early.manifest.separator_ids)
-    run = _inputs(early, num_ranks, lambda rows: PackedRowSource(rows, config.data.seed, ids))
-    return dataclasses.replace(run, result=dataclasses.replace(run.result, separator_ids=ids))
+    return _checked(early_checks.check_packed_run(config, num_ranks), num_ranks)
 
 
 def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
@@ -56,9 +50,8 @@ def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
     Raises:
         InputError: a rule between configuration, checkpoint and conversations is broken.
     """
-    early = early_checks.check_chat_run(config, num_ranks)
-    run = _inputs(early, num_ranks, lambda rows: ChatRowSource(rows, config.data.seed))
-    template, remarks = early.template, list(run.remarks)
+    run = _checked(early_checks.check_chat_run(config, num_ranks), num_ranks)
+    template, remarks = run.template, list(run.remarks)
     assert template is not None
     folder = Path(config.load) / SOURCE_FOLDER
     instead = template.lacks(folder) if folder.is_dir() else ""
@@ -74,25 +67,15 @@ def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
         )
     if template.doubt:
         remarks.append(f"chat template: {template.doubt}")
-    return dataclasses.replace(run, template=template, remarks=tuple(remarks))
+    return dataclasses.replace(run, remarks=tuple(remarks))
 
 
-def _inputs(
-    early: EarlyRun[Config, AnyManifest, Rows],
-    num_ranks: int,
-    source_of: Callable[[Rows], RowSource],
-) -> RunInputs:
-    config, source = early.config, early.source
+def _checked(run: RunInputs, num_ranks: int) -> RunInputs:
+    """The same, where this machine can do it; with what a user must know of how it will."""
+    config, model = run.config, run.source.model
     inputs.check_machine(config)
-    return RunInputs(
-        config=config,
-        source=source,
-        result=inputs.check_result(config, source, num_ranks),
-        train_rows=source_of(early.train_rows),
-        valid_rows=source_of(early.valid_rows) if early.valid_rows else None,
-        agreed=early_checks.rows_record(early.manifest),
-        remarks=inputs.check_attention(config, source.model),
-    )
+    inputs.check_offloading(config, model, num_ranks)
+    return dataclasses.replace(run, remarks=inputs.check_attention(config, model))
 
 
 def dry_run(run: RunInputs, num_ranks: int | None = None) -> str:
