@@ -136,7 +136,7 @@ def best(job: Job, hardware: Hardware) -> Found:
         return found
     way = _ways(_working_changes(job, hardware))
     if found.refused:
-        nearest = found.refused[0][0]
+        nearest = found.refused[0]
         raise InputError(
             f"none of {counted(len(found.refused), 'layout')} of {counted(job.num_gpus, 'GPU')} "
             "fits; the nearest: "

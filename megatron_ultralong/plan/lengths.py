@@ -80,7 +80,7 @@ def show_lengths(
 def _cells(found: Found) -> tuple[str, ...]:
     """The layout to take and its figures, or why none fits."""
     if not found.feasible:
-        nearest = [f"{layout_text(each.job)} {each.lack}" for each, _ in found.refused[:1]]
+        nearest = [f"{layout_text(each.job)} {each.lack}" for each in found.refused[:1]]
         why = next(iter([*nearest, *found.rules]), "no layout divides it")
         return f"does not fit: {why}", "", "", "", "", ""
     its = found.chosen

@@ -257,8 +257,8 @@ def _refused(found: Found, count: int) -> Table:
     if not found.refused:
         title = "Layouts that break a rule"
     table = Table("layout", figure("step, s"), "why", title=title, title_justify="left")
-    for each, why in found.refused[:count]:
-        table.add_row(layout_text(each.job), short_seconds(each.time.total), why)
+    for each in found.refused[:count]:
+        table.add_row(layout_text(each.job), short_seconds(each.time.total), each.refusal)
     for rule, number in found.rules.items():
         table.add_row(counted(number, "layout"), "-", f"such as: {rule}")
     return table

@@ -112,8 +112,8 @@ class Found:
 
     feasible: list[Estimate]
     """Fastest first."""
-    refused: list[tuple[Estimate, str]]
-    """Layouts that do not fit, those that nearly do first, and why."""
+    refused: list[Estimate]
+    """Layouts that do not fit, those that nearly do first."""
     rules: dict[str, int]
     """Layouts that break a rule, by an example of its message."""
 
@@ -138,7 +138,8 @@ class Found:
 
 def search(job: Job, hardware: Hardware) -> Found:
     """Try every layout of ``job.num_gpus``: all sizes and kinds of recomputation not pinned."""
-    feasible, refused = [], []
+    feasible: list[Estimate] = []
+    refused: list[Estimate] = []
     rules: dict[str, int] = {}
     examples: dict[str, str] = {}
     for candidate in candidates(job, hardware):
@@ -150,11 +151,7 @@ def search(job: Job, hardware: Hardware) -> Found:
             rules[example] = rules.get(example, 0) + 1
             continue
         estimate = Estimate(candidate, hardware)
-        why = estimate.refusal
-        if why is None:
-            feasible.append(estimate)
-        else:
-            refused.append((estimate, why))
+        (refused if estimate.refusal else feasible).append(estimate)
     feasible.sort(key=lambda each: each.time.total)
-    refused.sort(key=lambda pair: pair[0].excess)
+    refused.sort(key=lambda each: each.excess)
     return Found(feasible, refused, rules)

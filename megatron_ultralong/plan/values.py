@@ -41,8 +41,8 @@ def as_values(plan: Plan) -> dict[str, Any]:
             estimate_values(each, plan.train_tokens) for each in plan.found.feasible
         ]
         values["refused"] = [
-            {"layout": layout_text(each.job), "step_seconds": each.time.total, "why": why}
-            for each, why in plan.found.refused
+            {"layout": layout_text(each.job), "step_seconds": each.time.total, "why": each.refusal}
+            for each in plan.found.refused
         ]
         values["rules"] = plan.found.rules
     return values

@@ -1,7 +1,5 @@
 """What a run that has been checked needs of this machine."""
 
-from typing import NamedTuple
-
 import torch
 
 from megatron_ultralong.attention.kernels import block_attention, math
@@ -56,17 +54,13 @@ def check_attention(
     return (note,)
 
 
-class ChosenKernels(NamedTuple):
-    """What computes attention and elementwise work on this machine."""
+def chosen_kernels(
+    config: TrainingConfig, model: shape.ModelConfig
+) -> tuple[dict[str, str], tuple[str, str]]:
+    """What computes attention and elementwise work on this machine.
 
-    names: dict[str, str]
-    """What all ranks must have the same of."""
-    lines: tuple[str, str]
-    """The same for a user, with what speaks against faster ones."""
-
-
-def chosen_kernels(config: TrainingConfig, model: shape.ModelConfig) -> ChosenKernels:
-    """The kernels of a run on the device of this process.
+    Names, of which all ranks must have the same, and lines for a user, with what speaks against
+    faster ones.
 
     Raises:
         InputError: one that is asked for cannot serve.
@@ -81,7 +75,7 @@ def chosen_kernels(config: TrainingConfig, model: shape.ModelConfig) -> ChosenKe
     said = block_attention.choice(dtype, model.kv_channels, device)
     if config.layers.attention == "te":
         names["attention kernel"] = said = "attention kernel: Transformer Engine's choice"
-    return ChosenKernels(names, (said, str(others)))
+    return names, (said, str(others))
 
 
 AVAILABLE_SHARE = 0.8

@@ -52,11 +52,11 @@ def train(inputs: RunInputs) -> list[IterationRecord]:
         place = {"iteration": 0}
         timeout = 60.0 * config.parallel.distributed_timeout_minutes
         with Heartbeat(timeout, lambda: (place["iteration"], timers.current)).beat():
-            kernels = chosen_kernels(config, inputs.source.model)
+            kernels, lines = chosen_kernels(config, inputs.source.model)
             check_agreement(
                 {
                     **code_version(),
-                    **kernels.names,
+                    **kernels,
                     **flat_fields(config),
                     **flat_fields(inputs.source, "checkpoint"),
                     **inputs.agreed,
@@ -64,7 +64,7 @@ def train(inputs: RunInputs) -> list[IterationRecord]:
             )
             folder = RunFolder(config, inputs.result, inputs.agreed, inputs.template)
             with contextlib.closing(folder):
-                inputs = dataclasses.replace(inputs, remarks=(*kernels.lines, *inputs.remarks))
+                inputs = dataclasses.replace(inputs, remarks=(*lines, *inputs.remarks))
                 return _Run(inputs, groups, stop, timers, place, folder).train()
 
 
