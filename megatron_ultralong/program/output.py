@@ -220,7 +220,7 @@ def writable(folder: Path, name: str, num_bytes: int = 0) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as raised:
-        error = _of_the_system(raised)
+        error = of_the_system(raised)
         if error is None or not _is_about(error, folder.absolute()):
             raise
         room = f" for {quantity(num_bytes, 'B')}" if num_bytes else ""
@@ -259,7 +259,7 @@ def _check_ours(partial: Path, flag: str) -> None:
         )
 
 
-def _of_the_system(error: BaseException | None) -> OSError | None:
+def of_the_system(error: BaseException | None) -> OSError | None:
     """The error of the system behind ``error``: torch's writers of files raise another over it."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__

@@ -246,10 +246,8 @@ def _in_use(record: OwnerRecord, name: str) -> InputError:
 
 def _age(folder: Path, record: OwnerRecord) -> float | None:
     """Seconds since the last sign of life, by this machine's clock; None: the file is gone."""
-    try:
-        return time.time() - owner_path(folder, record.number).stat().st_mtime
-    except FileNotFoundError:
-        return None
+    changed = _changed(owner_path(folder, record.number))
+    return None if changed is None else time.time() - changed / 1e9
 
 
 def _age_on_disk(folder: Path, record: OwnerRecord) -> float:

@@ -16,6 +16,7 @@ from megatron_ultralong.checkpoint.disk.folder import iteration_folder, iteratio
 from megatron_ultralong.config.run import CheckpointConfig
 from megatron_ultralong.mcore.pinned_memory import PinnedMemory
 from megatron_ultralong.program.aside import remove, sync_folder
+from megatron_ultralong.program.output import of_the_system
 from megatron_ultralong.program.quantity import quantity
 from megatron_ultralong.program.rank_values import every_rank
 from megatron_ultralong.program.ranks import is_main_rank
@@ -273,11 +274,8 @@ def _reason(error: Exception, root: Path) -> str:
         room = f"the disk has {quantity(shutil.disk_usage(root).free, 'B')} free"
     except OSError:
         room = "the folder is gone"
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__cause__ or cause.__context__
     said = f"{type(error).__name__}: {error}"
-    if isinstance(cause, OSError):
+    if cause := of_the_system(error):
         said = f"{cause}"
     elif "inline_container" in said:
         said = "the disk refuses a part of the file"
