@@ -157,7 +157,34 @@ class Job:
     @property
     def sizes(self) -> RankSizes:
         """Sizes of one rank's tensors."""
-        return RankSizes.of(self)
+        model, parallel, config = self.model, self.parallel, self.config
+        tp, rows = parallel.tensor_model_parallel_size, config.micro_batch_size
+        element = 4 if config.precision == "fp32" else 2
+        row_tokens = self.seq_length // parallel.context_parallel_size
+        runs = tp if parallel.sequence_parallel else 1
+        tokens = row_tokens * rows
+        heads, kv_heads = model.num_attention_heads // tp, model.num_query_groups // tp
+
+        def tile(size: int) -> int:
+            most = max(1, size // runs) * runs if size else row_tokens
+            return rows * min(row_tokens, most)
+
+        recomputes = config.memory.recompute_granularity != "none"
+        return RankSizes(
+            element=element,
+            tokens=tokens,
+            row_tokens=row_tokens,
+            runs=runs,
+            hidden_size=model.hidden_size,
+            ffn=model.ffn_hidden_size // tp,
+            vocab=model.vocab_size // tp,
+            queries=tokens * heads * model.kv_channels * element,
+            keys=tokens * kv_heads * model.kv_channels * element,
+            lse=tokens * heads * LSE_BYTES,
+            head_dim=model.kv_channels,
+            tile=tile(config.memory.sequence_tile_size if recomputes else 0),
+            loss_tile=tile(config.memory.loss_tile_size),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,38 +213,6 @@ class RankSizes:
     tile: int
     """Tokens that go through projections and MLP at a time, all runs and rows."""
     loss_tile: int
-
-    @classmethod
-    def of(cls, job: Job) -> RankSizes:
-        """Sizes by the configuration."""
-        model, parallel, config = job.model, job.parallel, job.config
-        tp, rows = parallel.tensor_model_parallel_size, config.micro_batch_size
-        element = 4 if config.precision == "fp32" else 2
-        row_tokens = job.seq_length // parallel.context_parallel_size
-        runs = tp if parallel.sequence_parallel else 1
-        tokens = row_tokens * rows
-        heads, kv_heads = model.num_attention_heads // tp, model.num_query_groups // tp
-
-        def tile(size: int) -> int:
-            most = max(1, size // runs) * runs if size else row_tokens
-            return rows * min(row_tokens, most)
-
-        recomputes = config.memory.recompute_granularity != "none"
-        return cls(
-            element=element,
-            tokens=tokens,
-            row_tokens=row_tokens,
-            runs=runs,
-            hidden_size=model.hidden_size,
-            ffn=model.ffn_hidden_size // tp,
-            vocab=model.vocab_size // tp,
-            queries=tokens * heads * model.kv_channels * element,
-            keys=tokens * kv_heads * model.kv_channels * element,
-            lse=tokens * heads * LSE_BYTES,
-            head_dim=model.kv_channels,
-            tile=tile(config.memory.sequence_tile_size if recomputes else 0),
-            loss_tile=tile(config.memory.loss_tile_size),
-        )
 
     @property
     def hidden(self) -> int:
