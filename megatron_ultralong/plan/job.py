@@ -32,28 +32,6 @@ def pinned_bytes(size: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class KeptTensors:
-    """Bytes of each tensor that a recomputed layer keeps of one micro-batch, for backward."""
-
-    hidden: int
-    """Its input, [s, b, h]; under sequence parallelism a tensor-parallel rank's run of it."""
-    out: int
-    """Output of its attention, [s, b, heads, d]; 0 if that is not kept."""
-    lse: int
-    """Log-sum-exp of its attention, [b, heads, s]; 0 if that is not kept."""
-
-    @property
-    def on_device(self) -> int:
-        """All of them."""
-        return self.hidden + self.out + self.lse
-
-    @property
-    def buffers(self) -> list[int]:
-        """Each that there is."""
-        return [size for size in dataclasses.astuple(self) if size]
-
-
-@dataclasses.dataclass(frozen=True)
 class Job:
     """What is planned. Nothing in it has been checked: :func:`check` does."""
 
@@ -149,10 +127,14 @@ class Job:
             layers=LOCAL_LAYERS,
         ).check(1)
 
-    def kept(self) -> KeptTensors:
-        """What one recomputed layer keeps of one micro-batch."""
+    def kept(self) -> list[int]:
+        """Bytes of each tensor that a recomputed layer keeps of one micro-batch, for backward.
+
+        Its input, [s, b, h] (under sequence parallelism a tensor-parallel rank's run of it); output
+        [s, b, heads, d] and log-sum-exp [b, heads, s] of its attention, if that is kept.
+        """
         its, keeps = self.sizes, self.memory.recompute_granularity == "keep_attention"
-        return KeptTensors(its.hidden, its.queries if keeps else 0, its.lse if keeps else 0)
+        return [its.hidden, its.queries, its.lse] if keeps else [its.hidden]
 
     @property
     def sizes(self) -> RankSizes:

@@ -44,8 +44,6 @@ class Ledger:
         self._parts: Counter[Part] = Counter()
         self._total = 0
         self._moment: str | None = None
-        self.host = 0
-        """Host memory for offloaded tensors, which is not among the parts."""
         self.peaks: dict[str, Peak] = {}
         """The peak of every moment."""
 

@@ -94,15 +94,14 @@ class _StageWalk:
         ledger.take("tokens and angles", its.angles + self.under_way * its.tokens * TOKEN_BYTES)
         is_plain = self.job.memory.recompute_granularity == "none"
         # What one layer keeps on the device from forward to backward.
-        on_device = self.tile.layer_saves() if is_plain else self.kept.on_device
+        on_device = self.tile.layer_saves() if is_plain else sum(self.kept)
         on_device = 0 if offload else on_device
         ledger.take("saved activations", (self.under_way - 1) * self.layers * on_device)
         if self.is_first:
             with ledger.moment("embedding"):
                 self._embedding()
         ledger.take("saved activations", (self.layers - 1) * on_device)
-        if offload:
-            ledger.host = self.under_way * self.layers * sum(map(in_pages, self.kept.buffers))
+        host = self.under_way * self.layers * sum(map(in_pages, self.kept)) if offload else 0
         if is_plain:
             self._plain_layer()
         else:
@@ -114,7 +113,7 @@ class _StageWalk:
         ledger.give_all("saved activations")
         with ledger.moment("optimizer step"):
             self._optimizer()
-        return StageMemory(self.stage, ledger.peaks, ledger.host, self.optimizer)
+        return StageMemory(self.stage, ledger.peaks, host, self.optimizer)
 
     def _static(self) -> None:
         its, job = self.sizes, self.job
@@ -158,7 +157,7 @@ class _StageWalk:
 
     def _layer_backward(self, on_device: int) -> None:
         its, ledger, memory = self.sizes, self.ledger, self.job.memory
-        fetched = self.kept.on_device if memory.offload_activations else 0
+        fetched = sum(self.kept) if memory.offload_activations else 0
         attends_again = memory.recompute_granularity == "full"
         ledger.take("hidden states", its.hidden)  # the gradient of the result
         ledger.take("saved activations", fetched)

@@ -87,7 +87,7 @@ def host_buffers(
 ) -> list[list[int]]:
     """Bytes of each buffer that a rank of each pipeline stage offloads into, all at once."""
     its = job.Job(model, config, num_ranks, mean_area=0)
-    kept, parallel = its.kept().buffers, config.parallel
+    kept, parallel = its.kept(), config.parallel
     chunks = parallel.num_virtual_stages_per_pipeline_rank
     return [
         layers // chunks * parallel.passes_under_way(stage, its.num_microbatches) * kept

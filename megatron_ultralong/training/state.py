@@ -168,10 +168,10 @@ class Saving:
         folder = self.folder
         self._writer: CheckpointWriter | None = None
         if folder.root is not None:
-            self._writer = CheckpointWriter(folder, self.config.checkpoint)
             # Later ones are of a run that was set back: this one goes another way.
             later = {i for i in iteration_folders(folder.root) if i > folder.resumed_iteration}
-            self._writer.distrust({*self.damaged, *later})
+            damaged = {*self.damaged, *later}
+            self._writer = CheckpointWriter(folder, self.config.checkpoint, damaged)
 
     def at_boundary(self) -> None:
         """After an iteration: take up what was written, save if it is time, end if told to.

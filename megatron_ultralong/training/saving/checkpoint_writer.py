@@ -66,8 +66,13 @@ class CheckpointWriter:
     A checkpoint that cannot be written is counted and warned of; what is on the disk stays.
     """
 
-    def __init__(self, run: RunFolder, config: CheckpointConfig) -> None:
-        """Write into the folder of ``run``, as long as that is this job's."""
+    def __init__(
+        self, run: RunFolder, config: CheckpointConfig, damaged: Iterable[int] = ()
+    ) -> None:
+        """Write into the folder of ``run``, as long as that is this job's.
+
+        The iterations ``damaged`` do not count as checkpoints that can be gone back to.
+        """
         self.num_written = 0
         self.num_failures = 0
         """One after another, up to now."""
@@ -84,7 +89,7 @@ class CheckpointWriter:
             on_gpu: PinnedMemory(pins=on_gpu, is_required=False) for on_gpu in (True, False)
         }
         self._was_validated = False
-        self._damaged: set[int] = set()
+        self._damaged = set(damaged)
         if is_main_rank() and root.is_dir():
             for path in [p for p in root.iterdir() if p.suffix in _LEFT_OVER and p.is_dir()]:
                 remove(path)
@@ -98,10 +103,6 @@ class CheckpointWriter:
     def is_writing(self) -> bool:
         """Whether this rank's thread is at work."""
         return self._job is not None and self._job.thread.is_alive()
-
-    def distrust(self, damaged: set[int]) -> None:
-        """Do not count these iterations as checkpoints that can be gone back to."""
-        self._damaged |= damaged
 
     def start(
         self,
