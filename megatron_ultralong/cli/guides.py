@@ -11,14 +11,13 @@ class Guide:
     """Commands, the simplest first."""
     common: tuple[str, ...] = ()
     """Fields whose flags come before the rest, in this order; none: all flags are described."""
-    of_the_command_line: tuple[tuple[str, str], ...] = ()
-    """Flags that the verb reads beside its options', and their help."""
 
 
-_CHECK = (
+DRY_RUN = (
     "--dry-run",
     "Check everything that needs no weights, print the resolved configuration, and stop.",
 )
+"""Of the verbs that train."""
 _TRAINING = (
     *("save", "seq_length", "train_iters", "global_batch_size", "micro_batch_size"),
     *("save_interval", "eval_interval", "lr", "tensor_model_parallel_size"),
@@ -91,7 +90,6 @@ GUIDES: dict[str, Guide] = {
             "ultralong pretrain --config runs/1m/config.yaml --train-iters 300 --ranks 8",
         ),
         _TRAINING,
-        (_CHECK,),
     ),
     "sft": Guide(
         (
@@ -101,7 +99,6 @@ GUIDES: dict[str, Guide] = {
             "    --num-epochs 3 --ranks 2",
         ),
         (*_TRAINING[:3], "num_epochs", *_TRAINING[3:]),
-        (_CHECK,),
     ),
     "plan": Guide(
         (

@@ -10,8 +10,8 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from megatron_ultralong.cli.guides import GUIDES, RANKS, Guide
-from megatron_ultralong.cli.verbs import VERBS
+from megatron_ultralong.cli.guides import DRY_RUN, GUIDES, RANKS, Guide
+from megatron_ultralong.cli.verbs import VERBS, TrainingVerb
 from megatron_ultralong.config.flags import Flag, flags_of
 from megatron_ultralong.config.recipes import FOR_WHOM
 from megatron_ultralong.program.ending import PROGRAM
@@ -45,8 +45,8 @@ def help_text(
     if recipes:
         lines += ["", "Recipes:", *_recipe_lines(recipes, width)]
     lines += _section("Required:", required, width)
-    ranks = [RANKS] if VERBS[name].is_for_ranks else []
-    own = [Flag(flag, flag, text) for flag, text in (*guide.of_the_command_line, *ranks)]
+    words = [DRY_RUN] * isinstance(VERBS[name], TrainingVerb) + [RANKS] * VERBS[name].is_for_ranks
+    own = [Flag(flag, flag, text) for flag, text in words]
     lines += _section("Common:" if guide.common else "Flags:", own + common, width)
     if not guide.common or with_all:
         for block in dict.fromkeys(flag.block for flag in rest):
