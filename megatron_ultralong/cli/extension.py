@@ -32,12 +32,7 @@ def derived(
 ) -> tuple[PretrainConfig, Callable[[PretrainConfig], str]]:
     """A recipe of any length for the rows and the checkpoint of a command line.
 
-    Args:
-        recipe: its name.
-        typed: the configuration with the flags of the command line, nothing worked out.
-        fields: that have a flag there.
-        num_ranks: of the job.
-        source: the checkpoint.
+    ``typed`` has the flags of the command line, with nothing worked out; ``fields`` have one there.
 
     Returns:
         The configuration that the same flags change, and how what they made of it came about, in

@@ -72,10 +72,7 @@ def with_shorter_warm_up(words: Sequence[str], config: Any, total: int) -> tuple
     So a trial needs ``--train-iters`` or ``--train-tokens`` alone. A warm-up that was typed stays,
     and may be refused.
 
-    Args:
-        words: behind the verb: a recipe, and the flags.
-        config: the recipe, changed by the flags.
-        total: iterations of its run; 0: not known.
+    ``total`` are iterations of its run; 0: not known.
 
     Returns:
         The configuration, and a line that says so; empty where nothing had to give way.

@@ -133,11 +133,8 @@ def start_words(
 ) -> str:
     """The beginning of the command that trains what is planned, with its flags of the run.
 
-    Args:
-        command: what is planned.
-        recipe: its name, or the file behind ``--config``.
-        words: the flags.
-        is_file: it is a file, which may name the folders itself.
+    ``recipe`` is its name, or the file behind ``--config`` (``is_file``), which may name the
+    folders itself; ``words`` are the flags.
     """
     from megatron_ultralong.plan.search import LAYOUT_FLAGS
 

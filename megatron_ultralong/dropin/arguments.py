@@ -123,9 +123,6 @@ class DropInConfig(rope.RopeConfig):
     def check_scaling(self, kept: RopeScaling) -> None:
         """Refuse numbers of a scaling that is not asked for; the kept one may be said again.
 
-        Args:
-            kept: scaling of the checkpoint.
-
         Raises:
             InputError: a number is given that nothing uses.
         """
@@ -170,8 +167,7 @@ class Asked:
     def given(self, words: Sequence[str] | None = None) -> set[str]:
         """Names of Megatron-LM's arguments that stand on the command line, by whatever value.
 
-        Args:
-            words: of the command line; this process's.
+        ``words`` are those of this process by default.
         """
         if self._parser is None:
             return set()

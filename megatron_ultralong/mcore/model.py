@@ -33,14 +33,9 @@ def transformer_config(
 ) -> TransformerConfig:
     """Megatron's configuration of a model.
 
-    Args:
-        model: shape of the model.
-        parallel: how it is spread over ranks.
-        params_dtype: of weights and activations.
-        rope_scaling: its temperature becomes part of the softmax scale.
-        deterministic: sum in a fixed order on GPUs too.
-        layers: whose modules they are made of, and their precision.
-        compiled: SwiGLU is Megatron-Core's fused one, by ``torch.compile``.
+    The temperature of ``rope_scaling`` becomes part of the softmax scale; ``deterministic`` sums in
+    a fixed order on GPUs too; ``compiled``: SwiGLU is Megatron-Core's fused one, by
+    ``torch.compile``.
     """
     is_interleaved = virtual_pipeline_size(parallel) is not None
     return TransformerConfig(

@@ -120,11 +120,8 @@ def plan_text(
 ) -> str:
     """Memory and time of the run as it is configured; says so where it would not fit.
 
-    Args:
-        config: checked, with its row length.
-        model: shape of the model.
-        num_gpus: ranks of the job.
-        device_name: as CUDA names it; None plans for an H100.
+    ``config`` is checked, with its row length; ``device_name`` is as CUDA names it, None plans for
+    an H100.
     """
     job = Job(model, config, num_gpus, causal_area([0, config.data.seq_length]))
     estimate = Estimate(job, hardware_of_device(device_name))

@@ -48,10 +48,7 @@ beside the bf16 weights: 1.65 GiB were measured of four layers of Llama 3.1 8B, 
 def step_memory(job: Job, kernel: str, multiprocessors: int = 132) -> list[StageMemory]:
     """Of the pipeline stages of a job that can need the most.
 
-    Args:
-        job: what is planned.
-        kernel: that computes its attention.
-        multiprocessors: of the GPU; a deterministic backward kernel has a sum for each.
+    A deterministic backward kernel has a sum for each of the GPU's ``multiprocessors``.
     """
     return [_StageWalk(job, stage, kernel, multiprocessors).run() for stage in job.stages]
 

@@ -209,10 +209,8 @@ def output_folder(
 def writable(folder: Path, name: str, num_bytes: int = 0) -> Iterator[None]:
     """Say so where the disk refuses what is written to ``folder`` inside the block.
 
-    Args:
-        folder: errors of other places are left as they are.
-        name: by which users know it: ``--save runs/1m``.
-        num_bytes: to be written; 0: not known.
+    ``folder``: errors of other places are left as they are. ``name`` is that by which users know
+    it: ``--save runs/1m``. ``num_bytes`` are to be written; 0: not known.
 
     Raises:
         InputError: the disk refuses; the message has its reason and the fix.

@@ -176,10 +176,8 @@ def _create(path: Path, content: bytes) -> bool:
 def check_not_owned(folder: Path, name: str, *, is_patient: bool = True) -> None:
     """Look whether :func:`take` would be refused, without writing.
 
-    Args:
-        folder: to be owned.
-        name: by which users know it: ``--save runs/1m``.
-        is_patient: watch an owner on another machine for a sign of life; else say nothing of one.
+    An owner on another machine is watched for a sign of life; without ``is_patient`` nothing is
+    said of one.
 
     Raises:
         InputError: another process owns ``folder``.

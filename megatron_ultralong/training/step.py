@@ -63,9 +63,7 @@ class LanguageModelStep:
     def __call__(self, rows: Iterator[list[DocumentRow]], *, forward_only: bool) -> StepResult:
         """Run the rows through the model.
 
-        Args:
-            rows: micro-batches of this replica, micro_batch_size rows each.
-            forward_only: leave the gradients alone.
+        ``rows`` are the micro-batches of this replica, micro_batch_size rows each.
         """
         self._area = self._num_real_tokens = 0
         reports = self._run(rows, _mean_terms, forward_only)
