@@ -16,16 +16,19 @@ from megatron_ultralong import cli
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata, unseal
 from megatron_ultralong.cli.dispatch import read_training
 from megatron_ultralong.cli.verbs import TrainingVerb
-from megatron_ultralong.config.extension import (
+from megatron_ultralong.config.plain_values import flat_fields
+from megatron_ultralong.config.recipes import (
+    EXTENSIONS,
     FEWEST_ITERATIONS,
+    FOR_PRETRAIN,
     ITERATION_TOKENS,
+    RECIPES,
+    SFT_RECIPES,
     batch_for,
     extend,
     scaling_factor,
     small,
 )
-from megatron_ultralong.config.plain_values import flat_fields
-from megatron_ultralong.config.recipes import EXTENSIONS, FOR_PRETRAIN, RECIPES, SFT_RECIPES
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.training import PretrainConfig, SftConfig
 from megatron_ultralong.model.yarn import YarnConfig, hf_rope_scaling

@@ -42,7 +42,7 @@ from megatron_ultralong.data.rows.stored import StoredRow
 from megatron_ultralong.mcore import batch
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.model.shape import MODELS
-from megatron_ultralong.training.rows import PackedRowSource
+from megatron_ultralong.training.row_source import PackedRowSource
 from megatron_ultralong.training.step import LanguageModelStep
 
 DEMO = dataclasses.replace(MODELS["demo"], max_position_embeddings=262144)

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from megatron_ultralong.config.extension import extend
 from megatron_ultralong.config.plain_values import with_fields
-from megatron_ultralong.config.recipes import SFT_RECIPES
+from megatron_ultralong.config.recipes import SFT_RECIPES, extend
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.model.shape import model_by_name
 from megatron_ultralong.plan.advice import best

@@ -18,7 +18,7 @@ from megatron_ultralong.plan.advice import best
 from megatron_ultralong.plan.estimate import layout_text
 from megatron_ultralong.plan.hardware import hardware_by_name
 from megatron_ultralong.plan.job import Job
-from megatron_ultralong.plan.report import Plan
+from megatron_ultralong.plan.report import Plan, layout_flags
 from megatron_ultralong.plan.search import Found
 from tools.page_tables import page_with, table
 
@@ -77,7 +77,7 @@ def size(target: str, num_gpus: int) -> Size:
         f"{plan.chosen.host.offloaded / 2**30:,.0f}",
         f"`B:USR1@{lead}`",
     )
-    return Size(cells, plan.flags(), plan.chosen.hours(tokens))
+    return Size(cells, layout_flags(plan.chosen.job), plan.chosen.hours(tokens))
 
 
 def page(text: str) -> str:

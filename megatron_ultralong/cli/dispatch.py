@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.cli.meant_verb import meant_verb, verb_comes_first
-from megatron_ultralong.cli.origin import says_who_set, with_shorter_warm_up
+from megatron_ultralong.cli.origin import fields_typed, says_who_set, with_shorter_warm_up
 from megatron_ultralong.cli.start_of_run import HELP_FLAGS, begin, with_start_first
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
@@ -162,7 +162,9 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
         return
     if verb.is_for_ranks:
         check_start()
-    _say_starting(verb)
+    if verb.is_for_ranks and under_torchrun():  # until their first other line, half a minute later
+        ranks_there = counted(world_size(), "rank")
+        tell(f"{PROGRAM}: starting {ranks_there}: loading libraries ...")
     run = _load_run(verb)
     say_loaded()
     run(options)
@@ -200,13 +202,6 @@ def _checked(name: str, verb: Verb, words: list[str]) -> Any:
 
     sys.stdout.write(dry_run(load(verb.check)(options, num_ranks), num_ranks))
     return None
-
-
-def _say_starting(verb: Verb) -> None:
-    """Say what torchrun's ranks do until their first other line, half a minute later."""
-    if verb.is_for_ranks and under_torchrun():
-        number = world_size()
-        tell(f"{PROGRAM}: starting {counted(number, 'rank')}: loading libraries ...")
 
 
 def _parse(verb: Verb, name: str, words: list[str], default: Any = None) -> Any:
@@ -250,9 +245,12 @@ def read_training(name: str, verb: TrainingVerb, words: list[str]) -> tuple[Any,
         num_ranks = options.parallel.model_parallel_size  # the fewest possible; it says so
     how = ""
     if words[0] in load("config.recipes:EXTENSIONS"):
-        from megatron_ultralong.cli.extension import derived_run
+        from megatron_ultralong.checkpoint.disk.metadata import load_metadata
+        from megatron_ultralong.cli.extension import Source, derived
 
-        default, told = derived_run(words, options, num_ranks)
+        found = load_metadata(Path(options.load))
+        source = Source(options.load, found.model, found.rope_scaling)
+        default, told = derived(words[0], options, fields_typed(words), num_ranks, source)
         options = _parse(verb, name, flags, default)
         how = told(options)
     elif words[0] != "--config":

@@ -1,40 +1,26 @@
 """What `extend` and `small` work out from a checkpoint and its rows: factor, batch, schedule."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-from megatron_ultralong.cli.origin import fields_typed
-from megatron_ultralong.config.extension import FEWEST_ITERATIONS, batch_for
 from megatron_ultralong.config.plain_values import with_fields
-from megatron_ultralong.config.recipes import EXTENSIONS
+from megatron_ultralong.config.recipes import EXTENSIONS, FEWEST_ITERATIONS, batch_for
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.model import yarn
+from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.quantity import counted
 
 
-@dataclasses.dataclass(frozen=True)
-class Context:
-    """What a checkpoint tells of its rotary embedding."""
+class Source(NamedTuple):
+    """What a run starts from, as far as a name or a folder tells."""
 
     name: str
-    """Its folder."""
+    model: ModelConfig
     scaling: yarn.RopeScaling
-    positions: int
-
-    @classmethod
-    def of(cls, load: str) -> "Context":
-        """Of a checkpoint of this project.
-
-        Raises:
-            InputError: it is none.
-        """
-        from megatron_ultralong.checkpoint.disk.metadata import load_metadata
-
-        source = load_metadata(Path(load))
-        return cls(load, source.rope_scaling, source.model.max_position_embeddings)
 
 
 def derived(
@@ -42,16 +28,11 @@ def derived(
     typed: PretrainConfig,
     fields: frozenset[str],
     num_ranks: int,
-    context: Context | None,
+    source: Source,
 ) -> tuple[PretrainConfig, Callable[[PretrainConfig], str]]:
     """A recipe of any length for the rows and the checkpoint of a command line.
 
-    Args:
-        recipe: its name.
-        typed: the configuration with the flags of the command line, nothing worked out.
-        fields: that have a flag there.
-        num_ranks: of the job.
-        context: of the checkpoint; None: the rotary embedding is left as it is.
+    ``typed`` has the flags of the command line, with nothing worked out; ``fields`` have one there.
 
     Returns:
         The configuration that the same flags change, and how what they made of it came about, in
@@ -61,9 +42,7 @@ def derived(
         InputError: the length is not known, or the data folder is none.
     """
     length, num_rows = _rows(typed)
-    original, text = 0, ""
-    if context is not None:
-        original, text = _original(context, typed, fields, length)
+    original, text = _original(source, typed, fields, length)
     config = EXTENSIONS[recipe](length, original)
     if typed.rope.rope_scaling in ("linear", "ntk", "none"):  # they do not look at YaRN's figures
         factor = 1.0 if typed.rope.rope_scaling == "none" else config.rope.rope_scaling_factor
@@ -95,13 +74,6 @@ def derived(
     return config, lambda changed: f"{recipe}: {text}{_schedule(changed, num_rows)}"
 
 
-def derived_run(
-    words: Sequence[str], typed: PretrainConfig, num_ranks: int
-) -> tuple[PretrainConfig, Callable[[PretrainConfig], str]]:
-    """:func:`derived` for the words of a training, whose checkpoint is one of this project."""
-    return derived(words[0], typed, fields_typed(words), num_ranks, Context.of(typed.load))
-
-
 def _rows(typed: PretrainConfig) -> tuple[int, int]:
     """Tokens of a row, and rows of the data folder; 0 where there is none."""
     length = typed.data.seq_length
@@ -120,16 +92,17 @@ def _rows(typed: PretrainConfig) -> tuple[int, int]:
 
 
 def _original(
-    context: Context, typed: PretrainConfig, fields: frozenset[str], length: int
+    source: Source, typed: PretrainConfig, fields: frozenset[str], length: int
 ) -> tuple[int, str]:
     """The context that is scaled, 0 to keep the embedding, and how that was found."""
-    its = f"{context.name} is {yarn.describe(context.scaling, context.positions)}"
-    if length <= context.positions and typed.rope.rope_scaling == "keep":
+    scaling, positions = source.scaling, source.model.max_position_embeddings
+    its = f"{source.name} is {yarn.describe(scaling, positions)}"
+    if length <= positions and typed.rope.rope_scaling == "keep":
         return 0, f"{its}, enough for rows of {length:,}: its rotary embedding is kept; "
-    original = yarn.raw_context(context.scaling, context.positions)
+    original = yarn.raw_context(scaling, positions)
     if "original_max_position_embeddings" in fields:
         original = typed.rope.original_max_position_embeddings
-    before = "" if context.scaling is None else " before that"
+    before = "" if scaling is None else " before that"
     text = f"{its}; rows of {length:,} are {length / original:.6g} x the {original:,}{before}; "
     return original, text
 

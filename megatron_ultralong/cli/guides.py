@@ -11,14 +11,13 @@ class Guide:
     """Commands, the simplest first."""
     common: tuple[str, ...] = ()
     """Fields whose flags come before the rest, in this order; none: all flags are described."""
-    of_the_command_line: tuple[tuple[str, str], ...] = ()
-    """Flags that the verb reads beside its options', and their help."""
 
 
-_CHECK = (
+DRY_RUN = (
     "--dry-run",
     "Check everything that needs no weights, print the resolved configuration, and stop.",
 )
+"""Of the verbs that train."""
 _TRAINING = (
     *("save", "seq_length", "train_iters", "global_batch_size", "micro_batch_size"),
     *("save_interval", "eval_interval", "lr", "tensor_model_parallel_size"),
@@ -34,6 +33,13 @@ RANKS = (
     "been checked. Several machines need torchrun.",
 )
 """Of the verbs that work on ranks."""
+
+
+def _benchmark(name: str, load: str, flags: str, *common: str) -> Guide:
+    """Of a verb of ``evaluate`` that prompts a checkpoint, on eight ranks."""
+    command = f"ultralong evaluate {name} --ranks 8 --load {load} \\\n    {flags}"
+    return Guide((command,), common)
+
 
 GUIDES: dict[str, Guide] = {
     "prepare": Guide(
@@ -84,7 +90,6 @@ GUIDES: dict[str, Guide] = {
             "ultralong pretrain --config runs/1m/config.yaml --train-iters 300 --ranks 8",
         ),
         _TRAINING,
-        (_CHECK,),
     ),
     "sft": Guide(
         (
@@ -94,7 +99,6 @@ GUIDES: dict[str, Guide] = {
             "    --num-epochs 3 --ranks 2",
         ),
         (*_TRAINING[:3], "num_epochs", *_TRAINING[3:]),
-        (_CHECK,),
     ),
     "plan": Guide(
         (
@@ -118,26 +122,20 @@ GUIDES: dict[str, Guide] = {
         ),
         (*_EVALUATION, "seq_length", "split", "document_mask"),
     ),
-    "evaluate passkey": Guide(
-        (
-            "ultralong evaluate passkey --ranks 8 --load runs/1m \\\n"
-            "    --context-parallel-size 8 --lengths 131072 1048576 --output passkey",
-        ),
-        ("depths", *_EVALUATION, "by", "haystack", "max_cost"),
+    "evaluate passkey": _benchmark(
+        *("passkey", "runs/1m"),
+        "--context-parallel-size 8 --lengths 131072 1048576 --output passkey",
+        *("depths", *_EVALUATION, "by", "haystack", "max_cost"),
     ),
-    "evaluate needle": Guide(
-        (
-            "ultralong evaluate needle --ranks 8 --load runs/1m \\\n"
-            "    --context-parallel-size 8 --lengths 131072 1048576 --output needle",
-        ),
-        ("depths", *_EVALUATION, "by", "haystack", "num_distractors", "max_cost"),
+    "evaluate needle": _benchmark(
+        *("needle", "runs/1m"),
+        "--context-parallel-size 8 --lengths 131072 1048576 --output needle",
+        *("depths", *_EVALUATION, "by", "haystack", "num_distractors", "max_cost"),
     ),
-    "evaluate ruler": Guide(
-        (
-            "ultralong evaluate ruler --ranks 8 --load runs/1m \\\n"
-            "    --tensor-model-parallel-size 8 --lengths 131072 --tasks vt cwe fwe --output ruler",
-        ),
-        ("tasks", *_EVALUATION, "prompt_template", "essays", "squad", "hotpotqa", "max_cost"),
+    "evaluate ruler": _benchmark(
+        *("ruler", "runs/1m"),
+        "--tensor-model-parallel-size 8 --lengths 131072 --tasks vt cwe fwe --output ruler",
+        *("tasks", *_EVALUATION, "prompt_template", "essays", "squad", "hotpotqa", "max_cost"),
     ),
     "evaluate harness": Guide(
         (
@@ -150,33 +148,25 @@ GUIDES: dict[str, Guide] = {
             "max_cost",
         ),
     ),
-    "evaluate chat": Guide(
-        (
-            "ultralong evaluate chat --ranks 8 --load runs/1m-sft \\\n"
-            "    --data-path chats --tensor-model-parallel-size 8 --output chat",
-        ),
-        (*_EVALUATION, "split", "micro_batch_size", "max_cost"),
+    "evaluate chat": _benchmark(
+        *("chat", "runs/1m-sft"),
+        "--data-path chats --tensor-model-parallel-size 8 --output chat",
+        *(*_EVALUATION, "split", "micro_batch_size", "max_cost"),
     ),
-    "evaluate lv-eval": Guide(
-        (
-            "ultralong evaluate lv-eval --ranks 8 --load runs/1m \\\n"
-            "    --data lv-eval --tensor-model-parallel-size 8 --output lv-eval-1m",
-        ),
-        ("tasks", "length_levels", "max_length", *_EVALUATION, "prompt_template", "max_cost"),
+    "evaluate lv-eval": _benchmark(
+        *("lv-eval", "runs/1m"),
+        "--data lv-eval --tensor-model-parallel-size 8 --output lv-eval-1m",
+        *("tasks", "length_levels", "max_length", *_EVALUATION, "prompt_template", "max_cost"),
     ),
-    "evaluate infinitebench": Guide(
-        (
-            "ultralong evaluate infinitebench --ranks 8 --load runs/1m \\\n"
-            "    --data infinitebench --tensor-model-parallel-size 8 --output infinitebench-1m",
-        ),
-        ("tasks", "max_length", *_EVALUATION, "prompt_template", "max_cost"),
+    "evaluate infinitebench": _benchmark(
+        *("infinitebench", "runs/1m"),
+        "--data infinitebench --tensor-model-parallel-size 8 --output infinitebench-1m",
+        *("tasks", "max_length", *_EVALUATION, "prompt_template", "max_cost"),
     ),
-    "evaluate mrcr": Guide(
-        (
-            "ultralong evaluate mrcr --ranks 8 --load runs/1m-sft \\\n"
-            "    --data mrcr --tensor-model-parallel-size 8 --output mrcr-1m",
-        ),
-        ("tasks", "lengths", "max_length", *_EVALUATION, "length_tokenizer", "max_cost"),
+    "evaluate mrcr": _benchmark(
+        *("mrcr", "runs/1m-sft"),
+        "--data mrcr --tensor-model-parallel-size 8 --output mrcr-1m",
+        *("tasks", "lengths", "max_length", *_EVALUATION, "length_tokenizer", "max_cost"),
     ),
     "evaluate graphwalks": Guide(
         (
@@ -187,26 +177,20 @@ GUIDES: dict[str, Guide] = {
         ),
         ("data", "tasks", "lengths", "max_new_tokens", *_EVALUATION, "seed", "max_cost"),
     ),
-    "evaluate ruler2": Guide(
-        (
-            "ultralong evaluate ruler2 --ranks 8 --load runs/1m-sft \\\n"
-            "    --data ruler2/llama3.1-1m --tensor-model-parallel-size 8 --output ruler2-1m",
-        ),
-        ("tasks", "lengths", "max_length", *_EVALUATION, "max_new_tokens", "max_cost"),
+    "evaluate ruler2": _benchmark(
+        *("ruler2", "runs/1m-sft"),
+        "--data ruler2/llama3.1-1m --tensor-model-parallel-size 8 --output ruler2-1m",
+        *("tasks", "lengths", "max_length", *_EVALUATION, "max_new_tokens", "max_cost"),
     ),
-    "evaluate nolima": Guide(
-        (
-            "ultralong evaluate nolima --ranks 8 --load runs/1m-sft \\\n"
-            "    --data nolima --tensor-model-parallel-size 8 --output nolima-1m",
-        ),
-        ("lengths", "num_depths", "num_haystacks", "needle_set", *_EVALUATION, "max_cost"),
+    "evaluate nolima": _benchmark(
+        *("nolima", "runs/1m-sft"),
+        "--data nolima --tensor-model-parallel-size 8 --output nolima-1m",
+        *("lengths", "num_depths", "num_haystacks", "needle_set", *_EVALUATION, "max_cost"),
     ),
-    "evaluate longbench-v2": Guide(
-        (
-            "ultralong evaluate longbench-v2 --ranks 8 --load runs/1m-sft \\\n"
-            "    --data longbench-v2.parquet --tensor-model-parallel-size 8 --output longbench-v2",
-        ),
-        ("max_length", *_EVALUATION, "prompt_template", "max_cost"),
+    "evaluate longbench-v2": _benchmark(
+        *("longbench-v2", "runs/1m-sft"),
+        "--data longbench-v2.parquet --tensor-model-parallel-size 8 --output longbench-v2",
+        *("max_length", *_EVALUATION, "prompt_template", "max_cost"),
     ),
     "evaluate report": Guide(("ultralong evaluate report before/ after/ --output report",)),
     "generate": Guide(

@@ -10,8 +10,8 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from megatron_ultralong.cli.guides import GUIDES, RANKS, Guide
-from megatron_ultralong.cli.verbs import VERBS
+from megatron_ultralong.cli.guides import DRY_RUN, GUIDES, RANKS, Guide
+from megatron_ultralong.cli.verbs import VERBS, TrainingVerb
 from megatron_ultralong.config.flags import Flag, flags_of
 from megatron_ultralong.config.recipes import FOR_WHOM
 from megatron_ultralong.program.ending import PROGRAM
@@ -31,13 +31,8 @@ def help_text(
 ) -> str:
     """The help of a verb.
 
-    Args:
-        name: of the verb.
-        cls: its options.
-        default: what a recipe or a file gives, if one is named.
-        recipes: that it begins with, if any.
-        runs: what they give; a default in which they differ is the recipe's.
-        with_all: describe every flag; else the rest by name alone.
+    ``runs`` are what ``recipes`` give: a default in which they differ is the recipe's. Without
+    ``with_all`` the rest is there by name alone.
     """
     width = min(shutil.get_terminal_size((_WIDEST, 24)).columns, _WIDEST)
     guide, recipes = GUIDES[name], list(recipes)
@@ -50,8 +45,8 @@ def help_text(
     if recipes:
         lines += ["", "Recipes:", *_recipe_lines(recipes, width)]
     lines += _section("Required:", required, width)
-    ranks = [RANKS] if VERBS[name].is_for_ranks else []
-    own = [Flag(flag, flag, text) for flag, text in (*guide.of_the_command_line, *ranks)]
+    words = [DRY_RUN] * isinstance(VERBS[name], TrainingVerb) + [RANKS] * VERBS[name].is_for_ranks
+    own = [Flag(flag, flag, text) for flag, text in words]
     lines += _section("Common:" if guide.common else "Flags:", own + common, width)
     if not guide.common or with_all:
         for block in dict.fromkeys(flag.block for flag in rest):

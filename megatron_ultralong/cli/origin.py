@@ -29,9 +29,7 @@ def says_who_set(words: Sequence[str], start: Any) -> Iterator[None]:
     ``num_attention_heads (4) must be divisible by tensor_model_parallel_size (8): ...; the recipe
     llama3.1-8b-1m sets tensor_model_parallel_size 8``.
 
-    Args:
-        words: behind the verb: a recipe or ``--config FILE``, and the flags.
-        start: the configuration that the flags change.
+    ``words`` are behind the verb; the flags among them change ``start``.
 
     Raises:
         InputError: as it was raised inside, with more text.
@@ -74,10 +72,7 @@ def with_shorter_warm_up(words: Sequence[str], config: Any, total: int) -> tuple
     So a trial needs ``--train-iters`` or ``--train-tokens`` alone. A warm-up that was typed stays,
     and may be refused.
 
-    Args:
-        words: behind the verb: a recipe, and the flags.
-        config: the recipe, changed by the flags.
-        total: iterations of its run; 0: not known.
+    ``total`` are iterations of its run; 0: not known.
 
     Returns:
         The configuration, and a line that says so; empty where nothing had to give way.

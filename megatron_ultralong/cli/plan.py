@@ -9,9 +9,9 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from megatron_ultralong.cli.extension import Context, derived
+from megatron_ultralong.cli.extension import Source, derived
 from megatron_ultralong.cli.origin import fields_typed, says_who_set, with_shorter_warm_up
 from megatron_ultralong.cli.start_of_run import begin
 from megatron_ultralong.cli.verbs import load
@@ -19,8 +19,8 @@ from megatron_ultralong.config.command_line import parse
 from megatron_ultralong.config.plain_values import flat_fields, with_fields
 from megatron_ultralong.config.recipes import EXTENSIONS, RECIPES
 from megatron_ultralong.config.training import PretrainConfig, SftConfig, TrainingConfig
-from megatron_ultralong.model.shape import ModelConfig, model_by_name, model_of_recipe
-from megatron_ultralong.model.yarn import RopeScaling, published_scaling
+from megatron_ultralong.model.shape import model_by_name, model_of_recipe
+from megatron_ultralong.model.yarn import published_scaling
 from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.plan.options import PlanConfig
 from megatron_ultralong.program.ending import PROGRAM
@@ -50,7 +50,7 @@ def plan(words: Sequence[str]) -> Plan | None:
         words = ["extend", *words]  # the recipe that fits any model and length
     run, rest = begin("plan", list(words), RECIPES, TrainingConfig)
     _check_gpu_name(rest)
-    command: PlanConfig = parse(PlanConfig, f"{PROGRAM} plan", rest, PlanConfig(run))
+    command = _parse(rest, run)
     typed = fields_typed(rest)
     if words[0] in EXTENSIONS:
         its = command.run
@@ -58,13 +58,14 @@ def plan(words: Sequence[str]) -> Plan | None:
         if not its.data.seq_length and not its.data.data_path:
             _plan_lengths(command, words[0], rest)
             return None
-        run, _ = derived(words[0], its, typed, command.gpus, source_of(command, words[0]).context)
-        command = parse(PlanConfig, f"{PROGRAM} plan", rest, PlanConfig(run))
+        run, _ = derived(words[0], its, typed, command.gpus, source_of(command, words[0]))
+        command = _parse(rest, run)
     elif words[0] != "--config":  # as `pretrain` takes it
         total = load("training.early_checks:planned_iterations")(command.run)
         shorter, _ = with_shorter_warm_up(words, command.run, total)
         command = dataclasses.replace(command, run=shorter)
-    from megatron_ultralong.plan.command import plan_run
+    from megatron_ultralong.plan.command import make_plan, tell_plan
+    from megatron_ultralong.plan.lengths import command_text
 
     with says_who_set(words, run):
         command, rows = with_rows(command)
@@ -73,26 +74,24 @@ def plan(words: Sequence[str]) -> Plan | None:
     # a search changes what the recipe set
     told = contextlib.nullcontext() if command.search else says_who_set(words, run)
     with told:
+        found = make_plan(command, recipe, source.model, source.name, typed, rows)
         start = start_words(command, recipe, rest, is_file=words[0] == "--config")
+        text, config, refusal = command_text(found.chosen, start), found.chosen.job.config, ""
+        printed = [*words[: 2 if words[0] == "--config" else 1], *shlex.split(text)]
+        try:
+            with says_who_set(printed, run):
+                config.check_run(source.model, source.scaling, command.gpus, longest_of(config))
+        except InputError as error:
+            refusal = str(error)
+        first = import_command(command)
+        found = dataclasses.replace(found, first=first, command=text, refusal=refusal)
+        tell_plan(command, found)
+        return found
 
-        def refusal(config: TrainingConfig, text: str) -> str:
-            """What `pretrain` or `sft` says of the command that is printed; empty: it takes it."""
-            printed = [*words[: 2 if words[0] == "--config" else 1], *shlex.split(text)]
-            try:
-                with says_who_set(printed, run):
-                    config.check_run(source.model, source.scaling, command.gpus, longest_of(config))
-            except InputError as error:
-                return str(error)
-            return ""
 
-        return plan_run(
-            *(command, recipe, source.model, source.name),
-            typed=typed,
-            rows=rows,
-            words=start,
-            first=import_command(command),
-            refusal=refusal,
-        )
+def _parse(words: Sequence[str], run: TrainingConfig) -> PlanConfig:
+    command: PlanConfig = parse(PlanConfig, f"{PROGRAM} plan", words, PlanConfig(run))
+    return command
 
 
 def _plan_lengths(command: PlanConfig, recipe: str, words: Sequence[str]) -> None:
@@ -111,10 +110,8 @@ def _plan_lengths(command: PlanConfig, recipe: str, words: Sequence[str]) -> Non
     def run_of(length: int) -> TrainingConfig:
         its = with_fields(command.run, seq_length=length)
         assert isinstance(its, PretrainConfig)
-        run, _ = derived(recipe, its, typed, command.gpus, source.context)
-        flags = [*words, "--seq-length", str(length)]
-        found: PlanConfig = parse(PlanConfig, f"{PROGRAM} plan", flags, PlanConfig(run))
-        return found.run
+        run, _ = derived(recipe, its, typed, command.gpus, source)
+        return _parse([*words, "--seq-length", str(length)], run).run
 
     title = f"{source.name} by {recipe} on {command.gpus} x {command.find_hardware().name}"
     found = list(plans_by_length(command, run_of, source.model, typed))
@@ -136,11 +133,8 @@ def start_words(
 ) -> str:
     """The beginning of the command that trains what is planned, with its flags of the run.
 
-    Args:
-        command: what is planned.
-        recipe: its name, or the file behind ``--config``.
-        words: the flags.
-        is_file: it is a file, which may name the folders itself.
+    ``recipe`` is its name, or the file behind ``--config`` (``is_file``), which may name the
+    folders itself; ``words`` are the flags.
     """
     from megatron_ultralong.plan.search import LAYOUT_FLAGS
 
@@ -214,19 +208,6 @@ def _check_gpu_name(words: Sequence[str]) -> None:
                 f"--gpu {value}: that is no GPU's name; their number is --gpus {value}, names are "
                 f"{', '.join(HARDWARE)}"
             )
-
-
-class Source(NamedTuple):
-    """What a run starts from, as far as a name or a folder tells."""
-
-    name: str
-    model: ModelConfig
-    scaling: RopeScaling
-
-    @property
-    def context(self) -> Context:
-        """Its rotary embedding."""
-        return Context(self.name, self.scaling, self.model.max_position_embeddings)
 
 
 def source_of(command: PlanConfig, recipe: str) -> Source:

@@ -24,11 +24,6 @@ def with_start_first(verb: str, its: Verb, words: Sequence[str]) -> list[str]:
 
     Of the words that no flag takes the recipe is the one that is a recipe's name, or the first.
 
-    Args:
-        verb: its name.
-        its: line of the table.
-        words: behind the verb, in any order.
-
     Raises:
         InputError: several starts are given; there is none, and a flag is misspelt.
     """
@@ -90,11 +85,7 @@ def begin(
 ) -> tuple[Any, list[str]]:
     """What the flags of a run change: a recipe, or ``--config`` and the file of an earlier run.
 
-    Args:
-        verb: its name.
-        words: behind the verb.
-        recipes: by name.
-        kind: class of configurations that a file may hold.
+    A file may hold a configuration of class ``kind``.
 
     Returns:
         A configuration and the words that follow.

@@ -1,9 +1,8 @@
-"""The flags of a configuration: one for each field, with its docstring and its range as help."""
+"""The configuration that a command line asks for, by flags that are its fields."""
 
 import dataclasses
-import typing
-from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Annotated, Any
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
 
 import tyro
 from tyro.constructors import (
@@ -16,35 +15,34 @@ from tyro.constructors import (
 from megatron_ultralong.config.flags import Flag, flags_of, given_flags
 from megatron_ultralong.config.parser_errors import parser_errors
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import Range, check_ranges, numbers_of
+from megatron_ultralong.program.fields import check_ranges, without_marks
 from megatron_ultralong.program.quantity import Unit
-from megatron_ultralong.program.required import check_required, flag_of
+from megatron_ultralong.program.required import check_required
 from megatron_ultralong.program.texts import check_texts
 
 
 def parse(config_class: Any, program: str, words: Sequence[str], default: Any = None) -> Any:
     """The configuration that a command line asks for, every number in its range.
 
-    Args:
-        config_class: a dataclass; fields of those in it are flags without prefix.
-        program: and its verb, for the help.
-        words: after the verb.
-        default: what the flags change.
+    Fields of the dataclasses in ``config_class`` are flags without prefix; they change ``default``.
 
     Raises:
         InputError: a flag is unknown, required and missing, or its text is no value in its range.
         SystemExit: help was asked for (0).
     """
-    _check_given_once(words, flags_of(config_class, default))
-    words = _plain_numbers(words, *_units(config_class, default))
-    with parser_errors(config_class, program, words, default):
+    flags = flags_of(config_class, default)
+    _check_given_once(words, flags)
+    units = {flag.names[0]: flag.unit for flag in flags if flag.unit}
+    several = {flag.names[0] for flag in flags if flag.takes_several}
+    words = _plain_numbers(words, units, several)
+    with parser_errors(flags, program, words):
         config = tyro.cli(
             config_class,
             prog=program,
             args=list(words),
             default=tyro.MISSING_NONPROP if default is None else default,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
-            registry=_with_ranges(is_help=not {"-h", "--help"}.isdisjoint(words)),
+            registry=_without_texts(),
         )
     check_required(config, given_flags(words))
     check_ranges(config)
@@ -60,27 +58,11 @@ def _check_given_once(words: Sequence[str], flags: Sequence[Flag]) -> None:
     given = [word.split("=")[0].replace("_", "-") for word in words]
     for flag in flags:
         name = flag.names[0]
-        if name.startswith("--") and flag.usage.endswith("...") and given.count(name) > 1:
+        if name.startswith("--") and flag.takes_several and given.count(name) > 1:
             raise InputError(
                 f"{name} is given {given.count(name)} times, and would have the last values alone: "
                 f"write all of them behind one {name}, with spaces between them"
             )
-
-
-def _units(config_class: Any, default: Any) -> tuple[dict[str, Unit], set[str]]:
-    """Units of a configuration's flags, by flag, and those flags that take several values."""
-    cls: Any = config_class if default is None else type(default)
-    hints = typing.get_type_hints(cls, include_extras=True)
-    units = [(flag_of(one.name, hints[one.name]), one) for one in numbers_of(cls) if one.unit]
-    found = {flag: one.unit for flag, one in units if one.unit}
-    several = {flag for flag, one in units if one.is_tuple}
-    for field in dataclasses.fields(cls):
-        inner = getattr(hints[field.name], "__origin__", hints[field.name])
-        if dataclasses.is_dataclass(inner):
-            its = _units(inner, None if default is None else getattr(default, field.name))
-            found |= its[0]
-            several |= its[1]
-    return found, several
 
 
 def _plain_numbers(
@@ -106,11 +88,11 @@ def _plain_numbers(
     return found
 
 
-def _with_ranges(is_help: bool) -> ConstructorRegistry:
-    """Tyro's rules, with the range of each number behind its help: ``Rows in ... [at least 1]``.
+def _without_texts() -> ConstructorRegistry:
+    """Tyro's rules, with no text above groups of flags.
 
-    Where no help is asked for, groups of flags have none: tyro would read their source for it, a
-    third of the time that a command line takes.
+    The help has its own (:mod:`megatron_ultralong.cli.help`), and tyro would read their source for
+    it, a third of the time that a command line takes.
     """
     registry = ConstructorRegistry()
     is_asking = False
@@ -126,41 +108,13 @@ def _with_ranges(is_help: bool) -> ConstructorRegistry:
             is_asking = False
         if not isinstance(spec, StructConstructorSpec):
             return None
-        ranges = {
-            number.name: number.range
-            for number in numbers_of(info.type)
-            if number.range is not None
-        }
-        fields = [_with_help(field, ranges.get(field.name)) for field in spec.fields]
-        if not is_help:
-            fields = [_without_text(field) for field in fields]
-        return dataclasses.replace(spec, fields=tuple(fields))
+        return dataclasses.replace(spec, fields=tuple(map(_without_text, spec.fields)))
 
     registry.struct_rule(rule)
     return registry
 
 
-def _with_help(field: StructFieldSpec, its_range: Range | None) -> StructFieldSpec:
-    """The field with its range behind its help, and no default shown where that is empty."""
-    if its_range is not None:
-        field = dataclasses.replace(field, helptext=_with_range(field.helptext, its_range))
-    if field.default in ("", ()):
-        kind: Any = Annotated[field.type, tyro.conf.arg(help_behavior_hint="")]
-        field = dataclasses.replace(field, type=kind)
-    return field
-
-
 def _without_text(field: StructFieldSpec) -> StructFieldSpec:
     """The field, where it is a group of flags without the text above them."""
-    kind = typing.get_args(field.type)[0] if hasattr(field.type, "__metadata__") else field.type
-    return dataclasses.replace(field, helptext="") if dataclasses.is_dataclass(kind) else field
-
-
-def _with_range(helptext: Any, its_range: Range) -> Callable[[], str]:
-    """Tyro reads docstrings late, when help is asked for."""
-
-    def text() -> str:
-        found = helptext() if callable(helptext) else helptext
-        return f"{found or ''} [{its_range.text()}]".strip()
-
-    return text
+    is_group = dataclasses.is_dataclass(without_marks(field.type))
+    return dataclasses.replace(field, helptext="") if is_group else field

@@ -7,8 +7,15 @@ import typing
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from megatron_ultralong.program.fields import field_docstrings, numbers_of
-from megatron_ultralong.program.required import NothingRequired, Required, flag_of, mark_of
+from megatron_ultralong.program.fields import (
+    field_docstrings,
+    mark_of,
+    numbers_of,
+    options_of,
+    without_marks,
+)
+from megatron_ultralong.program.quantity import Unit
+from megatron_ultralong.program.required import NothingRequired, Required, flag_of
 
 _KINDS = {bool: "", int: "N", float: "X", str: "TEXT"}
 
@@ -29,12 +36,19 @@ class Flag:
     """For people; empty where there is nothing to show."""
     block: str = ""
     """Description of the block of options that it is in."""
+    unit: Unit | None = None
+    """What texts of its numbers may end with: ``512K``."""
 
     @property
     def names(self) -> list[str]:
         """``["--search", "--no-search"]``, or ``["SRC"]``."""
         words = self.usage.replace(",", "").split()
         return [word for word in words if word.startswith("--")] or words[:1]
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether several values stand behind it."""
+        return self.usage.endswith("...")
 
     @property
     def text(self) -> str:
@@ -47,11 +61,8 @@ class Flag:
 def flags_of(cls: Any, default: Any = None, block: str = "", *, strict: bool = True) -> list[Flag]:
     """The flags of a configuration, as its parser has them.
 
-    Args:
-        cls: a dataclass; fields of those in it are flags without prefix.
-        default: the configuration that the flags change, if there is one.
-        block: description of the block of options, for those in it.
-        strict: what is marked as required is.
+    Fields of the dataclasses in ``cls`` are flags without prefix. ``block`` describes the block
+    that they are in; ``strict``: what is marked as required is.
     """
     cls = cls if default is None else type(default)
     hints = typing.get_type_hints(cls, include_extras=True)
@@ -59,7 +70,7 @@ def flags_of(cls: Any, default: Any = None, block: str = "", *, strict: bool = T
     found, inner = [], []
     for field in dataclasses.fields(cls):
         hint, value = hints[field.name], _default(field, default)
-        kind = _without_marks(hint)
+        kind = without_marks(hint)
         if dataclasses.is_dataclass(kind):
             needed = strict and mark_of(hint, NothingRequired) is None
             its = None if value is dataclasses.MISSING else value
@@ -70,16 +81,17 @@ def flags_of(cls: Any, default: Any = None, block: str = "", *, strict: bool = T
         required |= strict and not value and mark_of(hint, Required) is not None
         number = numbers.get(field.name)
         limits = number.range if number else None
-        unit = f" {number.unit.help}." if number and number.unit else ""
+        unit = number.unit if number else None
         found.append(
             Flag(
                 field.name,
                 _usage(field.name, hint, kind),
-                texts.get(field.name, "") + unit,
+                texts.get(field.name, "") + (f" {unit.help}." if unit else ""),
                 required,
                 limits.text() if limits else "",
                 "" if required else _shown(value),
                 block,
+                unit,
             )
         )
     return found + inner
@@ -124,20 +136,15 @@ def _usage(name: str, hint: Any, kind: Any) -> str:
 
 def _metavar(kind: Any) -> str:
     """``N`` for a whole number, ``a|b`` for a choice, ``TEXT ...`` for several."""
-    origin, options = typing.get_origin(kind), typing.get_args(kind)
-    if origin is tuple:
-        return f"{_metavar(options[0])} ..."
-    if origin is Literal:
-        return "|".join(map(str, options))
-    if origin in (typing.Union, types.UnionType):
+    if typing.get_origin(kind) is tuple:
+        return f"{_metavar(typing.get_args(kind)[0])} ..."
+    if typing.get_origin(kind) is Literal:
+        return "|".join(map(str, typing.get_args(kind)))
+    if len(options := options_of(kind)) > 1:
         return "|".join(_metavar(one) for one in options if one is not types.NoneType)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return "|".join(one.name for one in kind)
     return _KINDS.get(kind, "PATH")
-
-
-def _without_marks(hint: Any) -> Any:
-    return getattr(hint, "__origin__", hint) if hasattr(hint, "__metadata__") else hint
 
 
 def _first_sentence(docstring: str | None) -> str:

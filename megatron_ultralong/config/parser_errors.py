@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.config.flags import flags_of, given_flags
+from megatron_ultralong.config.flags import Flag, given_flags
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import shown
 from megatron_ultralong.program.not_known import nearest, not_known
@@ -61,29 +61,20 @@ _READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 
 @contextlib.contextmanager
-def parser_errors(
-    config_class: Any, program: str, words: Sequence[str], default: Any = None
-) -> Iterator[None]:
+def parser_errors(flags: Iterable[Flag], program: str, words: Sequence[str]) -> Iterator[None]:
     """Raise what tyro refuses inside as an InputError.
-
-    Args:
-        config_class: whose fields are flags.
-        program: and its verb: ``ultralong pretrain``.
-        words: after the verb.
-        default: the configuration that the flags change, if there is one.
 
     Raises:
         InputError: a flag is unknown, missing, or has no value of its kind.
     """
 
     def refuse(event: Any) -> None:
-        flags = {
-            name: flag.description
-            for flag in flags_of(config_class, default)
-            for name in flag.names
-        }
-        unknown = [flag for flag in given_flags(words) if flag.replace("_", "-") not in flags]
-        text = _text(event, flags, unknown, given_flags(words))
+        known, given = (
+            {name: flag.description for flag in flags for name in flag.names},
+            given_flags(words),
+        )
+        unknown = [flag for flag in given if flag.replace("_", "-") not in known]
+        text = _text(event, known, unknown, given)
         if text:
             raise InputError(f"{text}; see `{program} --help`")
 

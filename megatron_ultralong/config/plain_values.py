@@ -1,14 +1,20 @@
 """Configurations from plain nested dicts, as ``dataclasses.asdict`` makes them for files."""
 
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import Number, check_number, numbers_of, shown
+from megatron_ultralong.program.fields import (
+    Number,
+    check_number,
+    numbers_of,
+    options_of,
+    shown,
+    without_marks,
+)
 from megatron_ultralong.program.not_known import not_known
 
 Config = TypeVar("Config")
@@ -21,10 +27,7 @@ def from_dict(config_class: type[Config], values: Mapping[str, Any], where: str 
 
     Every value is of its field's type, and every number in its range.
 
-    Args:
-        config_class: a dataclass, with others in it.
-        values: by name of the field.
-        where: the file they are from, for messages.
+    ``where`` is the file that they are from, for messages.
 
     Raises:
         InputError: a key that the class does not have, a field without default that is missing, or
@@ -79,13 +82,7 @@ def _typed(hint: Any, value: Any, where: str, path: str) -> Any:
     Raises:
         InputError: it is of another type.
     """
-    if typing.get_origin(hint) is Annotated:
-        hint = typing.get_args(hint)[0]
-    options = (
-        typing.get_args(hint)
-        if typing.get_origin(hint) in (typing.Union, types.UnionType)
-        else (hint,)
-    )
+    options = options_of(without_marks(hint))
     for option in options:
         if dataclasses.is_dataclass(option) and isinstance(option, type):
             return _from_dict(option, value, where, path)

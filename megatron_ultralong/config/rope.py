@@ -101,10 +101,8 @@ class RopeConfig:
     def flags_for(self, length: int, positions: int, scaling: yarn.RopeScaling) -> str:
         """Flags that change this to one with room for ``length`` tokens.
 
-        Args:
-            length: of a row.
-            positions: that the checkpoint is made for.
-            scaling: the checkpoint's own. YaRN counts over the raw context below it.
+        The checkpoint was made for ``positions``, with ``scaling``. YaRN counts over the raw
+        context below it.
         """
         if length <= positions:
             return f"{self.flag('rope_scaling')} keep"
@@ -125,10 +123,7 @@ class RopeConfig:
     def check_extension(self, length: int, positions: int, scaling: yarn.RopeScaling) -> None:
         """Check what it makes of a checkpoint.
 
-        Args:
-            length: of a row; 0: not of one length.
-            positions: that the checkpoint is made for.
-            scaling: the checkpoint's own.
+        ``length`` is that of a row; 0: they are not of one length.
 
         Raises:
             InputError: rows are longer than the positions that it is made for, or it could not be
@@ -164,13 +159,18 @@ class RopeConfig:
 
     def without_effect(self) -> list[str]:
         """Fields of a scaling that are given, and that this one does not look at."""
-        read = {"keep": (), "none": (), "yarn": OF_YARN}.get(self.rope_scaling, OF_YARN[:1])
         default = type(self)()
         return [
             name
             for name in OF_YARN
-            if name not in read and getattr(self, name) != getattr(default, name)
+            if name not in self.read_fields and getattr(self, name) != getattr(default, name)
         ]
+
+    @property
+    def read_fields(self) -> tuple[str, ...]:
+        """Fields of a scaling that this one looks at."""
+        all_of = {"keep": (), "none": (), "yarn": OF_YARN}
+        return all_of.get(self.rope_scaling, OF_YARN[:1])
 
     @staticmethod
     def check_block(block: Any, where: str) -> None:

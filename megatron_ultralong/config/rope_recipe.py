@@ -101,13 +101,11 @@ def _recipes(config: RopeConfig) -> Iterator[str]:
 
 
 _NAMES = ("rope_scaling", *OF_YARN)
-_NUM_READ = {"none": 1, "linear": 2, "ntk": 2}
-"""How many of them a method other than YaRN looks at."""
 
 
 def flags(config: RopeConfig) -> str:
     """The command line of ``config``: every option that its method looks at."""
-    return _said(config, _NAMES[: _NUM_READ.get(config.rope_scaling)])
+    return _said(config, ("rope_scaling", *config.read_fields))
 
 
 def _said(config: RopeConfig, names: Sequence[str]) -> str:

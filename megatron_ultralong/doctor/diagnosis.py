@@ -64,21 +64,13 @@ def parse(words: Sequence[str]) -> DoctorConfig:
     """The configuration of a command line, by the standard library: the others may be broken."""
     parser = _Parser("ultralong doctor", allow_abbrev=False, description=DoctorConfig.__doc__)
     helps = field_docstrings(DoctorConfig)
-    parser.add_argument(
-        "--communication",
-        action=argparse.BooleanOptionalAction,
-        default=DoctorConfig.communication,
-        help=helps["communication"],
-    )
-    parser.add_argument(
-        "--gpus",
-        action=argparse.BooleanOptionalAction,
-        default=DoctorConfig.gpus,
-        help=helps["gpus"],
-    )
-    default = DoctorConfig.megabytes
-    text = f"{helps['megabytes']} (default: {default})"
-    parser.add_argument("--megabytes", type=int, default=default, help=text)
+    for name in ("communication", "gpus"):
+        default = getattr(DoctorConfig, name)
+        kind = argparse.BooleanOptionalAction
+        parser.add_argument(f"--{name}", action=kind, default=default, help=helps[name])
+    size = DoctorConfig.megabytes
+    text = f"{helps['megabytes']} (default: {size})"
+    parser.add_argument("--megabytes", type=int, default=size, help=text)
     return DoctorConfig(**vars(parser.parse_args(words)))
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from megatron_ultralong.doctor.finding import Finding, Level
 from megatron_ultralong.program.errors import InputError
@@ -111,8 +112,7 @@ def software_findings(*, use_gpus: bool = True) -> Iterator[Finding]:
         yield Finding("note", "the rest", text)
         return
     yield from _gpus() if use_gpus else _gpus_by_driver()
-    yield _kernels()
-    yield _elementwise()
+    yield from _kernels()
     yield _megatron_core()
     yield _transformer_engine()
     yield _apex()
@@ -201,16 +201,23 @@ def _gpus_by_driver() -> Iterator[Finding]:
         yield Finding("ok", f"GPU {index}", line)
 
 
-def _kernels() -> Finding:
+def _kernels() -> Iterator[Finding]:
+    """What computes attention, and what works between products."""
     import torch
 
-    if broken := _broken("megatron_ultralong.attention.kernels.block_attention"):
-        text = f"cannot be looked at: {broken}"  # what it needs has a line of its own above
-        return Finding("problem", "attention", text, "fix the libraries above first")
-    from megatron_ultralong.attention.kernels import block_attention
-
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    dtype = torch.bfloat16
+    for subject, module, look in (
+        ("attention", "megatron_ultralong.attention.kernels.block_attention", _attention),
+        ("elementwise", "megatron_ultralong.mcore.elementwise", _elementwise),
+    ):
+        if broken := _broken(module):
+            text = f"cannot be looked at: {broken}"  # what it needs has a line of its own above
+            yield Finding("problem", subject, text, "fix the libraries above first")
+        else:
+            yield look(importlib.import_module(module), torch.bfloat16, device)
+
+
+def _attention(block_attention: Any, dtype: Any, device: Any) -> Finding:
     try:
         picked = block_attention.resolve(dtype, HEAD_DIM, device)
     except InputError as error:
@@ -226,24 +233,12 @@ def _kernels() -> Finding:
     return Finding("ok", "attention", text)
 
 
-def _elementwise() -> Finding:
-    import torch
-
-    if broken := _broken("megatron_ultralong.mcore.elementwise"):
-        text = f"cannot be looked at: {broken}"
-        return Finding("problem", "elementwise", text, "fix the libraries above first")
-    from megatron_ultralong.mcore import elementwise
-
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    choice = elementwise.choose("auto", torch.bfloat16, device)
+def _elementwise(elementwise: Any, dtype: Any, device: Any) -> Finding:
+    choice = elementwise.choose("auto", dtype, device)
     if choice.is_compiled or device.type == "cpu":
         return Finding("ok", "elementwise", str(choice))
-    return Finding(
-        "warning",
-        "elementwise",
-        str(choice),
-        "install what torch.compile needs: triton, a C compiler (gcc) and Python's headers",
-    )
+    fix = "install what torch.compile needs: triton, a C compiler (gcc) and Python's headers"
+    return Finding("warning", "elementwise", str(choice), fix)
 
 
 def _megatron_core() -> Finding:

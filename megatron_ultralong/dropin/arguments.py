@@ -90,8 +90,10 @@ class DropInConfig(rope.RopeConfig):
                 "evenly"
             )
 
-    def over(self, context: int | None, weights: Path | None, args: Any) -> DropInConfig:
-        """The same, with the original context of the weights where none is given.
+    def over(
+        self, context: int | None, weights: Path | None, args: Any
+    ) -> tuple[DropInConfig, tuple[str, ...]]:
+        """The same, with the original context of the weights where none is given; a line says so.
 
         Args:
             context: that the weights had before any scaling; None: they do not say.
@@ -102,31 +104,24 @@ class DropInConfig(rope.RopeConfig):
             InputError: YaRN has none to count over.
         """
         if self.rope_scaling != "yarn" or self.original_max_position_embeddings:
-            return self
+            return self, ()
+        flag, positions = self.flag("original_max_position_embeddings"), args.seq_length
         if context is None:
-            flag, positions = self.flag("original_max_position_embeddings"), args.seq_length
             why = f"{weights} does not say it" if weights else "there is no checkpoint that says it"
             raise InputError(
                 f"{flag} is not given, and {why}: YaRN counts rotations over the context before "
                 f"any scaling; add {flag} {math.ceil(positions / self.rope_scaling_factor)} "
                 f"(--seq-length {positions} / {self.rope_scaling_factor:g}), or what it is"
             )
-        return dataclasses.replace(self, original_max_position_embeddings=context)
-
-    def taken(self, context: int | None, weights: Path | None) -> tuple[str, ...]:
-        """A line that says what :meth:`over` takes."""
-        if self.rope_scaling != "yarn" or self.original_max_position_embeddings or not context:
-            return ()
-        return (
+        note = (
             f"original context: {context:,}, that of the checkpoint in {weights} before any "
-            f"scaling ({self.flag('original_max_position_embeddings')} is not given)",
+            f"scaling ({flag} is not given)"
         )
+        config = dataclasses.replace(self, original_max_position_embeddings=context)
+        return config, (note,) if context else ()
 
     def check_scaling(self, kept: RopeScaling) -> None:
         """Refuse numbers of a scaling that is not asked for; the kept one may be said again.
-
-        Args:
-            kept: scaling of the checkpoint.
 
         Raises:
             InputError: a number is given that nothing uses.
@@ -172,8 +167,7 @@ class Asked:
     def given(self, words: Sequence[str] | None = None) -> set[str]:
         """Names of Megatron-LM's arguments that stand on the command line, by whatever value.
 
-        Args:
-            words: of the command line; this process's.
+        ``words`` are those of this process by default.
         """
         if self._parser is None:
             return set()

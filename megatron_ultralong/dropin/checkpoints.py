@@ -82,11 +82,6 @@ def vet(folder: Path, step: int | None, *, verify_checksums: bool) -> None:
     Before the ranks know each other, each looks at the small files alone; afterwards they share
     the files of tensors.
 
-    Args:
-        folder: of ``--load``.
-        step: iteration asked for; the latest.
-        verify_checksums: whether to compare with them.
-
     Raises:
         InputError: it is not whole, or would run code.
     """

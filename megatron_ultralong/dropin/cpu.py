@@ -36,7 +36,7 @@ from typing import Any
 
 import torch
 
-from megatron_ultralong.mcore.cpu import cpu_backend, needs_cpu_backend, replaced
+from megatron_ultralong.mcore.cpu import cpu_backend, do_nothing, needs_cpu_backend, replaced
 
 
 def keep_compiled_helpers() -> None:
@@ -54,7 +54,7 @@ def keep_compiled_helpers() -> None:
     source = Path(str(utils.__file__)).parent / "helpers.cpp"
     is_stale = source.is_file() and source.stat().st_mtime > Path(compiled.origin).stat().st_mtime
     if not is_stale:
-        utils.compile_helpers = _nothing
+        utils.compile_helpers = do_nothing
 
 
 _KERNELS = "megatron.core.transformer.custom_layers.batch_invariant_kernels"
@@ -115,10 +115,6 @@ def set_cpu_defaults(parser: argparse.ArgumentParser) -> None:
         parser.set_defaults(**{name: _DEFAULTS[name] for name in _DEFAULTS if name in known})
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    return None
-
-
 _PREPARATION = multiprocessing.spawn.get_preparation_data
 
 
@@ -128,23 +124,13 @@ def _without_the_script(name: str) -> dict[str, Any]:
     return data
 
 
-def _itself(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-    return tensor
-
-
-class _NoFusedKernels:
-    """Of Megatron-LM before 0.17, which compiles them with CUDA's compiler at every start."""
-
-    load = _nothing
-
-
 @contextlib.contextmanager
 def training_on_cpu() -> Iterator[None]:
     """Run Megatron-LM on the CPU inside this context.
 
     Where there is CUDA, and inside another such context, it does nothing.
     """
-    if not needs_cpu_backend() or torch.cuda.set_device is _nothing:
+    if not needs_cpu_backend() or torch.cuda.set_device is do_nothing:
         yield
         return
     import_kernels_without_triton()
@@ -152,13 +138,14 @@ def training_on_cpu() -> Iterator[None]:
 
     replacements = (
         (torch.cuda, "device_count", lambda: 1),
-        (torch.cuda, "set_device", _nothing),
+        (torch.cuda, "set_device", do_nothing),
         (torch.cuda, "Stream", torch.cpu.Stream),
         (torch.cuda, "stream", torch.cpu.stream),
-        (torch.Tensor, "pin_memory", _itself),
+        (torch.Tensor, "pin_memory", lambda tensor, *_, **__: tensor),
         (multiprocessing.spawn, "get_preparation_data", _without_the_script),
-        (training, "set_jit_fusion_options", _nothing),
-        (initialize, "fused_kernels", _NoFusedKernels),
+        (training, "set_jit_fusion_options", do_nothing),
+        # Before 0.17 it compiles them with CUDA's compiler at every start.
+        (initialize, "fused_kernels", types.SimpleNamespace(load=do_nothing)),
         (arguments, "get_device_arch_version", lambda: 10),
         (
             training,

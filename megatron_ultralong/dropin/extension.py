@@ -39,14 +39,14 @@ from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
 from megatron_ultralong.dropin.arguments import DropInConfig, drop_in_config
 from megatron_ultralong.dropin.identity import Identity, find_identity
 from megatron_ultralong.dropin.rules import Part, check_arguments, check_model_config, parts
-from megatron_ultralong.mcore import cpu, recomputed_layer, rotary, tiled_loss, tiles
+from megatron_ultralong.mcore import cpu, recomputed_layer, rotary
 from megatron_ultralong.mcore.core_attention import (
-    DocumentParams,
     RingCoreAttention,
     RowsOfDocuments,
     document_params,
 )
 from megatron_ultralong.mcore.cpu import replaced
+from megatron_ultralong.mcore.model import work_in_tiles
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.ranks import is_main_rank
@@ -96,43 +96,34 @@ def _replaced() -> tuple[type, ...]:
     return (DotProductAttention, TEDotProductAttention)
 
 
-class ResetMask:
-    """Gives the forward passes of a model the documents of its rows."""
+def give_documents(
+    eod: int,
+    cp_group: dist.ProcessGroup,
+    model: torch.nn.Module,
+    arguments: tuple[Any, ...],
+    keywords: dict[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a model's forward pass, with the documents of its rows among them.
 
-    def __init__(self, eod: int, cp_group: dist.ProcessGroup) -> None:
-        """``eod``: id of the end-of-document token."""
-        self._eod = eod
-        self._group = cp_group
+    ``eod``: id of the end-of-document token; tokens are the local shards, int64 [b, s_local].
+    """
+    tokens = arguments[0] if arguments else keywords["input_ids"]
+    ends = _whole_rows(tokens == eod, cp_group)
+    rows = tuple(_boundaries(row) for row in ends.cpu())
+    documents = document_params(rows[0], ends.shape[1])
+    if len(rows) > 1:
+        documents = RowsOfDocuments(**vars(documents), cu_seqlens_of_rows=rows)
+    return arguments, {**keywords, "packed_seq_params": documents}
 
-    def install(self, model: torch.nn.Module) -> None:
-        """Be asked before every forward pass."""
-        model.register_forward_pre_hook(self, with_kwargs=True)
 
-    def __call__(
-        self, model: torch.nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a forward pass, ``packed_seq_params`` among them."""
-        tokens = arguments[0] if arguments else keywords["input_ids"]
-        return arguments, {**keywords, "packed_seq_params": self.documents(tokens)}
-
-    def documents(self, tokens: Tensor) -> DocumentParams:
-        """Of rows whose local shards are ``tokens``, int64 [b, s_local]."""
-        ends = self._whole_rows(tokens == self._eod)
-        rows = tuple(_boundaries(row) for row in ends.cpu())
-        first = document_params(rows[0], ends.shape[1])
-        if len(rows) == 1:
-            return first
-        return RowsOfDocuments(**vars(first), cu_seqlens_of_rows=rows)
-
-    def _whole_rows(self, local: Tensor) -> Tensor:
-        """[b, s_local] of every rank -> [b, s], in the order of the row."""
-        size = self._group.size()
-        if size == 1:
-            return local
-        shard = local.to(torch.uint8).contiguous()
-        shards = [torch.empty_like(shard) for _ in range(size)]
-        dist.all_gather(shards, shard, group=self._group)
-        return zigzag(size).unshard(shards, dim=1).bool()
+def _whole_rows(local: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[b, s_local] of every rank -> [b, s], in the order of the row."""
+    if group.size() == 1:
+        return local
+    shard = local.to(torch.uint8).contiguous()
+    shards = [torch.empty_like(shard) for _ in range(group.size())]
+    dist.all_gather(shards, shard, group=group)
+    return zigzag(len(shards)).unshard(shards, dim=1).bool()
 
 
 def _boundaries(ends: Tensor) -> Tensor:
@@ -223,10 +214,13 @@ class Extension:
             tell(f"rotary embedding: Megatron-LM's own, --position-embedding-type {kind}")
         if "reset mask" in self.parts:
             self._reset_mask(model)
-        if self.config.recompute_granularity != "none":
-            self._recompute(model)
-        if self.config.loss_tile_size and model.post_process:
-            tiled_loss.TiledLoss(model, self.config.loss_tile_size).install(model)
+        kind, recomputation = self.config.recompute_granularity, None
+        if kind != "none":
+            _let_recompute(model)
+            recomputation = recomputed_layer.Recomputation(
+                kind == "keep_attention", self.config.sequence_tile_size
+            )
+        work_in_tiles(model, recomputation, self.config.loss_tile_size)
         return model
 
     def _replace_rotary(self, model: GPTModel, attentions: list[RingCoreAttention]) -> None:
@@ -267,26 +261,22 @@ class Extension:
                 "Megatron-LM takes the mean of each rank's own tokens, however many count; "
                 "--calculate-per-token-loss makes it the mean of all"
             )
-        ResetMask(eod, parallel_state.get_context_parallel_group()).install(model)
+        hook = functools.partial(give_documents, eod, parallel_state.get_context_parallel_group())
+        model.register_forward_pre_hook(hook, with_kwargs=True)
         tell(f"documents end at token {eod}: attention stays within them")
 
-    def _recompute(self, model: GPTModel) -> None:
-        recomputation = recomputed_layer.Recomputation(
-            keep_attention=self.config.recompute_granularity == "keep_attention",
-            tile_size=self.config.sequence_tile_size,
-        )
-        for layer in model.decoder.layers:
-            if type(layer) is TransformerLayer:
-                # It has methods more and nothing else: a layer that is built becomes one.
-                layer.__class__ = recomputed_layer.RecomputedLayer
-            if not isinstance(layer, recomputed_layer.RecomputedLayer):
-                raise InputError(
-                    f"--ultralong-recompute-granularity is for Megatron-Core's TransformerLayer, "
-                    f"not {type(layer).__name__}: use Megatron-LM's own --recompute-granularity"
-                )
-            layer.recomputation = recomputation
-        if recomputation.tile_size and model.pre_process:
-            tiles.TiledEmbedding(model, recomputation.tile_size).install(model)
+
+def _let_recompute(model: GPTModel) -> None:
+    """Make layers ours; raises InputError where one is not Megatron-Core's."""
+    for layer in model.decoder.layers:
+        if type(layer) is TransformerLayer:
+            # It has methods more and nothing else: a layer that is built becomes one.
+            layer.__class__ = recomputed_layer.RecomputedLayer
+        if not isinstance(layer, recomputed_layer.RecomputedLayer):
+            raise InputError(
+                f"--ultralong-recompute-granularity is for Megatron-Core's TransformerLayer, "
+                f"not {type(layer).__name__}: use Megatron-LM's own --recompute-granularity"
+            )
 
 
 def tell(text: str) -> None:
@@ -324,8 +314,5 @@ def norms_under_sequence_parallelism() -> Iterator[None]:
             parameter.sequence_parallel = True
         return norm
 
-    WrappedTorchNorm.__new__ = staticmethod(build)
-    try:
+    with replaced((WrappedTorchNorm, "__new__", build)):
         yield
-    finally:
-        WrappedTorchNorm.__new__ = staticmethod(upstream)

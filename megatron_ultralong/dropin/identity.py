@@ -168,9 +168,8 @@ def find_identity(config: DropInConfig, args: Any, manifest: Manifest | None) ->
     """
     weights, keeps = _Weights.of(args), config.rope_scaling == "keep"
     notes = weights.check_model(args, scales=not keeps)
-    notes += config.taken(weights.context, weights.path)
-    config = config.over(weights.context, weights.path, args)
-    source = weights.source
+    config, taken = config.over(weights.context, weights.path, args)
+    source, notes = weights.source, notes + taken
     if not weights.has_file and keeps:
         notes += _beyond(args, weights)
     elif not weights.has_file:

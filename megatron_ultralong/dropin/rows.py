@@ -16,7 +16,8 @@ from megatron_ultralong.dropin.extension import Extension, tell
 from megatron_ultralong.mcore.batch import Batch, LossTerms, local_batch, token_loss
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.training.early_checks import packed_rows, row_notes
-from megatron_ultralong.training.rows import PackedRowSource, RowSource, check_rows
+from megatron_ultralong.training.row_source import PackedRowSource, RowSource
+from megatron_ultralong.training.rows import check_rows
 
 
 def _batches(
@@ -44,10 +45,6 @@ def local_batches(
     extension: Extension, num_samples: list[int]
 ) -> tuple[Iterator[Batch] | None, Iterator[Batch] | None, None]:
     """Iterators for training, validation and (none) test; every rank makes its own.
-
-    Args:
-        extension: of a run with ``--ultralong-data-path``.
-        num_samples: rows that Megatron-LM asks for, of each.
 
     Raises:
         InputError: the rows do not fit the model or the arguments.

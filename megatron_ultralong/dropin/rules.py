@@ -208,11 +208,6 @@ def parts(config: DropInConfig, args: Any) -> tuple[Part, ...]:
 def check_arguments(config: DropInConfig, args: Any, used: Iterable[Part]) -> None:
     """Check Megatron-LM's arguments against the table.
 
-    Args:
-        config: our own.
-        args: Megatron-LM's, validated by it.
-        used: parts of this project that the run uses.
-
     Raises:
         InputError: one asks for what such a part does not do, or is not known.
     """

@@ -38,10 +38,6 @@ _CONTEXT_OF_MEGATRON = 8192
 def stored_arguments(folder: Path, step: int | None) -> argparse.Namespace | None:
     """Arguments of the run that saved a checkpoint in ``torch_dist`` form.
 
-    Args:
-        folder: of ``--load``.
-        step: iteration asked for; the latest.
-
     Returns:
         None: there is no checkpoint, it is of another form, or it has none.
 
@@ -60,11 +56,7 @@ def check_stored(
 ) -> tuple[str, ...]:
     """Compare the arguments of a run with those that its weights were saved with.
 
-    Args:
-        args: Megatron-LM's, of this run.
-        stored: of the checkpoint.
-        folder: that it is in.
-        scales: whether this project's scaling replaces Megatron-LM's own.
+    ``scales``: this project's scaling replaces Megatron-LM's own.
 
     Returns:
         Warnings: what the command line names and the checkpoint has otherwise.

@@ -104,14 +104,6 @@ def _check_fp8(recipe: Fp8Recipe, is_saved: bool) -> None:
         )
 
 
-def transformer_engine_norm() -> type[Any]:
-    """Transformer Engine's RMSNorm, as Megatron-Core wraps it."""
-    from megatron.core.extensions.transformer_engine import TENorm
-
-    norm: type[Any] = TENorm
-    return norm
-
-
 def fp8_context(config: Any, layer_number: int) -> contextlib.AbstractContextManager[Any]:
     """The FP8 region that Megatron-Core's block runs a layer in; nothing without FP8.
 

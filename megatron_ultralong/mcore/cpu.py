@@ -68,14 +68,6 @@ class _CudaMeansCpu(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _cpu_rng_state(*args: Any, **kwargs: Any) -> torch.Tensor:
-    return torch.get_rng_state()
-
-
-def _set_cpu_rng_state(new_state: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-    torch.set_rng_state(new_state)
-
-
 class _CpuStream(torch.cpu.Stream):
     def record_event(self) -> torch.cpu.Event:  # type: ignore[override]
         """An event that has come already."""
@@ -105,12 +97,8 @@ def _share_out(optimizer: Any, offload_fraction: float) -> tuple[Any, ...]:
     return host_groups, device_groups, to_host, to_device, to_float32
 
 
-def _cpu_stream(*args: Any, **kwargs: Any) -> Any:
-    return _CpuStream()
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    return None
+def do_nothing(*args: Any, **kwargs: Any) -> None:
+    """Stands for what a CPU has no need of."""
 
 
 @contextlib.contextmanager
@@ -129,25 +117,31 @@ def cpu_backend() -> Iterator[None]:
 
     Where there is CUDA, and inside another such context, it does nothing.
     """
-    if not needs_cpu_backend() or torch.cuda.synchronize is _nothing:
+    if not needs_cpu_backend() or torch.cuda.synchronize is do_nothing:
         yield
         return
     from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
     from megatron.core.tensor_parallel import random as megatron_random
 
+    def cpu_rng_state(*_: Any, **__: Any) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_cpu_rng_state(new_state: torch.Tensor, *_: Any, **__: Any) -> None:
+        torch.set_rng_state(new_state)
+
     replacements = (
         (torch.cuda, "current_device", lambda: "cpu"),
-        (torch.cuda, "synchronize", _nothing),
-        (torch.cuda, "empty_cache", _nothing),
-        (torch.cuda, "current_stream", _cpu_stream),
+        (torch.cuda, "synchronize", do_nothing),
+        (torch.cuda, "empty_cache", do_nothing),
+        (torch.cuda, "current_stream", lambda *_, **__: _CpuStream()),
         (torch.cuda, "stream", torch.cpu.stream),
         (torch.cuda, "Stream", _CpuStream),
         (HybridDeviceOptimizer, "_get_sub_optimizer_param_groups", _share_out),
         (torch.cuda, "manual_seed", torch.manual_seed),
-        (torch.cuda, "get_rng_state", _cpu_rng_state),
-        (torch.cuda, "set_rng_state", _set_cpu_rng_state),
-        (megatron_random, "_get_cuda_rng_state", _cpu_rng_state),
-        (megatron_random, "_set_cuda_rng_state", _set_cpu_rng_state),
+        (torch.cuda, "get_rng_state", cpu_rng_state),
+        (torch.cuda, "set_rng_state", set_cpu_rng_state),
+        (megatron_random, "_get_cuda_rng_state", cpu_rng_state),
+        (megatron_random, "_set_cuda_rng_state", set_cpu_rng_state),
     )
     with replaced(*replacements), _CudaMeansCpu():
         yield

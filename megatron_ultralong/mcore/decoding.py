@@ -41,16 +41,13 @@ class Decoder:
     Every rank makes the same calls with the same tokens, and gets the same logits.
     """
 
-    def __init__(
-        self, model: GPTModel, groups: ProcessGroupCollection, steps: StepForm = "auto"
-    ) -> None:
+    def __init__(self, model: GPTModel, groups: ProcessGroupCollection) -> None:
         """Put a cache behind the attention of ``model``.
 
         Args:
             model: from ``build_model`` with a ``loss_tile_size``, weights loaded, without sequence
                 parallelism (a step has fewer tokens than ranks); it cannot train any more.
             groups: Megatron's process groups.
-            steps: how a token is written; for tests and measurements.
         """
         config = model.config
         assert not config.sequence_parallel, "steps of one token cannot be split over ranks"
@@ -73,7 +70,7 @@ class Decoder:
         self._lengths: list[int] = []
         self._owners: list[list[npt.NDArray[np.int32]]] = []
         """Of every row, the context-parallel rank that keeps each of its tokens, by passes."""
-        self.set_steps(steps)
+        self.set_steps("auto")
         self._says = is_main_rank()
 
     def set_steps(self, steps: StepForm) -> None:
@@ -282,8 +279,7 @@ class Decoder:
                 [range(len(local))],
                 is_spread=True,
             )
-            self._owners[row].append(owners)
-            self._lengths[row] += chunk.size
+            self._count([row], owners[:, None])
             advance(chunk.size)
         return tokens[num_spread:]
 

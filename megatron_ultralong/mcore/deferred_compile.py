@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from megatron_ultralong.mcore.cpu import replaced
+
 
 @contextlib.contextmanager
 def compile_at_first_call() -> Iterator[None]:
@@ -35,8 +37,5 @@ def compile_at_first_call() -> Iterator[None]:
 
         return call
 
-    torch.compile = deferred
-    try:
+    with replaced((torch, "compile", deferred)):
         yield
-    finally:
-        torch.compile = at_once

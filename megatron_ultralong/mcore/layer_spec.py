@@ -140,7 +140,9 @@ def block_spec(
     """
     if layers.needs_transformer_engine:
         spec = layer_te_spec(layers.attention, config.qk_layernorm)
-        norm = compat.transformer_engine_norm()
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        norm: type[Any] = TENorm
     else:
         spec, norm = ring_layer_local_spec(config.qk_layernorm), RMSNorm
     num_layers = transformer_block.get_num_layers_to_build(config, vp_stage=vp_stage)

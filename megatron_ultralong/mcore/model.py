@@ -33,14 +33,9 @@ def transformer_config(
 ) -> TransformerConfig:
     """Megatron's configuration of a model.
 
-    Args:
-        model: shape of the model.
-        parallel: how it is spread over ranks.
-        params_dtype: of weights and activations.
-        rope_scaling: its temperature becomes part of the softmax scale.
-        deterministic: sum in a fixed order on GPUs too.
-        layers: whose modules they are made of, and their precision.
-        compiled: SwiGLU is Megatron-Core's fused one, by ``torch.compile``.
+    The temperature of ``rope_scaling`` becomes part of the softmax scale; ``deterministic`` sums in
+    a fixed order on GPUs too; ``compiled``: SwiGLU is Megatron-Core's fused one, by
+    ``torch.compile``.
     """
     is_interleaved = virtual_pipeline_size(parallel) is not None
     return TransformerConfig(
@@ -149,14 +144,7 @@ def build_model(
         pg_collection=groups,
         vp_stage=vp_stage,
     )
-    if loss_tile_size and gpt.post_process:
-        tiled_loss.TiledLoss(gpt, loss_tile_size).install(gpt)
-    if recomputation is not None:
-        for place, layer in enumerate(gpt.decoder.layers):
-            layer.recomputation = recomputation
-            layer.begins_pass = place == 0
-        if recomputation.tile_size and gpt.pre_process:
-            tiles.TiledEmbedding(gpt, recomputation.tile_size).install(gpt)
+    work_in_tiles(gpt, recomputation, loss_tile_size)
     gpt.rotary_pos_emb = rotary.LocalRotaryEmbedding(
         rope_scaling,
         model.kv_channels,
@@ -166,3 +154,18 @@ def build_model(
         angle_precision,
     )
     return gpt.to(cpu.device())
+
+
+def work_in_tiles(
+    gpt: GPTModel, recomputation: recomputed_layer.Recomputation | None, loss_tile_size: int
+) -> None:
+    """Have a model that is built recompute its layers, see :func:`build_model`, and its loss."""
+    if loss_tile_size and gpt.post_process:
+        tiled_loss.TiledLoss(gpt, loss_tile_size).install(gpt)
+    if recomputation is None:
+        return
+    for place, layer in enumerate(gpt.decoder.layers):
+        layer.recomputation = recomputation
+        layer.begins_pass = place == 0
+    if recomputation.tile_size and gpt.pre_process:
+        tiles.TiledEmbedding(gpt, recomputation.tile_size).install(gpt)

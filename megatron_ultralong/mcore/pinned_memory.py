@@ -54,9 +54,7 @@ class PinnedMemory:
     ) -> None:
         """Have buffers of these sizes in bytes; make those that are not there.
 
-        Args:
-            sizes: of buffers that are to be free at the same time.
-            advance: told the bytes that were made.
+        All are to be free at the same time; ``advance`` is told the bytes that were made.
 
         Raises:
             InputError: the system has no such memory, or cannot pin it where that is required.

@@ -37,14 +37,7 @@ _WAITS = "called a synchronizing"
 def graph_refusal(
     dtype: torch.dtype, head_dim: int, num_stages: int, device: torch.device
 ) -> str | None:
-    """Why steps cannot be CUDA graphs; None: they can.
-
-    Args:
-        dtype: of activations, keys and values.
-        head_dim: size of a head.
-        num_stages: pipeline stages.
-        device: of the model.
-    """
+    """Why steps cannot be CUDA graphs; None: they can."""
     if device.type != "cuda":
         return f"graphs are for a GPU, not for {device.type}"
     if num_stages > 1:

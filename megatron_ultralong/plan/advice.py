@@ -43,7 +43,7 @@ def changes(job: Job, hardware: Hardware) -> Iterator[Change]:
     for rows in _batches(job):
         words = f"--global-batch-size {rows}"
         yield Change("batch", words, job.with_flags(global_batch_size=rows))
-    if not job.rows_are_fixed and job.documents is None:
+    if not job.config.data.data_path and job.documents is None:  # of prepared rows it is fixed
         for length in _lengths(job):
             # Rows of one document.
             row = dataclasses.replace(job, mean_area=causal_area([0, length]))
@@ -136,7 +136,7 @@ def best(job: Job, hardware: Hardware) -> Found:
         return found
     way = _ways(_working_changes(job, hardware))
     if found.refused:
-        nearest = found.refused[0][0]
+        nearest = found.refused[0]
         raise InputError(
             f"none of {counted(len(found.refused), 'layout')} of {counted(job.num_gpus, 'GPU')} "
             "fits; the nearest: "

@@ -108,10 +108,8 @@ class Area(NamedTuple):
 def area_of(config: TrainingConfig, mean_document_length: float, rows: Rows | None = None) -> Area:
     """Area of a mean row.
 
-    Args:
-        config: its document mask and row length count.
-        mean_document_length: in tokens, or 0.
-        rows: of a data folder, if there is one.
+    ``mean_document_length`` is in tokens, or 0; ``rows`` are those of a data folder, if there is
+    one.
 
     Raises:
         InputError: documents are masked, and nothing tells their lengths.

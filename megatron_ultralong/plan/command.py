@@ -1,7 +1,6 @@
 """``ultralong plan``: what a run takes, and the layout to give it."""
 
 import json
-from collections.abc import Callable
 
 from megatron_ultralong.config.training import SftConfig, TrainingConfig
 from megatron_ultralong.model.shape import ModelConfig
@@ -10,14 +9,12 @@ from megatron_ultralong.plan.area import Rows, area_of
 from megatron_ultralong.plan.estimate import Estimate
 from megatron_ultralong.plan.hardware import Hardware
 from megatron_ultralong.plan.job import Job
-from megatron_ultralong.plan.lengths import command_text
 from megatron_ultralong.plan.options import PlanConfig
 from megatron_ultralong.plan.report import Plan, show
 from megatron_ultralong.plan.search import Found, broken_rule
 from megatron_ultralong.plan.values import as_values, save_memory_picture
 from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import check_ranges
 from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.terminal import Console
 
@@ -25,36 +22,20 @@ WIDTH = 112
 """Columns of what is not printed to a terminal."""
 
 
-def plan_run(
+def make_plan(
     command: PlanConfig,
     recipe: str,
     model: ModelConfig,
     model_name: str,
-    *,
-    typed: frozenset[str] = frozenset(),
-    rows: Rows | None = None,
-    words: str = "",
-    first: str = "",
-    refusal: Callable[[TrainingConfig, str], str] = lambda config, flags: "",
+    typed: frozenset[str],
+    rows: Rows | None,
 ) -> Plan:
-    """Plan, print and write.
-
-    Args:
-        command: what was asked.
-        recipe: its name.
-        model: shape of the model.
-        model_name: for people.
-        typed: fields of the configuration that were given as flags.
-        rows: of the data folder, if there is one.
-        words: verb, recipe and folders of the command that starts the run, where they are known.
-        first: the command that makes the checkpoint which that one starts from; empty: it is there.
-        refusal: why a run by that command cannot start from the checkpoint; empty: it can.
+    """The plan of what was asked for by flags of the fields ``typed``.
 
     Raises:
         InputError: nothing fits, or the input is bad.
     """
     hardware, config = command.find_hardware(), command.run
-    check_ranges(command)
     if config.data.seq_length < 1:
         raise InputError("--seq-length is needed: tokens of a row, or a --data-path that has them")
     _check_fp8(config, hardware)
@@ -74,20 +55,30 @@ def plan_run(
     else:
         chosen = advice.check_given(job, hardware)
     tokens, tokens_text = _train_tokens(command, job, rows)
-    start = command_text(chosen, words) if words else ""
-    plan = Plan(
+    return Plan(
         *(recipe, model_name, area.text, tokens, chosen),
         *(found, given, hints, tokens_text),
-        first=first,
-        command=start,
-        refusal=refusal(chosen.job.config, start),
     )
+
+
+def tell_plan(command: PlanConfig, plan: Plan) -> None:
+    """Print and write.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
     show(console(), plan, command.num_alternatives)
+    shown = [plan.chosen]
+    if plan.found:
+        others = [each for each in plan.found.feasible if each is not plan.chosen]
+        shown += others[: max(command.num_alternatives - 1, 0)]
     try:
-        _write(command, plan)
+        if command.json is not None:
+            write_aside(command.json, json.dumps(as_values(plan), indent=2) + "\n")
+        if command.png is not None:
+            save_memory_picture(command.png, shown)
     except OSError as error:
         raise InputError(f"--json or --png cannot be written ({error}): name another") from error
-    return plan
 
 
 def console() -> Console:
@@ -118,14 +109,3 @@ def _check_fp8(config: TrainingConfig, hardware: Hardware) -> None:
     raise InputError(
         f"fp8_recipe {recipe!r} is not supported by {hardware.name}; it supports: {options}"
     )
-
-
-def _write(command: PlanConfig, plan: Plan) -> None:
-    if command.json is not None:
-        write_aside(command.json, json.dumps(as_values(plan), indent=2) + "\n")
-    if command.png is not None:
-        shown = [plan.chosen]
-        if plan.found:
-            others = [each for each in plan.found.feasible if each is not plan.chosen]
-            shown += others[: max(command.num_alternatives - 1, 0)]
-        save_memory_picture(command.png, shown)

@@ -32,11 +32,6 @@ def short_seconds(seconds: float) -> str:
     return f"{seconds:.1f}" if seconds >= 0.1 else f"{seconds:.2g}"
 
 
-def is_traffic_told(time: StepTime) -> bool:
-    """Whether anything of the traffic is more than the zeros of its table."""
-    return any(each.num_bytes >= 5e7 or each.seconds >= 0.005 for each in time.traffic)
-
-
 def memory_table(estimate: Estimate) -> Table:
     """Memory of one GPU at the peak of its step, by part, and of a node."""
     worst, table = estimate.worst, Table("part", figure("GiB"), title_justify="left")
@@ -125,11 +120,8 @@ def plan_text(
 ) -> str:
     """Memory and time of the run as it is configured; says so where it would not fit.
 
-    Args:
-        config: checked, with its row length.
-        model: shape of the model.
-        num_gpus: ranks of the job.
-        device_name: as CUDA names it; None plans for an H100.
+    ``config`` is checked, with its row length; ``device_name`` is as CUDA names it, None plans for
+    an H100.
     """
     job = Job(model, config, num_gpus, causal_area([0, config.data.seq_length]))
     estimate = Estimate(job, hardware_of_device(device_name))

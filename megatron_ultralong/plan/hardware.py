@@ -72,12 +72,13 @@ def _gpu(
     gb_per_second: _Rates,
     source: str,
     **others: Any,
-) -> Hardware:
-    """An entry: rates of attention forward, on the diagonal, backward, and of other products; then
-    those of HBM, NVLink, the network and the host, in the order of the fields.
+) -> tuple[str, Hardware]:
+    """An entry behind its device: rates of attention forward, on the diagonal, backward, and of
+    other products; then those of HBM, NVLink, the network and the host, in the order of the fields.
     """
     peak = PEAK_TFLOPS[device]
-    return Hardware(name, memory_gib, peak, *tflops, *gb_per_second, source=source, **others)
+    gpu = Hardware(name, memory_gib, peak, *tflops, *gb_per_second, source=source, **others)
+    return device, gpu
 
 
 _H100 = (600.0, 509.0, 545.0, 660.0)
@@ -143,19 +144,11 @@ _GPUS = (
         **_BLACKWELL,
     ),
 )
-HARDWARE = {gpu.name: gpu for gpu in _GPUS}
+HARDWARE = {gpu.name: gpu for _, gpu in _GPUS}
 """By the name that ``--gpu`` takes; a file (``--hardware FILE``) describes one's own."""
 
-_DEVICES = {
-    "H100": "h100-80gb",
-    "H100 NVL": "h100-94gb-nvl",
-    "H200": "h200-141gb",
-    "H200 NVL": "h200-141gb-nvl",
-    "GH200": "h200-141gb",
-    "A100": "a100-80gb",
-    "B200": "b200-180gb",
-    "GB200": "gb200-186gb",
-}
+_DEVICES = {"GH200": "h200-141gb", **{device: gpu.name for device, gpu in reversed(_GPUS)}}
+"""The first entry of each device."""
 
 
 def hardware_by_name(name: str) -> Hardware:

@@ -40,7 +40,7 @@ def checkpoint_size(job: Job, gpus_per_node: int) -> CheckpointSize:
     """Of a run that saves; every rank copies its shard, one replica the weights too."""
     element, ranks = job.sizes.element, min(gpus_per_node, job.num_gpus)
     parameters = max(stage_parameters(job.model, job.parallel, stage) for stage in job.stages)
-    states = max(_states(job, stage) for stage in job.stages)
+    states = STATE_BYTES * max(sum(shard_pieces(job, stage)) for stage in job.stages)
     weights = max(element * sum(stage_tensors(job, stage)) for stage in job.stages)
     writers = min(ranks, job.parallel.tensor_model_parallel_size)
     return CheckpointSize(
@@ -48,12 +48,6 @@ def checkpoint_size(job: Job, gpus_per_node: int) -> CheckpointSize:
         copied=parameters * element + math.ceil(parameters / job.num_shards) * STATE_BYTES,
         host_per_node=ranks * states + writers * weights,
     )
-
-
-def _states(job: Job, stage: int) -> int:
-    """Bytes of a rank's copies of states."""
-    pieces = shard_pieces(job, stage)
-    return STATE_BYTES * sum(pieces)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,33 +32,6 @@ def pinned_bytes(size: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class KeptTensors:
-    """Bytes of each tensor that a recomputed layer keeps of one micro-batch, for backward."""
-
-    hidden: int
-    """Its input, [s, b, h]; under sequence parallelism a tensor-parallel rank's run of it."""
-    out: int
-    """Output of its attention, [s, b, heads, d]; 0 if that is not kept."""
-    lse: int
-    """Log-sum-exp of its attention, [b, heads, s]; 0 if that is not kept."""
-
-    @property
-    def on_device(self) -> int:
-        """All of them."""
-        return self.hidden + self.out + self.lse
-
-    @property
-    def buffers(self) -> list[int]:
-        """Each that there is."""
-        return [size for size in dataclasses.astuple(self) if size]
-
-    @property
-    def on_host(self) -> int:
-        """All of them in pinned buffers."""
-        return sum(map(in_pages, self.buffers))
-
-
-@dataclasses.dataclass(frozen=True)
 class Job:
     """What is planned. Nothing in it has been checked: :func:`check` does."""
 
@@ -121,11 +94,6 @@ class Job:
         return sorted({0, min(1, last), last})
 
     @property
-    def rows_are_fixed(self) -> bool:
-        """Whether rows were prepared, so that their length cannot change."""
-        return bool(self.config.data.data_path)
-
-    @property
     def tokens_per_iteration(self) -> int:
         """Of the global batch."""
         return self.config.global_batch_size * self.seq_length
@@ -159,15 +127,46 @@ class Job:
             layers=LOCAL_LAYERS,
         ).check(1)
 
-    def kept(self) -> KeptTensors:
-        """What one recomputed layer keeps of one micro-batch."""
+    def kept(self) -> list[int]:
+        """Bytes of each tensor that a recomputed layer keeps of one micro-batch, for backward.
+
+        Its input, [s, b, h] (under sequence parallelism a tensor-parallel rank's run of it); output
+        [s, b, heads, d] and log-sum-exp [b, heads, s] of its attention, if that is kept.
+        """
         its, keeps = self.sizes, self.memory.recompute_granularity == "keep_attention"
-        return KeptTensors(its.hidden, its.queries if keeps else 0, its.lse if keeps else 0)
+        return [its.hidden, its.queries, its.lse] if keeps else [its.hidden]
 
     @property
     def sizes(self) -> RankSizes:
         """Sizes of one rank's tensors."""
-        return RankSizes.of(self)
+        model, parallel, config = self.model, self.parallel, self.config
+        tp, rows = parallel.tensor_model_parallel_size, config.micro_batch_size
+        element = 4 if config.precision == "fp32" else 2
+        row_tokens = self.seq_length // parallel.context_parallel_size
+        runs = tp if parallel.sequence_parallel else 1
+        tokens = row_tokens * rows
+        heads, kv_heads = model.num_attention_heads // tp, model.num_query_groups // tp
+
+        def tile(size: int) -> int:
+            most = max(1, size // runs) * runs if size else row_tokens
+            return rows * min(row_tokens, most)
+
+        recomputes = config.memory.recompute_granularity != "none"
+        return RankSizes(
+            element=element,
+            tokens=tokens,
+            row_tokens=row_tokens,
+            runs=runs,
+            hidden_size=model.hidden_size,
+            ffn=model.ffn_hidden_size // tp,
+            vocab=model.vocab_size // tp,
+            queries=tokens * heads * model.kv_channels * element,
+            keys=tokens * kv_heads * model.kv_channels * element,
+            lse=tokens * heads * LSE_BYTES,
+            head_dim=model.kv_channels,
+            tile=tile(config.memory.sequence_tile_size if recomputes else 0),
+            loss_tile=tile(config.memory.loss_tile_size),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,38 +195,6 @@ class RankSizes:
     tile: int
     """Tokens that go through projections and MLP at a time, all runs and rows."""
     loss_tile: int
-
-    @classmethod
-    def of(cls, job: Job) -> RankSizes:
-        """Sizes by the configuration."""
-        model, parallel, config = job.model, job.parallel, job.config
-        tp, rows = parallel.tensor_model_parallel_size, config.micro_batch_size
-        element = 4 if config.precision == "fp32" else 2
-        row_tokens = job.seq_length // parallel.context_parallel_size
-        runs = tp if parallel.sequence_parallel else 1
-        tokens = row_tokens * rows
-        heads, kv_heads = model.num_attention_heads // tp, model.num_query_groups // tp
-
-        def tile(size: int) -> int:
-            most = max(1, size // runs) * runs if size else row_tokens
-            return rows * min(row_tokens, most)
-
-        recomputes = config.memory.recompute_granularity != "none"
-        return cls(
-            element=element,
-            tokens=tokens,
-            row_tokens=row_tokens,
-            runs=runs,
-            hidden_size=model.hidden_size,
-            ffn=model.ffn_hidden_size // tp,
-            vocab=model.vocab_size // tp,
-            queries=tokens * heads * model.kv_channels * element,
-            keys=tokens * kv_heads * model.kv_channels * element,
-            lse=tokens * heads * LSE_BYTES,
-            head_dim=model.kv_channels,
-            tile=tile(config.memory.sequence_tile_size if recomputes else 0),
-            loss_tile=tile(config.memory.loss_tile_size),
-        )
 
     @property
     def hidden(self) -> int:

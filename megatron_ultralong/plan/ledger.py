@@ -23,14 +23,12 @@ Part = Literal[
 ]
 """What memory is used for; a table shows them in this order."""
 
-Moment = str
-
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
     """The most that was alive at one moment, by part."""
 
-    moment: Moment
+    moment: str
     parts: dict[Part, int]
 
     @property
@@ -45,10 +43,8 @@ class Ledger:
     def __init__(self) -> None:
         self._parts: Counter[Part] = Counter()
         self._total = 0
-        self._moment: Moment | None = None
-        self.host = 0
-        """Host memory for offloaded tensors, which is not among the parts."""
-        self.peaks: dict[Moment, Peak] = {}
+        self._moment: str | None = None
+        self.peaks: dict[str, Peak] = {}
         """The peak of every moment."""
 
     def take(self, part: Part, size: int) -> None:
@@ -86,7 +82,7 @@ class Ledger:
             pass
 
     @contextlib.contextmanager
-    def moment(self, name: Moment) -> Iterator[None]:
+    def moment(self, name: str) -> Iterator[None]:
         """A named part of the step."""
         before, self._moment = self._moment, name
         self.touch("weights", 0)  # what is alive already counts

@@ -1,7 +1,6 @@
 """How far a model can be extended on some GPUs: a layout for each length, and what to type."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from rich.table import Table
 
@@ -15,7 +14,7 @@ from megatron_ultralong.plan.hardware import Hardware
 from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.options import PlanConfig
 from megatron_ultralong.plan.report import layout_flags
-from megatron_ultralong.plan.search import search
+from megatron_ultralong.plan.search import Found, search
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.terminal import Console
 
@@ -23,95 +22,75 @@ LENGTHS = tuple(2**power for power in range(17, 23))
 """128K to 4M."""
 
 
-class AtLength(NamedTuple):
-    """What was found for rows of one length."""
-
-    seq_length: int
-    chosen: Estimate | None
-    """None where no layout fits."""
-    why: str
-    """Why none does."""
-    tokens: float
-    """Of the run."""
-    job: Job
-
-
 def plans_by_length(
     command: PlanConfig,
     run_of: Callable[[int], TrainingConfig],
     model: ModelConfig,
     typed: frozenset[str],
-) -> Iterator[AtLength]:
-    """The layout to take at each of :data:`LENGTHS`.
+) -> Iterator[tuple[Job, Found]]:
+    """The job at each of :data:`LENGTHS`, and its layouts.
 
     Raises:
         InputError: a flag is out of its range, or breaks a rule.
     """
     hardware = command.find_hardware()
-    for length in LENGTHS:
-        config = run_of(length)
+    for config in map(run_of, LENGTHS):
         area = area_of(config, command.mean_document_length)
         job = Job(model, config, command.gpus, area.pairs, area.documents, typed)
         job.check_flags()
-        found = search(job, hardware)
-        tokens = float(config.train_iters * job.tokens_per_iteration)
-        why = ""
-        if not found.feasible:
-            nearest = found.refused[:1]
-            why = f"{layout_text(nearest[0][0].job)} {nearest[0][0].lack}" if nearest else ""
-            why = why or next(iter(found.rules), "no layout divides it")
-        yield AtLength(length, found.chosen if found.feasible else None, why, tokens, job)
+        yield job, search(job, hardware)
 
 
 def show_lengths(
     console: Console,
-    found: Sequence[AtLength],
+    found: Sequence[tuple[Job, Found]],
     hardware: Hardware,
     title: str,
     words: str,
-    first: str = "",
+    first: str,
 ) -> None:
     """Print the layouts by length, and the command of the longest, behind ``first``.
 
     Raises:
         InputError: none fits, with the changes that make the shortest fit.
     """
-    fitting = [each for each in found if each.chosen is not None]
+    fitting = [each.chosen for _, each in found if each.feasible]
     if not fitting:
+        shortest = found[0][0]
         try:
-            best(found[0].job, hardware)
+            best(shortest, hardware)
         except InputError as error:
-            text = f"{title}: rows of {found[0].seq_length:,} do not fit: {error}"
+            text = f"{title}: rows of {shortest.seq_length:,} do not fit: {error}"
             raise InputError(text) from error
     columns = map(figure, ("GiB", "host GiB a node", "step, s", "MFU", "hours"))
     table = Table("row", "layout", *columns, title=title, title_justify="left")
-    for each in found:
-        table.add_row(*cells(each))
+    for job, each in found:
+        table.add_row(short_length(job.seq_length), *_cells(each))
     console.print(table)
     longest = fitting[-1]
-    assert longest.chosen is not None
     console.print(
-        f"the longest, {short_length(longest.seq_length)} (--seq-length plans another):",
+        f"the longest, {short_length(longest.job.seq_length)} (--seq-length plans another):",
         soft_wrap=True,
         highlight=False,
     )
-    for line in filter(None, (first, command_text(longest.chosen, words))):
+    for line in filter(None, (first, command_text(longest, words))):
         console.print(f"  {line}", soft_wrap=True, highlight=False, style="cyan")
 
 
-def cells(each: AtLength) -> tuple[str, ...]:
-    """A row of the table."""
-    if each.chosen is None:
-        return short_length(each.seq_length), f"does not fit: {each.why}", "", "", "", "", ""
-    its = each.chosen
+def _cells(found: Found) -> tuple[str, ...]:
+    """The layout to take and its figures, or why none fits."""
+    if not found.feasible:
+        nearest = [f"{layout_text(each.job)} {each.lack}" for each in found.refused[:1]]
+        why = next(iter([*nearest, *found.rules]), "no layout divides it")
+        return f"does not fit: {why}", "", "", "", "", ""
+    its = found.chosen
     return (
-        short_length(each.seq_length),
         layout_text(its.job),
         f"{its.needed / GIB:.1f}",
         f"{its.host.offloaded / GIB:,.0f}" if its.host.offloaded else "-",
         short_seconds(its.time.total),
         f"{its.mfu:.0%}",
-        f"{its.hours(each.tokens):,.1f}",
+        f"{its.hours(its.job.config.train_iters * its.job.tokens_per_iteration):,.1f}",
     )
 
 

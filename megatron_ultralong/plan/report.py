@@ -18,7 +18,6 @@ from megatron_ultralong.plan.estimate import (
 )
 from megatron_ultralong.plan.given import (
     figure,
-    is_traffic_told,
     memory_table,
     short_seconds,
     time_rows,
@@ -55,9 +54,9 @@ class Plan:
     first: str = ""
     """What is to be run before it: an import."""
     command: str = ""
-    """What starts the run, where that is known."""
+    """What starts the run."""
     refusal: str = ""
-    """Why that is refused with this checkpoint; empty: it starts."""
+    """Why `pretrain` or `sft` refuse that with this checkpoint; empty: it starts."""
 
     @cached_property
     def run(self) -> RunTime:
@@ -68,10 +67,6 @@ class Plan:
     def paper(self) -> tuple[int, float] | None:
         """H100s and about the hours of the paper, for its own runs alone."""
         return paper_hours(self.recipe, self.model, self.chosen.job.config, self.train_tokens)
-
-    def flags(self) -> str:
-        """The layout as flags of ``pretrain``, on one line."""
-        return layout_flags(self.chosen.job)
 
 
 def layout_flags(job: Job) -> str:
@@ -106,8 +101,9 @@ def show(console: Console, plan: Plan, num_alternatives: int) -> None:
         console.print(note, soft_wrap=True, highlight=False)
     console.print(memory_table(plan.chosen))
     console.print(time_table(plan))
-    if is_traffic_told(plan.chosen.time):
-        console.print(traffic_table(plan.chosen.time))
+    time = plan.chosen.time
+    if any(each.num_bytes >= 5e7 or each.seconds >= 0.005 for each in time.traffic):  # not zeros
+        console.print(traffic_table(time))
     console.print(run_table(plan))
     if plan.found is not None:
         console.print(_alternatives(plan, num_alternatives))
@@ -130,7 +126,7 @@ def _summary(plan: Plan) -> Text:
     text.append(layout_text(job), style="bold")
     count = job.num_microbatches
     text.append(f"; {counted(count, 'micro-batch')} a step; {plan.area_text}\n")
-    for line in filter(None, (plan.first, plan.command or plan.flags())):
+    for line in filter(None, (plan.first, plan.command)):
         text.append(f"  {line}\n", style="cyan")
     if plan.refusal:
         verb = job.config.verb
@@ -261,8 +257,8 @@ def _refused(found: Found, count: int) -> Table:
     if not found.refused:
         title = "Layouts that break a rule"
     table = Table("layout", figure("step, s"), "why", title=title, title_justify="left")
-    for each, why in found.refused[:count]:
-        table.add_row(layout_text(each.job), short_seconds(each.time.total), why)
+    for each in found.refused[:count]:
+        table.add_row(layout_text(each.job), short_seconds(each.time.total), each.refusal)
     for rule, number in found.rules.items():
         table.add_row(counted(number, "layout"), "-", f"such as: {rule}")
     return table

@@ -41,7 +41,7 @@ def candidates(job: Job, hardware: Hardware) -> Iterator[Job]:
     Tensor parallelism stays inside a node.
     """
     parallel, memory, pinned = job.parallel, job.memory, job.pinned
-    divisors = _divisors(job.num_gpus)
+    divisors = [n for n in range(1, job.num_gpus + 1) if job.num_gpus % n == 0]
 
     def sizes(name: str, options: list[int]) -> list[int]:
         return [getattr(parallel, name)] if name in pinned else options
@@ -99,11 +99,6 @@ def broken_rule(check: Callable[[], None]) -> str | None:
     return None
 
 
-def _divisors(number: int) -> list[int]:
-    small = [n for n in range(1, int(number**0.5) + 1) if number % n == 0]
-    return sorted({*small, *(number // n for n in small)})
-
-
 SAME_TIME = 0.01
 """Steps that are longer by less are taken for equal: the plan is not as exact as that."""
 
@@ -117,8 +112,8 @@ class Found:
 
     feasible: list[Estimate]
     """Fastest first."""
-    refused: list[tuple[Estimate, str]]
-    """Layouts that do not fit, those that nearly do first, and why."""
+    refused: list[Estimate]
+    """Layouts that do not fit, those that nearly do first."""
     rules: dict[str, int]
     """Layouts that break a rule, by an example of its message."""
 
@@ -143,7 +138,8 @@ class Found:
 
 def search(job: Job, hardware: Hardware) -> Found:
     """Try every layout of ``job.num_gpus``: all sizes and kinds of recomputation not pinned."""
-    feasible, refused = [], []
+    feasible: list[Estimate] = []
+    refused: list[Estimate] = []
     rules: dict[str, int] = {}
     examples: dict[str, str] = {}
     for candidate in candidates(job, hardware):
@@ -155,11 +151,7 @@ def search(job: Job, hardware: Hardware) -> Found:
             rules[example] = rules.get(example, 0) + 1
             continue
         estimate = Estimate(candidate, hardware)
-        why = estimate.refusal
-        if why is None:
-            feasible.append(estimate)
-        else:
-            refused.append((estimate, why))
+        (refused if estimate.refusal else feasible).append(estimate)
     feasible.sort(key=lambda each: each.time.total)
-    refused.sort(key=lambda pair: pair[0].excess)
+    refused.sort(key=lambda each: each.excess)
     return Found(feasible, refused, rules)

@@ -9,7 +9,7 @@ import dataclasses
 import math
 
 from megatron_ultralong.model.parameters import layer_matrices
-from megatron_ultralong.plan.job import LSE_BYTES, Job, stage_parameters
+from megatron_ultralong.plan.job import LSE_BYTES, Job, in_pages, stage_parameters
 from megatron_ultralong.plan.layer_memory import AttentionMemory, TileMemory
 from megatron_ultralong.plan.ledger import Ledger, Peak
 from megatron_ultralong.plan.optimizer_memory import OptimizerMemory, optimizer_memory
@@ -48,10 +48,7 @@ beside the bf16 weights: 1.65 GiB were measured of four layers of Llama 3.1 8B, 
 def step_memory(job: Job, kernel: str, multiprocessors: int = 132) -> list[StageMemory]:
     """Of the pipeline stages of a job that can need the most.
 
-    Args:
-        job: what is planned.
-        kernel: that computes its attention.
-        multiprocessors: of the GPU; a deterministic backward kernel has a sum for each.
+    A deterministic backward kernel has a sum for each of the GPU's ``multiprocessors``.
     """
     return [_StageWalk(job, stage, kernel, multiprocessors).run() for stage in job.stages]
 
@@ -94,15 +91,14 @@ class _StageWalk:
         ledger.take("tokens and angles", its.angles + self.under_way * its.tokens * TOKEN_BYTES)
         is_plain = self.job.memory.recompute_granularity == "none"
         # What one layer keeps on the device from forward to backward.
-        on_device = self.tile.layer_saves() if is_plain else self.kept.on_device
+        on_device = self.tile.layer_saves() if is_plain else sum(self.kept)
         on_device = 0 if offload else on_device
         ledger.take("saved activations", (self.under_way - 1) * self.layers * on_device)
         if self.is_first:
             with ledger.moment("embedding"):
                 self._embedding()
         ledger.take("saved activations", (self.layers - 1) * on_device)
-        if offload:
-            ledger.host = self.under_way * self.layers * self.kept.on_host
+        host = self.under_way * self.layers * sum(map(in_pages, self.kept)) if offload else 0
         if is_plain:
             self._plain_layer()
         else:
@@ -114,7 +110,7 @@ class _StageWalk:
         ledger.give_all("saved activations")
         with ledger.moment("optimizer step"):
             self._optimizer()
-        return StageMemory(self.stage, ledger.peaks, ledger.host, self.optimizer)
+        return StageMemory(self.stage, ledger.peaks, host, self.optimizer)
 
     def _static(self) -> None:
         its, job = self.sizes, self.job
@@ -158,7 +154,7 @@ class _StageWalk:
 
     def _layer_backward(self, on_device: int) -> None:
         its, ledger, memory = self.sizes, self.ledger, self.job.memory
-        fetched = self.kept.on_device if memory.offload_activations else 0
+        fetched = sum(self.kept) if memory.offload_activations else 0
         attends_again = memory.recompute_granularity == "full"
         ledger.take("hidden states", its.hidden)  # the gradient of the result
         ledger.take("saved activations", fetched)

@@ -181,7 +181,7 @@ class _Stage:
         job = self.job
         if not job.memory.offload_activations:
             return 0.0
-        copy = job.kept().on_device / self.hardware.host_gb_per_second / 1e9
+        copy = sum(job.kept()) / self.hardware.host_gb_per_second / 1e9
         return self.layers * (
             max(0.0, copy - self.attention_forward) + max(0.0, copy - self.attention_backward)
         )

@@ -5,17 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from megatron_ultralong.plan.estimate import Estimate, RunTime, layout_text
+from megatron_ultralong.plan.estimate import Estimate, layout_text
 from megatron_ultralong.plan.given import time_rows
 from megatron_ultralong.plan.job import GIB
 from megatron_ultralong.plan.ledger import Part
-from megatron_ultralong.plan.report import Plan
+from megatron_ultralong.plan.report import Plan, layout_flags
 from megatron_ultralong.program.aside import whole
 from megatron_ultralong.program.picture import new_figure
 
 
 def as_values(plan: Plan) -> dict[str, Any]:
     """Everything that is known of a plan."""
+    run = plan.run
     values: dict[str, Any] = {
         "recipe": plan.recipe,
         "model": plan.model,
@@ -24,32 +25,27 @@ def as_values(plan: Plan) -> dict[str, Any]:
         "paper": plan.paper and dict(zip(("num_gpus", "hours"), plan.paper, strict=True)),
         "hardware": dataclasses.asdict(plan.chosen.hardware),
         "num_nodes": plan.chosen.num_nodes,
-        "flags": plan.flags(),
+        "flags": layout_flags(plan.chosen.job),
         "refusal": plan.refusal,
         "chosen": estimate_values(plan.chosen, plan.train_tokens, details=True),
-        "run": run_values(plan.run),
+        "run": {
+            **dataclasses.asdict(run),
+            "hours": run.hours,
+            "first_iteration_seconds": run.step_seconds + run.pin_seconds,
+            "checkpoint_bytes": run.checkpoint.on_disk,
+            "disk_bytes": run.disk_bytes,
+        },
     }
     if plan.found is not None:
         values["feasible"] = [
             estimate_values(each, plan.train_tokens) for each in plan.found.feasible
         ]
         values["refused"] = [
-            {"layout": layout_text(each.job), "step_seconds": each.time.total, "why": why}
-            for each, why in plan.found.refused
+            {"layout": layout_text(each.job), "step_seconds": each.time.total, "why": each.refusal}
+            for each in plan.found.refused
         ]
         values["rules"] = plan.found.rules
     return values
-
-
-def run_values(run: RunTime) -> dict[str, Any]:
-    """The whole run."""
-    return {
-        **dataclasses.asdict(run),
-        "hours": run.hours,
-        "first_iteration_seconds": run.step_seconds + run.pin_seconds,
-        "checkpoint_bytes": run.checkpoint.on_disk,
-        "disk_bytes": run.disk_bytes,
-    }
 
 
 def estimate_values(

@@ -56,7 +56,7 @@ def idle_flags(job: Job) -> Iterator[tuple[str, str]]:
             "this layout recomputes nothing, and only recomputed layers work in tiles",
         ),
         "num_epochs": (
-            bool(config.train_iters) or not job.rows_are_fixed,
+            bool(config.train_iters) or not config.data.data_path,
             "iterations are given, or the rows are not (--data-path)",
         ),
     }

@@ -59,7 +59,7 @@ def _named() -> Path | None:
 
 def _status_file() -> Path | None:
     """Where a rank of a job leaves its status, if it is to leave one."""
-    return _named() if "RANK" in os.environ else None
+    return _named() if under_torchrun() else None
 
 
 def _is_failure(path: Path) -> bool:

@@ -16,7 +16,7 @@ import numbers
 import textwrap
 import types
 import typing
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.quantity import Unit
@@ -139,10 +139,8 @@ class Number:
 def check_ranges(config: Any, prefix: str = "", where: str = "") -> None:
     """Check every number of a configuration, and of those that it holds.
 
-    Args:
-        config: a dataclass.
-        prefix: before the names of the flags: ``ultralong_``.
-        where: the file that it is from, if it is not a command line.
+    ``prefix`` stands before the names of flags (``ultralong_``); ``where`` is the file that it is
+    from, if it is not a command line.
 
     Raises:
         InputError: one is not in its range; the message has its value, the range and the fix.
@@ -161,13 +159,7 @@ def check_number(
 ) -> None:
     """Check the value of one field of ``cls``.
 
-    Args:
-        cls: class of the field.
-        number: the field.
-        value: a number, a tuple of them, or what else the field may hold.
-        prefix: before the name of the flag.
-        where: the file that it is from, if it is not a flag.
-        path: of the field in that file, with dots.
+    ``path`` is that of the field in the file, with dots.
 
     Raises:
         InputError: see :func:`check_ranges`.
@@ -211,6 +203,22 @@ def _rule(cls: Any, number: Number) -> str:
     return sentence[0].lower() + sentence[1:] if first[1:].islower() else sentence
 
 
+def mark_of(hint: Any, kind: type[Any]) -> Any:
+    """The mark of a class in an ``Annotated`` type, or None."""
+    return next((one for one in getattr(hint, "__metadata__", ()) if isinstance(one, kind)), None)
+
+
+def without_marks(hint: Any) -> Any:
+    """``Annotated[int, Range(1)] -> int``."""
+    return hint.__origin__ if hasattr(hint, "__metadata__") else hint
+
+
+def options_of(kind: Any) -> tuple[Any, ...]:
+    """The types that a field may be of: ``int | None -> (int, NoneType)``, ``int -> (int,)``."""
+    is_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    return typing.get_args(kind) if is_union else (kind,)
+
+
 @functools.cache
 def numbers_of(cls: Any) -> tuple[Number, ...]:
     """The fields of a dataclass that hold numbers, without those of the dataclasses in it."""
@@ -220,28 +228,19 @@ def numbers_of(cls: Any) -> tuple[Number, ...]:
 
 
 def _number(name: str, hint: Any) -> Number | None:
-    metadata: tuple[Any, ...] = ()
-    if typing.get_origin(hint) is Annotated:
-        hint, *rest = typing.get_args(hint)
-        metadata = tuple(rest)
-    is_tuple = typing.get_origin(hint) is tuple
-    options = [option for option in typing.get_args(hint) if option is not Ellipsis]
-    if not is_tuple and typing.get_origin(hint) not in (typing.Union, types.UnionType):
-        options = [hint]
+    kind = without_marks(hint)
+    options, is_tuple = options_of(kind), typing.get_origin(kind) is tuple
+    if is_tuple:
+        options = typing.get_args(kind)
     if int not in options and float not in options:
         return None
-    words = [
-        word
-        for option in options
-        if typing.get_origin(option) is Literal
-        for word in typing.get_args(option)
-    ]
+    words = [word for one in options if typing.get_origin(one) is Literal for word in one.__args__]
     return Number(
         name,
-        next((one for one in metadata if isinstance(one, Range)), None),
+        mark_of(hint, Range),
         is_whole=float not in options,
         words=tuple(words),
         is_optional=type(None) in options,
         is_tuple=is_tuple,
-        unit=next((one for one in metadata if isinstance(one, Unit)), None),
+        unit=mark_of(hint, Unit),
     )

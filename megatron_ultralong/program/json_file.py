@@ -121,10 +121,7 @@ class JsonObject(dict[str, Any]):
 def read_json(path: Path, *, max_bytes: int = MAX_BYTES, hint: str = "copy it again") -> JsonObject:
     """The object in the JSON file ``path``.
 
-    Args:
-        path: a regular file, or a link to one.
-        max_bytes: its largest size.
-        hint: the fix, where the file is damaged.
+    ``hint`` is the fix where the file is damaged.
 
     Raises:
         InputError: no such file; it is too large, not UTF-8, not JSON, or holds no object.

@@ -32,10 +32,8 @@ HARNESS = Path(sys.prefix) / "harness"
 def optional_package(name: str, what: str, otherwise: str = "") -> Any:
     """A module of such a package: ``optional_package("rouge_score.rouge_scorer", "ROUGE-Lsum")``.
 
-    Args:
-        name: of the module.
-        what: what needs it, the message's first words.
-        otherwise: what can be done without it: "leave --chat out".
+    A message begins with ``what`` needs it; ``otherwise`` is what can be done without: "leave
+    --chat out".
 
     Raises:
         InputError: it is not installed.

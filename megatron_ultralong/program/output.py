@@ -209,10 +209,8 @@ def output_folder(
 def writable(folder: Path, name: str, num_bytes: int = 0) -> Iterator[None]:
     """Say so where the disk refuses what is written to ``folder`` inside the block.
 
-    Args:
-        folder: errors of other places are left as they are.
-        name: by which users know it: ``--save runs/1m``.
-        num_bytes: to be written; 0: not known.
+    ``folder``: errors of other places are left as they are. ``name`` is that by which users know
+    it: ``--save runs/1m``. ``num_bytes`` are to be written; 0: not known.
 
     Raises:
         InputError: the disk refuses; the message has its reason and the fix.
@@ -220,7 +218,7 @@ def writable(folder: Path, name: str, num_bytes: int = 0) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as raised:
-        error = _of_the_system(raised)
+        error = of_the_system(raised)
         if error is None or not _is_about(error, folder.absolute()):
             raise
         room = f" for {quantity(num_bytes, 'B')}" if num_bytes else ""
@@ -233,10 +231,7 @@ def writable(folder: Path, name: str, num_bytes: int = 0) -> Iterator[None]:
 def check_free(folder: Path, num_bytes: int, name: str) -> None:
     """Check the disk on which ``folder`` is, or will be.
 
-    Args:
-        folder: that is written to.
-        num_bytes: to be written.
-        name: by which users know it: ``--save runs/1m``.
+    ``name`` is that by which users know the folder: ``--save runs/1m``.
 
     Raises:
         InputError: less than ``num_bytes`` are free there.
@@ -262,7 +257,7 @@ def _check_ours(partial: Path, flag: str) -> None:
         )
 
 
-def _of_the_system(error: BaseException | None) -> OSError | None:
+def of_the_system(error: BaseException | None) -> OSError | None:
     """The error of the system behind ``error``: torch's writers of files raise another over it."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__

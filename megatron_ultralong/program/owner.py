@@ -120,10 +120,8 @@ def take(folder: Path, what: str, name: str) -> Owner:
 
     An owner that is gone is taken over, with a line on standard error.
 
-    Args:
-        folder: to be owned.
-        what: this process does, for the message that another one gets.
-        name: by which users know the folder: ``--save runs/1m``.
+    ``what`` this process does is for the message that another one gets; users know the folder by
+    ``name``: ``--save runs/1m``.
 
     Raises:
         InputError: another process owns it; nothing has been written then.
@@ -178,10 +176,8 @@ def _create(path: Path, content: bytes) -> bool:
 def check_not_owned(folder: Path, name: str, *, is_patient: bool = True) -> None:
     """Look whether :func:`take` would be refused, without writing.
 
-    Args:
-        folder: to be owned.
-        name: by which users know it: ``--save runs/1m``.
-        is_patient: watch an owner on another machine for a sign of life; else say nothing of one.
+    An owner on another machine is watched for a sign of life; without ``is_patient`` nothing is
+    said of one.
 
     Raises:
         InputError: another process owns ``folder``.
@@ -248,10 +244,8 @@ def _in_use(record: OwnerRecord, name: str) -> InputError:
 
 def _age(folder: Path, record: OwnerRecord) -> float | None:
     """Seconds since the last sign of life, by this machine's clock; None: the file is gone."""
-    try:
-        return time.time() - owner_path(folder, record.number).stat().st_mtime
-    except FileNotFoundError:
-        return None
+    changed = _changed(owner_path(folder, record.number))
+    return None if changed is None else time.time() - changed / 1e9
 
 
 def _age_on_disk(folder: Path, record: OwnerRecord) -> float:

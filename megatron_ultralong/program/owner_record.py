@@ -53,9 +53,7 @@ class OwnerRecord:
 def read_owners(folder: Path, *, may_be_closed: bool = False) -> list[OwnerRecord]:
     """Records in ``folder``, the owner last.
 
-    Args:
-        folder: where they stand.
-        may_be_closed: a record that is closed to this user is that of an owner whom nobody knows.
+    ``may_be_closed``: a record that is closed to this user is that of an owner whom nobody knows.
 
     Raises:
         OSError: the folder cannot be read. InputError: a record is closed to this user.

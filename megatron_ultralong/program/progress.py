@@ -64,9 +64,7 @@ class ProgressBar:
     def advance(self, amount: float = 1.0, status: str | None = None) -> None:
         """Count ``amount`` more units as done.
 
-        Args:
-            amount: in units.
-            status: shown instead of the rate: ``loss 2.345, 12,345 tokens/s``.
+        ``status`` is shown instead of the rate: ``loss 2.345, 12,345 tokens/s``.
         """
         self.done += amount
         self._status = status
@@ -139,11 +137,8 @@ def progress(
 ) -> Iterator[ProgressBar]:
     """A progress bar on standard error over ``total`` units of work.
 
-    Args:
-        description: what is done.
-        total: units, with those done before.
-        unit: its name, in the plural; ``B`` for bytes.
-        before: units done by an earlier process.
+    ``total`` has the units ``before``, done by an earlier process; ``unit`` is in the plural, ``B``
+    for bytes.
     """
     bar = ProgressBar(description, total, unit, before)
     try:

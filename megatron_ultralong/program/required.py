@@ -11,6 +11,7 @@ from collections.abc import Collection
 from typing import Any
 
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import mark_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +27,6 @@ class NothingRequired:
     """Of a block of fields: the verb that holds it works without those marked in it."""
 
 
-def mark_of(hint: Any, kind: type[Any]) -> Any:
-    """The mark of a class in an ``Annotated`` type, or None."""
-    return next((one for one in getattr(hint, "__metadata__", ()) if isinstance(one, kind)), None)
-
-
 def flag_of(name: str, hint: Any) -> str:
     """How users give a field: ``--data-path``, or the name of an argument without flag: ``RUN``."""
     metadata = getattr(hint, "__metadata__", ())
@@ -44,9 +40,8 @@ def flag_of(name: str, hint: Any) -> str:
 def check_required(config: Any, given: Collection[str] = ()) -> None:
     """Check that what has to be given is, in a configuration and the blocks that it holds.
 
-    Args:
-        config: a dataclass.
-        given: flags of its command line; a number that is 0 there is given, and has a range.
+    A number that is 0 on the command line, which has the flags ``given``, is given, and has a
+    range.
 
     Raises:
         InputError: a field marked :class:`Required` is empty.

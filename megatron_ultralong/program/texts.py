@@ -9,8 +9,8 @@ import typing
 from typing import Any
 
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import shown
-from megatron_ultralong.program.required import flag_of, mark_of
+from megatron_ultralong.program.fields import mark_of, shown
+from megatron_ultralong.program.required import flag_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -101,9 +101,7 @@ def yaml_text(values: Mapping[str, Any]) -> str:
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
     """The mapping that a file holds.
 
-    Args:
-        path: the file.
-        what: it is, for messages: ``configuration``.
+    ``what`` it is called in messages: ``configuration``.
 
     Raises:
         InputError: no such file, or it does not hold one mapping.

@@ -36,12 +36,6 @@ def check_save(
 ) -> TrainingConfig | None:
     """The configuration of the start before in ``root``; None: there are no checkpoints in it.
 
-    Args:
-        root: ``--save``.
-        config: of this start.
-        metadata: of the checkpoints that it is to write.
-        data: what its rows are, by name.
-
     Raises:
         InputError: ``root`` is in use by something else, or by a run that differs.
     """
@@ -82,12 +76,6 @@ def check_same_run(
     root: Path, config: TrainingConfig, metadata: CheckpointMetadata, data: Mapping[str, str]
 ) -> TrainingConfig:
     """Compare a start with the one before in its folder ``root``, and return that one's.
-
-    Args:
-        root: folder of the run, with checkpoints.
-        config: of this start.
-        metadata: of the checkpoints that it is to write.
-        data: what its rows are, by name.
 
     Raises:
         InputError: it is another run.
@@ -141,12 +129,8 @@ def check_same_rows(
 ) -> None:
     """Compare the rows of a start with those of the one before, if they were kept.
 
-    Args:
-        root: folder of the run, with checkpoints.
-        data: what the rows of this start are, by name.
-        what: is wrong where they differ, for the message.
-        flag: that names rows.
-        way_out: for who wants other rows.
+    For the message: ``what`` is wrong where they differ, the ``flag`` that names rows, and the
+    ``way_out`` for who wants other rows.
 
     Raises:
         InputError: they are others.

@@ -6,8 +6,9 @@ run is made; no import of this module may bring torch (``pyproject.toml`` sees t
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from megatron_ultralong.checkpoint.disk.folder import resolve_readable
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, load_metadata
@@ -26,28 +27,42 @@ from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.required import check_required
 from megatron_ultralong.sequence.document_mask import DocumentMask
 from megatron_ultralong.training.earlier_start import check_save
+from megatron_ultralong.training.row_source import ChatRowSource, PackedRowSource, RowSource
 
 Config = TypeVar("Config", bound=TrainingConfig)
-AnyManifest = TypeVar("AnyManifest", Manifest, ChatManifest)
-Rows = TypeVar("Rows", PackedRows, ChatRows)
 
 
 @dataclasses.dataclass(frozen=True)
-class EarlyRun(Generic[Config, AnyManifest, Rows]):
-    """A run, as far as files and flags tell."""
+class RunInputs:
+    """A run that has been checked: what it reads, and what its checkpoints will say.
 
-    config: Config
-    """With its row length and its iterations."""
+    What needs torch is not: :func:`~megatron_ultralong.training.verbs.check_run` adds it.
+    """
+
+    config: TrainingConfig
+    """With every default resolved."""
     source: CheckpointMetadata
-    manifest: AnyManifest
-    train_rows: Rows
-    valid_rows: Rows | None
+    """Of the checkpoint that the run starts from."""
+    result: CheckpointMetadata
+    """Of the checkpoints that it writes."""
+    train_rows: RowSource
+    valid_rows: RowSource | None
+    """None: no validation."""
+    agreed: Mapping[str, object]
+    """What else all ranks must have the same of, by name."""
+    remarks: tuple[str, ...] = ()
+    """What a user must know of how the run will work on this machine, a line each."""
     template: TrainedTemplate | None = None
-    """That conversations are written in."""
+    """Of the conversations that it learns, which its checkpoints keep."""
 
-
-PackedRun = EarlyRun[PretrainConfig, Manifest, PackedRows]
-ChatRun = EarlyRun[SftConfig, ChatManifest, ChatRows]
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The rotary embedding before and after, and what a user may not have meant, in lines."""
+        taken, there = self.config.train_iters * self.config.global_batch_size, len(self.train_rows)
+        return (
+            *extension_notes(self.config.rope, self.source, self.result),
+            *row_notes(taken, there),
+        )
 
 
 def planned_iterations(config: TrainingConfig) -> int:
@@ -71,7 +86,7 @@ def planned_iterations(config: TrainingConfig) -> int:
     return 0
 
 
-def check_packed_run(config: PretrainConfig, num_ranks: int) -> PackedRun:
+def check_packed_run(config: PretrainConfig, num_ranks: int) -> RunInputs:
     """Open what a run reads, and check every rule between its parts.
 
     Raises:
@@ -89,11 +104,20 @@ def check_packed_run(config: PretrainConfig, num_ranks: int) -> PackedRun:
     config = _with_row_length(config, train_rows.seq_length)
     config.check_run(source.model, source.rope_scaling, num_ranks)
     check_packed_rows(data, config.load, source, manifest, document_mask)
-    valid_rows = None
+    ids, valid_rows = tuple(manifest.separator_ids), None
     if config.eval_interval:
-        valid_rows = packed_rows(data, "valid", manifest, vocab_size, document_mask)
-    _check_save(config, source, manifest, tuple(manifest.separator_ids))
-    return EarlyRun(config, source, manifest, train_rows, valid_rows)
+        rows = packed_rows(data, "valid", manifest, vocab_size, document_mask)
+        valid_rows = PackedRowSource(rows, config.data.seed, ids)
+    return _checked_with_save(
+        RunInputs(
+            config,
+            source,
+            dataclasses.replace(result_of(config, source), separator_ids=ids),
+            PackedRowSource(train_rows, config.data.seed, ids),
+            valid_rows,
+            rows_record(manifest),
+        )
+    )
 
 
 def check_packed_rows(
@@ -104,13 +128,6 @@ def check_packed_rows(
     document_mask: DocumentMask,
 ) -> None:
     """Check what rows are to the model of a checkpoint, and whether they suit the mask.
-
-    Args:
-        folder: of the rows.
-        load: folder of the checkpoint.
-        source: what the checkpoint says of itself.
-        manifest: what the rows say of themselves.
-        document_mask: of the run.
 
     Raises:
         InputError: ids would mean other text, or documents cannot be told apart.
@@ -133,7 +150,7 @@ def packed_rows(
     return rows_of(folder, split, manifest, vocab_size, searchable=searchable)
 
 
-def check_chat_run(config: SftConfig, num_ranks: int) -> ChatRun:
+def check_chat_run(config: SftConfig, num_ranks: int) -> RunInputs:
     """The same for conversations.
 
     Raises:
@@ -161,10 +178,19 @@ def check_chat_run(config: SftConfig, num_ranks: int) -> ChatRun:
                 f"eval_interval ({config.eval_interval}) needs held-out conversations, and {data} "
                 "has none: prepare it with a --valid-fraction above 0, or leave the interval 0"
             )
-        valid_rows = chat_rows_of(data, "valid", manifest, vocab_size)
-    template = trained_template(data, manifest)
-    _check_save(config, source, manifest, source.separator_ids)
-    return EarlyRun(config, source, manifest, train_rows, valid_rows, template)
+        rows = chat_rows_of(data, "valid", manifest, vocab_size)
+        valid_rows = ChatRowSource(rows, config.data.seed)
+    return _checked_with_save(
+        RunInputs(
+            config,
+            source,
+            result_of(config, source),
+            ChatRowSource(train_rows, config.data.seed),
+            valid_rows,
+            rows_record(manifest),
+            template=trained_template(data, manifest),
+        )
+    )
 
 
 def result_of(config: TrainingConfig, source: CheckpointMetadata) -> CheckpointMetadata:
@@ -173,13 +199,7 @@ def result_of(config: TrainingConfig, source: CheckpointMetadata) -> CheckpointM
 
 
 def extended(rope: RopeConfig, source: CheckpointMetadata, seq_length: int) -> CheckpointMetadata:
-    """What ``source`` is after a run, by whatever loop; its separators stay.
-
-    Args:
-        rope: of the run.
-        source: what the run starts from.
-        seq_length: tokens of its rows.
-    """
+    """What ``source`` is after a run, by whatever loop; its separators stay."""
     positions = rope.max_positions(source.model.max_position_embeddings, source.rope_scaling)
     result = dataclasses.replace(
         source,
@@ -226,16 +246,11 @@ def _times(number: int) -> str:
     return {1: "once", 2: "twice"}.get(number, f"{number:,} times")
 
 
-def _check_save(
-    config: TrainingConfig,
-    source: CheckpointMetadata,
-    manifest: Manifest | ChatManifest,
-    separator_ids: tuple[int, ...] | None,
-) -> None:
-    if config.save:
-        result = dataclasses.replace(result_of(config, source), separator_ids=separator_ids)
-        data = {name: str(value) for name, value in rows_record(manifest).items()}
-        check_save(Path(config.save), config, result, data)
+def _checked_with_save(run: RunInputs) -> RunInputs:
+    if run.config.save:
+        data = {name: str(value) for name, value in run.agreed.items()}
+        check_save(Path(run.config.save), run.config, run.result, data)
+    return run
 
 
 def rows_record(manifest: Manifest | ChatManifest) -> dict[str, object]:

@@ -1,16 +1,10 @@
-"""What a run works with once it has been checked, and what it needs of this machine."""
-
-import dataclasses
-from collections.abc import Mapping
-from typing import NamedTuple
+"""What a run that has been checked needs of this machine."""
 
 import torch
 
 from megatron_ultralong.attention.kernels import block_attention, math
-from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.config.training import TrainingConfig
-from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate
 from megatron_ultralong.mcore import cpu, elementwise
 from megatron_ultralong.mcore.compat import check_layers
 from megatron_ultralong.model import shape
@@ -19,42 +13,8 @@ from megatron_ultralong.program.available_memory import available_memory
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.quantity import counted, quantity
 from megatron_ultralong.program.ranks import local_world_size
-from megatron_ultralong.training import early_checks, optimizer, rows
+from megatron_ultralong.training import optimizer
 from megatron_ultralong.training.telling.log import check_sinks
-
-
-@dataclasses.dataclass(frozen=True)
-class RunInputs:
-    """A run that has been checked: what it reads, and what its checkpoints will say.
-
-    Pretraining makes one (:func:`~megatron_ultralong.training.verbs.check_run`); whatever else
-    trains makes its own, with rows of its own.
-    """
-
-    config: TrainingConfig
-    """With every default resolved."""
-    source: CheckpointMetadata
-    """Of the checkpoint that the run starts from."""
-    result: CheckpointMetadata
-    """Of the checkpoints that it writes."""
-    train_rows: rows.RowSource
-    valid_rows: rows.RowSource | None
-    """None: no validation."""
-    agreed: Mapping[str, object]
-    """What else all ranks must have the same of, by name."""
-    remarks: tuple[str, ...] = ()
-    """What a user must know of how the run will work on this machine, a line each."""
-    template: TrainedTemplate | None = None
-    """Of the conversations that it learns, which its checkpoints keep."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """The rotary embedding before and after, and what a user may not have meant, in lines."""
-        taken, there = self.config.train_iters * self.config.global_batch_size, len(self.train_rows)
-        return (
-            *early_checks.extension_notes(self.config.rope, self.source, self.result),
-            *early_checks.row_notes(taken, there),
-        )
 
 
 def check_attention(
@@ -94,17 +54,13 @@ def check_attention(
     return (note,)
 
 
-class ChosenKernels(NamedTuple):
-    """What computes attention and elementwise work on this machine."""
+def chosen_kernels(
+    config: TrainingConfig, model: shape.ModelConfig
+) -> tuple[dict[str, str], tuple[str, str]]:
+    """What computes attention and elementwise work on this machine.
 
-    names: dict[str, str]
-    """What all ranks must have the same of."""
-    lines: tuple[str, str]
-    """The same for a user, with what speaks against faster ones."""
-
-
-def chosen_kernels(config: TrainingConfig, model: shape.ModelConfig) -> ChosenKernels:
-    """The kernels of a run on the device of this process.
+    Names, of which all ranks must have the same, and lines for a user, with what speaks against
+    faster ones.
 
     Raises:
         InputError: one that is asked for cannot serve.
@@ -119,7 +75,7 @@ def chosen_kernels(config: TrainingConfig, model: shape.ModelConfig) -> ChosenKe
     said = block_attention.choice(dtype, model.kv_channels, device)
     if config.layers.attention == "te":
         names["attention kernel"] = said = "attention kernel: Transformer Engine's choice"
-    return ChosenKernels(names, (said, str(others)))
+    return names, (said, str(others))
 
 
 AVAILABLE_SHARE = 0.8
@@ -131,7 +87,7 @@ def host_buffers(
 ) -> list[list[int]]:
     """Bytes of each buffer that a rank of each pipeline stage offloads into, all at once."""
     its = job.Job(model, config, num_ranks, mean_area=0)
-    kept, parallel = its.kept().buffers, config.parallel
+    kept, parallel = its.kept(), config.parallel
     chunks = parallel.num_virtual_stages_per_pipeline_rank
     return [
         layers // chunks * parallel.passes_under_way(stage, its.num_microbatches) * kept
@@ -191,15 +147,3 @@ def check_machine(config: TrainingConfig) -> None:
     optimizer.check_optimizer(config.optimizer)
     # Before anything is built: memory is bounded by the weights that are there.
     MegatronCheckpoint(config.load, verify_checksums=config.checkpoint.verify_checksums)
-
-
-def check_result(
-    config: TrainingConfig, source: CheckpointMetadata, num_ranks: int
-) -> CheckpointMetadata:
-    """What the run's checkpoints will say of themselves; its separators are those of ``source``.
-
-    Raises:
-        InputError: activations do not fit the host.
-    """
-    check_offloading(config, source.model, num_ranks)
-    return early_checks.result_of(config, source)

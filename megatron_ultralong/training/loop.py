@@ -6,21 +6,24 @@ import contextlib
 import dataclasses
 import functools
 import gc
+import math
 import time
 from collections.abc import Iterator
 
+import torch
 import torch.distributed as dist
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_ultralong.config.plain_values import flat_fields
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.model.flops import training_flops
+from megatron_ultralong.model.flops import peak_tflops, training_flops
 from megatron_ultralong.program.progress import ProgressBar, progress
 from megatron_ultralong.program.quantity import quantity
 from megatron_ultralong.program.rank_values import check_agreement
 from megatron_ultralong.program.ranks import is_main_rank
 from megatron_ultralong.training import optimizer, step, validation
-from megatron_ultralong.training.inputs import RunInputs, chosen_kernels
+from megatron_ultralong.training.early_checks import RunInputs
+from megatron_ultralong.training.inputs import chosen_kernels
 from megatron_ultralong.training.rows import check_rows, microbatches, replica_samples
 from megatron_ultralong.training.same_run import check_weights, code_version
 from megatron_ultralong.training.saving.run_folder import RunFolder
@@ -29,7 +32,7 @@ from megatron_ultralong.training.step import LanguageModelStep, StepResult
 from megatron_ultralong.training.telling import log as run_log
 from megatron_ultralong.training.telling.heartbeat import Heartbeat
 from megatron_ultralong.training.telling.log import IterationRecord
-from megatron_ultralong.training.telling.phases import PhaseTimers, Profile, RunSummary, Throughput
+from megatron_ultralong.training.telling.phases import PhaseTimers, Profile, run_summary
 from megatron_ultralong.training.telling.stop import StopRequests
 
 
@@ -49,11 +52,11 @@ def train(inputs: RunInputs) -> list[IterationRecord]:
         place = {"iteration": 0}
         timeout = 60.0 * config.parallel.distributed_timeout_minutes
         with Heartbeat(timeout, lambda: (place["iteration"], timers.current)).beat():
-            kernels = chosen_kernels(config, inputs.source.model)
+            kernels, lines = chosen_kernels(config, inputs.source.model)
             check_agreement(
                 {
                     **code_version(),
-                    **kernels.names,
+                    **kernels,
                     **flat_fields(config),
                     **flat_fields(inputs.source, "checkpoint"),
                     **inputs.agreed,
@@ -61,7 +64,7 @@ def train(inputs: RunInputs) -> list[IterationRecord]:
             )
             folder = RunFolder(config, inputs.result, inputs.agreed, inputs.template)
             with contextlib.closing(folder):
-                inputs = dataclasses.replace(inputs, remarks=(*kernels.lines, *inputs.remarks))
+                inputs = dataclasses.replace(inputs, remarks=(*lines, *inputs.remarks))
                 return _Run(inputs, groups, stop, timers, place, folder).train()
 
 
@@ -119,21 +122,25 @@ class _Run:
         self.saving = Saving(config, self.folder, state, self.stop, timers, resumed.damaged)
         self.profile = Profile(config.log, self.folder.root, dist.get_rank())
         self.validation = validation.Validation(inputs, self.step, groups)
-        self.throughput = Throughput(config.log.peak_tflops, dist.get_world_size())
-        self.num_skipped_in_a_row = 0
-        self.summary = RunSummary()
+        self.peak_tflops: float | None = config.log.peak_tflops or None
+        """Of a rank's device; None: not known."""
+        if not self.peak_tflops and torch.cuda.is_available():
+            self.peak_tflops = peak_tflops(torch.cuda.get_device_name())
+        self.num_skipped = self.num_skipped_in_a_row = 0
+        self.num_tokens = batch * config.data.seq_length
+        """Of an iteration."""
+        self.records: list[IterationRecord] = []
         self.mark = time.perf_counter()
 
     def train(self) -> list[IterationRecord]:
         """Iterate to ``train_iters``, saving as asked."""
-        records = []
         with _few_objects_to_collect(), self._log() as (log, bar):
             self.mark = time.perf_counter()
             self.timers.take()
             self.stop.is_training = True
             while self.state.iteration < self.config.train_iters:
                 record = self._iterate()
-                records.append(record)
+                self.records.append(record)
                 if log and bar and self.folder.is_mine():
                     last = self.state.iteration == self.config.train_iters
                     due = self.state.iteration % self.config.log_interval == 0 or last
@@ -143,7 +150,7 @@ class _Run:
                 self.saving.at_boundary()
             self.profile.finish()
             self.saving.finish_run()
-        return records
+        return self.records
 
     @contextlib.contextmanager
     def _log(self) -> Iterator[tuple[run_log.RunLog | None, ProgressBar | None]]:
@@ -174,7 +181,8 @@ class _Run:
                 yield log, bar
             finally:
                 log.close()
-                bar.print(self.summary.text(dist.get_world_size(), *self.saving.figures()))
+                of_all = self.num_tokens, dist.get_world_size(), *self.saving.figures()
+                bar.print(run_summary(self.records, *of_all))
 
     def _iterate(self) -> IterationRecord:
         state, config = self.state, self.config
@@ -194,19 +202,19 @@ class _Run:
         phases = self.timers.take()  # waits for a GPU to have done what was counted
         now = time.perf_counter()
         seconds = now - self.mark
-        bins = self.validation.run(iteration, state.chunks)
-        if bins:
+        found = self.validation.run(iteration, state.chunks)
+        if found:
             self.timers.take()
-        self.mark += seconds + (time.perf_counter() - now if bins else 0.0)
-        num_tokens = config.global_batch_size * config.data.seq_length
+        self.mark += seconds + (time.perf_counter() - now if found else 0.0)
         flops = training_flops(
             self.inputs.source.model, result.num_real_tokens, result.attention_area
         )
-        tflops, mfu = self.throughput.of(flops.total, seconds)
-        record = IterationRecord(
+        tflops = flops.total / seconds / dist.get_world_size() / 1e12
+        self.num_skipped += skipped
+        return IterationRecord(
             iteration=iteration,
             consumed_samples=iteration * config.global_batch_size,
-            consumed_tokens=iteration * num_tokens,
+            consumed_tokens=iteration * self.num_tokens,
             lm_loss=result.loss,
             grad_norm=float("nan") if grad_norm is None else grad_norm,
             learning_rate=learning_rate,
@@ -215,17 +223,15 @@ class _Run:
             num_loss_tokens=int(result.num_loss_tokens),
             tokens_per_second_per_rank=result.num_real_tokens / seconds / dist.get_world_size(),
             tflops_per_rank=tflops,
-            mfu=mfu,
+            mfu=tflops / self.peak_tflops if self.peak_tflops else None,
             peak_memory_gib=run_log.peak_memory_gib(),
             phases_ms=phases,
             skipped=skipped,
-            num_skipped=self.summary.num_skipped + skipped,
+            num_skipped=self.num_skipped,
             warning=warning,
-            validation_loss=bins.loss if bins else None,
-            validation_bins=bins.bins if bins else (),
+            validation_loss=found[0] if found else None,
+            validation_bins=found[1] if found else (),
         )
-        self.summary.add(record, num_tokens)
-        return record
 
     def _update(self, result: StepResult, samples: list[range]) -> tuple[float | None, str | None]:
         """Take the optimizer's step; returns the gradients' norm, None if it was left out.
@@ -236,7 +242,7 @@ class _Run:
         state = self.state
         with self.timers.phase("optimizer"):
             try:
-                if not result.is_finite:
+                if not math.isfinite(result.loss):
                     raise step.NotFiniteError(f"the loss is {result.loss}")
                 norm = self.guard.step()
             except step.NotFiniteError as error:

@@ -27,7 +27,8 @@ from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.rank_values import every_rank
 from megatron_ultralong.program.ranks import is_main_rank, world_size
 from megatron_ultralong.training import config_file, optimizer
-from megatron_ultralong.training.inputs import RunInputs, check_offloading, host_buffers
+from megatron_ultralong.training.early_checks import RunInputs
+from megatron_ultralong.training.inputs import check_offloading, host_buffers
 from megatron_ultralong.training.saving import run_folder, state_dict
 from megatron_ultralong.training.saving.checkpoint_writer import CheckpointWriter
 from megatron_ultralong.training.saving.state_dict import load_checkpoint
@@ -167,10 +168,10 @@ class Saving:
         folder = self.folder
         self._writer: CheckpointWriter | None = None
         if folder.root is not None:
-            self._writer = CheckpointWriter(folder, self.config.checkpoint)
             # Later ones are of a run that was set back: this one goes another way.
             later = {i for i in iteration_folders(folder.root) if i > folder.resumed_iteration}
-            self._writer.distrust({*self.damaged, *later})
+            damaged = {*self.damaged, *later}
+            self._writer = CheckpointWriter(folder, self.config.checkpoint, damaged)
 
     def at_boundary(self) -> None:
         """After an iteration: take up what was written, save if it is time, end if told to.
@@ -196,12 +197,14 @@ class Saving:
             if is_taken_over:
                 self.folder.end_taken_over()
             if writer is not None:
-                if writer.is_pending and not someone_writes:
+                if not someone_writes:
                     writer.finish()
                 interval = self.config.save_interval
                 if interval and iteration % interval == 0:
                     self._start(writer)
-                self._check_failures(writer)
+                limit = self.config.checkpoint.max_save_failures
+                if limit and writer.num_failures >= limit:
+                    self._give_up(writer)
         if iteration == self.config.train_iters:
             return
         if number:
@@ -280,11 +283,6 @@ class Saving:
                 if writer.num_failures >= limit:
                     self._give_up(writer)
                 time.sleep(_RETRY_SECONDS)
-
-    def _check_failures(self, writer: CheckpointWriter) -> None:
-        limit = self.config.checkpoint.max_save_failures
-        if limit and writer.num_failures >= limit:
-            self._give_up(writer)
 
     def _give_up(self, writer: CheckpointWriter) -> NoReturn:
         self.folder.write_status(CANNOT_SAVE)

@@ -25,7 +25,7 @@ from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.parallel import broadcast
 from megatron_ultralong.program.rank_values import every_rank
 from megatron_ultralong.sequence.documents import causal_area
-from megatron_ultralong.training.rows import RowSource
+from megatron_ultralong.training.row_source import RowSource
 from megatron_ultralong.training.telling.phases import PhaseTimers
 
 LossFunction = Callable[[Batch, torch.Tensor], LossTerms]
@@ -46,11 +46,6 @@ class StepResult:
     bad_microbatches: tuple[int, ...]
     """Micro-batches of this rank whose own loss is not finite."""
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether the loss is a number."""
-        return math.isfinite(self.loss)
-
 
 @dataclasses.dataclass
 class LanguageModelStep:
@@ -68,9 +63,7 @@ class LanguageModelStep:
     def __call__(self, rows: Iterator[list[DocumentRow]], *, forward_only: bool) -> StepResult:
         """Run the rows through the model.
 
-        Args:
-            rows: micro-batches of this replica, micro_batch_size rows each.
-            forward_only: leave the gradients alone.
+        ``rows`` are the micro-batches of this replica, micro_batch_size rows each.
         """
         self._area = self._num_real_tokens = 0
         reports = self._run(rows, _mean_terms, forward_only)
@@ -247,19 +240,21 @@ class FiniteGuard:
         return norm
 
 
+_WINDOW, _FEWEST = 32, 8
+"""Losses that the next one is compared with, at the most and at least."""
+
+
 class SpikeDetector:
     """Tells a loss that lies far above the ones before it."""
 
-    def __init__(self, deviations: float, window: int = 32, fewest: int = 8) -> None:
-        """Compare with the last ``window`` losses, once there are ``fewest``."""
+    def __init__(self, deviations: float) -> None:
         self._deviations = deviations
-        self._fewest = fewest
-        self._losses: collections.deque[float] = collections.deque(maxlen=window)
+        self._losses: collections.deque[float] = collections.deque(maxlen=_WINDOW)
 
     def check(self, loss: float) -> str | None:
         """A sentence about ``loss`` if it is a spike; it counts for the next ones in any case."""
         text = None
-        if self._deviations and len(self._losses) >= self._fewest:
+        if self._deviations and len(self._losses) >= _FEWEST:
             mean, deviation = statistics.mean(self._losses), statistics.pstdev(self._losses)
             # Losses that are all but equal make no scale: at least a thousandth of the loss.
             limit = mean + self._deviations * max(deviation, 1e-3 * abs(mean))

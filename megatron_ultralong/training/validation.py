@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
@@ -13,8 +12,9 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron_ultralong.mcore.batch import DocumentRow
 from megatron_ultralong.sequence.documents import Row
 from megatron_ultralong.sequence.position_bins import bin_edges
-from megatron_ultralong.training.inputs import RunInputs
-from megatron_ultralong.training.rows import RowSource, replica_samples
+from megatron_ultralong.training.early_checks import RunInputs
+from megatron_ultralong.training.row_source import RowSource
+from megatron_ultralong.training.rows import replica_samples
 from megatron_ultralong.training.step import LanguageModelStep
 from megatron_ultralong.training.telling.log import PositionBin
 
@@ -58,14 +58,6 @@ def _filling(source: RowSource) -> Row:
 _SMALLEST_BIN = 1024
 
 
-@dataclasses.dataclass(frozen=True)
-class ValidationResult:
-    """Means over the predictions that count."""
-
-    loss: float
-    bins: tuple[PositionBin, ...]
-
-
 class Validation:
     """The same held-out rows every time, each counted once.
 
@@ -84,8 +76,10 @@ class Validation:
         trained = inputs.source.model.max_position_embeddings
         self._edges = bin_edges(length, min(_SMALLEST_BIN, max(length // 4, 1)), (trained,))
 
-    def run(self, iteration: int, chunks: Sequence[torch.nn.Module]) -> ValidationResult | None:
-        """Validate, if it is time after ``iteration``."""
+    def run(
+        self, iteration: int, chunks: Sequence[torch.nn.Module]
+    ) -> tuple[float, tuple[PositionBin, ...]] | None:
+        """The mean loss over all predictions that count, and by position, if it is time."""
         config, rows = self._config, self._inputs.valid_rows
         if rows is None or not config.eval_interval or iteration % config.eval_interval:
             return None
@@ -101,9 +95,6 @@ class Validation:
         losses, counts = sums.tolist()
         starts, stops = self._edges[:-1], self._edges[1:]
         bins = zip(starts, stops, losses, counts, strict=True)
-        return ValidationResult(
-            loss=sum(losses) / max(sum(counts), 1.0),
-            bins=tuple(
-                PositionBin(start, stop, loss / count) for start, stop, loss, count in bins if count
-            ),
+        return sum(losses) / max(sum(counts), 1.0), tuple(
+            PositionBin(start, stop, loss / count) for start, stop, loss, count in bins if count
         )

@@ -1,7 +1,6 @@
 """``pretrain`` and ``sft``: a run is checked whole, then trained, or looked at alone."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -9,14 +8,11 @@ import torch
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER
 from megatron_ultralong.config import training
 from megatron_ultralong.config.training import SftConfig
-from megatron_ultralong.data.rows import packed, stored
 from megatron_ultralong.plan.given import plan_text
 from megatron_ultralong.program.owner import check_not_owned
 from megatron_ultralong.program.ranks import assumptions, world_size
 from megatron_ultralong.training import config_file, early_checks, inputs, loop, validation
-from megatron_ultralong.training.early_checks import AnyManifest, Config, EarlyRun, Rows
-from megatron_ultralong.training.inputs import RunInputs
-from megatron_ultralong.training.rows import ChatRowSource, PackedRowSource, RowSource
+from megatron_ultralong.training.early_checks import RunInputs
 from megatron_ultralong.training.saving.run_folder import RunFolder
 from megatron_ultralong.training.telling.log import IterationRecord
 
@@ -45,15 +41,7 @@ def check_run(config: training.PretrainConfig, num_ranks: int) -> RunInputs:
     Raises:
         InputError: a rule between configuration, checkpoint and data is broken.
     """
-    early = early_checks.check_packed_run(config, num_ranks)
-    separator_ids = tuple(early.manifest.separator_ids)
-
-    def source(rows: packed.PackedRows) -> PackedRowSource:
-        return PackedRowSource(rows, config.data.seed, separator_ids)
-
-    run = _inputs(early, num_ranks, source)
-    result = dataclasses.replace(run.result, separator_ids=separator_ids)
-    return dataclasses.replace(run, result=result)
+    return _checked(early_checks.check_packed_run(config, num_ranks), num_ranks)
 
 
 def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
@@ -62,48 +50,32 @@ def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
     Raises:
         InputError: a rule between configuration, checkpoint and conversations is broken.
     """
-    early = early_checks.check_chat_run(config, num_ranks)
-
-    def source(rows: stored.ChatRows) -> ChatRowSource:
-        return ChatRowSource(rows, config.data.seed)
-
-    run, template = _inputs(early, num_ranks, source), early.template
+    run = _checked(early_checks.check_chat_run(config, num_ranks), num_ranks)
+    template, remarks = run.template, list(run.remarks)
     assert template is not None
     folder = Path(config.load) / SOURCE_FOLDER
     instead = template.lacks(folder) if folder.is_dir() else ""
     if instead:
-        note = (
+        remarks.append(
             f"chat template: that of {config.data.data_path} stands in the checkpoints of this run "
             f"and in their exports; {folder} has {instead}"
         )
-        run = dataclasses.replace(run, remarks=(*run.remarks, note))
     if missed := template.missed_ends(folder):
-        note = (
+        remarks.append(
             f"stop tokens: {', '.join(missed)}, which end answers, are named in the checkpoints "
             f"of this run and in their exports; {folder} does not stop there"
         )
-        run = dataclasses.replace(run, remarks=(*run.remarks, note))
     if template.doubt:
-        run = dataclasses.replace(run, remarks=(*run.remarks, f"chat template: {template.doubt}"))
-    return dataclasses.replace(run, template=template)
+        remarks.append(f"chat template: {template.doubt}")
+    return dataclasses.replace(run, remarks=tuple(remarks))
 
 
-def _inputs(
-    early: EarlyRun[Config, AnyManifest, Rows],
-    num_ranks: int,
-    source_of: Callable[[Rows], RowSource],
-) -> RunInputs:
-    config, source = early.config, early.source
+def _checked(run: RunInputs, num_ranks: int) -> RunInputs:
+    """The same, where this machine can do it; with what a user must know of how it will."""
+    config, model = run.config, run.source.model
     inputs.check_machine(config)
-    return RunInputs(
-        config=config,
-        source=source,
-        result=inputs.check_result(config, source, num_ranks),
-        train_rows=source_of(early.train_rows),
-        valid_rows=source_of(early.valid_rows) if early.valid_rows else None,
-        agreed=early_checks.rows_record(early.manifest),
-        remarks=inputs.check_attention(config, source.model),
-    )
+    inputs.check_offloading(config, model, num_ranks)
+    return dataclasses.replace(run, remarks=inputs.check_attention(config, model))
 
 
 def dry_run(run: RunInputs, num_ranks: int | None = None) -> str:
@@ -111,9 +83,7 @@ def dry_run(run: RunInputs, num_ranks: int | None = None) -> str:
 
     Everything else is in comments, so that the text is a configuration file.
 
-    Args:
-        run: checked.
-        num_ranks: that it was checked for; default: those of this job.
+    ``num_ranks`` are those that it was checked for; default: this job's.
 
     Raises:
         InputError: another job has the run's folder, or :meth:`RunFolder.check` refuses it.

@@ -23,7 +23,8 @@ from megatron_ultralong.data.rows.packed import PackedRows, boundaries_prefix, r
 from megatron_ultralong.data.rows.stored import ChatRows, StoredRow, chat_rows_of, targets_prefix
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.assignment import zigzag
-from megatron_ultralong.training.rows import ChatRowSource, PackedRowSource, check_rows
+from megatron_ultralong.training.row_source import ChatRowSource, PackedRowSource
+from megatron_ultralong.training.rows import check_rows
 from tests.models import TEXT, prepare_rows, write_tokenizer
 
 VOCAB_SIZE = 2000

@@ -17,9 +17,11 @@ from tests.dropin.cases import CASES
 
 PACKAGE = Path(__file__).parents[2] / "megatron_ultralong"
 CHECKS = {
-    "training/verbs.py": ("check_run", "_inputs"),
-    "training/early_checks.py": ("check_packed_run", "_open_source", "_check_save", "result_of"),
-    "training/inputs.py": ("check_machine", "check_result", "notes"),
+    "training/verbs.py": ("check_run", "_checked"),
+    "training/early_checks.py": (
+        *("check_packed_run", "_open_source", "_checked_with_save", "result_of", "notes"),
+    ),
+    "training/inputs.py": ("check_machine",),
     "training/earlier_start.py": ("check_save", "check_same_run"),
     "config/training.py": ("check_run", "check_positions"),
 }
@@ -29,7 +31,6 @@ LOOKED_AT = re.compile(r"\bmanifest\.(\w+)")
 INSIDE = {name for names in CHECKS.values() for name in names}
 _MEGATRONS = "Megatron-LM's own arguments, which it checks"
 OTHERWISE = {
-    "EarlyRun": "only holds what was found",
     "RunInputs": "only holds what was found",
     "with_budget": _MEGATRONS,
     "check_fields": _MEGATRONS,
@@ -42,7 +43,6 @@ OTHERWISE = {
     "check_attention": "of the machine's kernels; dropin/rules.py has the attention's own",
     "check_conversations": "of sft",
     "_with_row_length": "check_row_length, with --seq-length, which Megatron-LM requires",
-    "source_of": "dropin/rows.py makes the sources",
     "resolve_readable": "dropin/checkpoints.py looks through all files",
     "MegatronCheckpoint": "dropin/checkpoints.py looks through all files",
     "check_nobodys": "Megatron-LM saves into any folder",

@@ -234,7 +234,7 @@ class _Poisoned(StoredRow):
 
 def poison(samples: frozenset[int], rank: int) -> None:
     """Run on every rank before the job: the rows of some samples are bad."""
-    from megatron_ultralong.training.rows import PackedRowSource
+    from megatron_ultralong.training.row_source import PackedRowSource
 
     plain = PackedRowSource.row
 

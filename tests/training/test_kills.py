@@ -22,7 +22,7 @@ ROW_SECONDS = 0.05
 
 def slow_rows(rank: int, seconds: float = ROW_SECONDS) -> None:
     """Run on every rank: a tiny model's iterations are over before they can be killed."""
-    from megatron_ultralong.training.rows import PackedRowSource
+    from megatron_ultralong.training.row_source import PackedRowSource
 
     plain = PackedRowSource.row
 

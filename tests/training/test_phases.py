@@ -55,7 +55,7 @@ def train_counting(config: Any) -> tuple[list[IterationRecord], Counts]:
     """Run on every rank: train as on a GPU's clock."""
     from megatron_ultralong.mcore import cpu
 
-    cpu._nothing = count_synchronize  # type: ignore[assignment]
+    cpu.do_nothing = count_synchronize  # type: ignore[assignment]
     torch.cuda.Event = CountingEvent  # type: ignore[assignment,misc]
     loop.PhaseTimers = lambda: PhaseTimers(CudaClock())  # type: ignore[assignment,misc]
     return pretrain(config), COUNTS

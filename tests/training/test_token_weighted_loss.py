@@ -14,7 +14,7 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.data.rows.stored import StoredRow
 from megatron_ultralong.training.loop import train
-from megatron_ultralong.training.rows import RowSource
+from megatron_ultralong.training.row_source import RowSource
 from megatron_ultralong.training.telling.log import IterationRecord
 from megatron_ultralong.training.verbs import check_run
 from tests.ranks import run_on_ranks

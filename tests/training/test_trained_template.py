@@ -32,7 +32,7 @@ from megatron_ultralong.data.tokenize.trained_template import missed_end, traine
 from megatron_ultralong.generation.generate import ChatPrompt
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer, Special
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.training.inputs import RunInputs
+from megatron_ultralong.training.early_checks import RunInputs
 from megatron_ultralong.training.saving.run_folder import RunFolder
 from megatron_ultralong.training.verbs import check_sft, dry_run, sft
 from tests.data.chats import TEMPLATE, write_jsonl

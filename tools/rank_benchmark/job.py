@@ -16,8 +16,9 @@ from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.sequence.documents import Row
-from megatron_ultralong.training.inputs import RunInputs
-from megatron_ultralong.training.rows import RowSource, microbatches, replica_samples
+from megatron_ultralong.training.early_checks import RunInputs
+from megatron_ultralong.training.row_source import RowSource
+from megatron_ultralong.training.rows import microbatches, replica_samples
 from megatron_ultralong.training.state import TrainingState
 from megatron_ultralong.training.step import LanguageModelStep
 from megatron_ultralong.training.telling.phases import Clock, PhaseTimers

@@ -16,6 +16,7 @@ from megatron_ultralong.checkpoint.disk.folder import iteration_folder, iteratio
 from megatron_ultralong.config.run import CheckpointConfig
 from megatron_ultralong.mcore.pinned_memory import PinnedMemory
 from megatron_ultralong.program.aside import remove, sync_folder
+from megatron_ultralong.program.output import of_the_system
 from megatron_ultralong.program.quantity import quantity
 from megatron_ultralong.program.rank_values import every_rank
 from megatron_ultralong.program.ranks import is_main_rank
@@ -65,8 +66,13 @@ class CheckpointWriter:
     A checkpoint that cannot be written is counted and warned of; what is on the disk stays.
     """
 
-    def __init__(self, run: RunFolder, config: CheckpointConfig) -> None:
-        """Write into the folder of ``run``, as long as that is this job's."""
+    def __init__(
+        self, run: RunFolder, config: CheckpointConfig, damaged: Iterable[int] = ()
+    ) -> None:
+        """Write into the folder of ``run``, as long as that is this job's.
+
+        The iterations ``damaged`` do not count as checkpoints that can be gone back to.
+        """
         self.num_written = 0
         self.num_failures = 0
         """One after another, up to now."""
@@ -83,7 +89,7 @@ class CheckpointWriter:
             on_gpu: PinnedMemory(pins=on_gpu, is_required=False) for on_gpu in (True, False)
         }
         self._was_validated = False
-        self._damaged: set[int] = set()
+        self._damaged = set(damaged)
         if is_main_rank() and root.is_dir():
             for path in [p for p in root.iterdir() if p.suffix in _LEFT_OVER and p.is_dir()]:
                 remove(path)
@@ -94,18 +100,9 @@ class CheckpointWriter:
         return self._job.iteration if self._job else self.last_iteration
 
     @property
-    def is_pending(self) -> bool:
-        """Whether a checkpoint was begun and not finished; the same on every rank."""
-        return self._job is not None
-
-    @property
     def is_writing(self) -> bool:
         """Whether this rank's thread is at work."""
         return self._job is not None and self._job.thread.is_alive()
-
-    def distrust(self, damaged: set[int]) -> None:
-        """Do not count these iterations as checkpoints that can be gone back to."""
-        self._damaged |= damaged
 
     def start(
         self,
@@ -278,11 +275,8 @@ def _reason(error: Exception, root: Path) -> str:
         room = f"the disk has {quantity(shutil.disk_usage(root).free, 'B')} free"
     except OSError:
         room = "the folder is gone"
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__cause__ or cause.__context__
     said = f"{type(error).__name__}: {error}"
-    if isinstance(cause, OSError):
+    if cause := of_the_system(error):
         said = f"{cause}"
     elif "inline_container" in said:
         said = "the disk refuses a part of the file"

@@ -59,11 +59,8 @@ class RunFolder:
     ) -> None:
         """Describe it.
 
-        Args:
-            config: of the run.
-            metadata: of its checkpoints.
-            data: what its rows are, by name; a resumed run keeps them.
-            template: of its conversations, which its checkpoints have instead of the source's.
+        A resumed run keeps ``data``, what its rows are. Its checkpoints have ``template`` instead
+        of the source's.
         """
         self.root = Path(config.save) if config.save else None
         self.resumed_iteration = 0

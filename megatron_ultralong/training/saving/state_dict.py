@@ -107,15 +107,13 @@ def separate_steps(parts: Iterable[MegatronOptimizer]) -> None:
     for part in parts:
         for states in part.optimizer.state.values():
             for name, value in states.items():
-                if isinstance(value, torch.Tensor) and _is_shared(name, value):
+                if not isinstance(value, torch.Tensor):
+                    continue
+                # One step for all, or a part of a tensor that is kept for its sake.
+                if name == "step" or value.untyped_storage().nbytes() > value.nbytes:
                     states[name] = value.clone()
         if isinstance(part.optimizer, HybridDeviceOptimizer):
             part.optimizer._sync_sub_optimizers_state_to_hdo()
-
-
-def _is_shared(name: str, value: torch.Tensor) -> bool:
-    """Whether it is one step for all, or a part of a tensor that is kept for its sake."""
-    return name == "step" or value.untyped_storage().nbytes() > value.nbytes
 
 
 def checkpoint_state(
@@ -127,12 +125,8 @@ def checkpoint_state(
 ) -> dict[str, Any]:
     """The sharded state of a checkpoint, for :class:`Snapshot`; every rank calls it.
 
-    Args:
-        chunks: wrapped model.
-        optimizer: its optimizer.
-        scheduler: its learning-rate schedule.
-        position: where the run is; plain values, ``iteration`` among them.
-        source: shape of the model, for Megatron-LM's ``--use-checkpoint-args``.
+    ``position`` is where the run is, plain values with ``iteration`` among them; ``source`` is for
+    Megatron-LM's ``--use-checkpoint-args``.
     """
     return {
         **_sharded_state(chunks, optimizer, scheduler, is_loading=False),

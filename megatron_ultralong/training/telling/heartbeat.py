@@ -16,8 +16,9 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -76,7 +77,8 @@ class Heartbeat:
             if not _is_lost_peer(error):
                 raise
             reason = str(error).splitlines()[0][:200]
-            self._end(f"{_place(_trace(error))} failed: {reason}")
+            frames = reversed([*traceback.walk_tb(error.__traceback__)])
+            self._end(f"{_place(frames)} failed: {reason}")
         finally:
             self._stopped.set()
             thread.join(timeout=2 * self._interval)
@@ -121,7 +123,8 @@ class Heartbeat:
 
     def _place(self) -> str:
         """Where the main thread is."""
-        return _place(_stack(sys._current_frames().get(self._main_thread)))
+        frame = sys._current_frames().get(self._main_thread)
+        return _place(frame and traceback.walk_stack(frame))
 
     def _read(self, rank: int) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(self._store.get(f"heartbeat/{rank}"))
@@ -211,33 +214,18 @@ def _is_lost_peer(error: BaseException) -> bool:
     return any(word in str(error) for word in ("gloo", "Gloo", "NCCL", "Connection", "Timed out"))
 
 
-def _stack(frame: FrameType | None) -> list[FrameType]:
-    """Frames of a thread, the innermost first."""
-    frames = []
-    while frame is not None:
-        frames.append(frame)
-        frame = frame.f_back
-    return frames
+def _place(frames: Iterable[tuple[FrameType, int]] | None) -> str:
+    """The collective, and who called it: ``all_reduce of _everywhere (training/step.py:96)``.
 
-
-def _trace(error: BaseException) -> list[FrameType]:
-    """Frames that an exception went through, the innermost first."""
-    frames, trace = [], error.__traceback__
-    while trace is not None:
-        frames.append(trace.tb_frame)
-        trace = trace.tb_next
-    return frames[::-1]
-
-
-def _place(frames: list[FrameType]) -> str:
-    """The collective, and who called it: ``all_reduce of _everywhere (training/step.py:96)``."""
+    ``frames`` are those of a thread with their lines, the innermost first.
+    """
     collective = ""
-    for frame in frames:
+    for frame, line in frames or ():
         code = frame.f_code
         file = code.co_filename.replace(os.sep, "/")
         if "/torch/distributed/" in file:
             collective = collective if code.co_name == "wrapper" else code.co_name
         elif not file.endswith(_PASSED_THROUGH) and "/torch/" not in file:
-            caller = f"{code.co_name} ({'/'.join(file.split('/')[-2:])}:{frame.f_lineno})"
+            caller = f"{code.co_name} ({'/'.join(file.split('/')[-2:])}:{line})"
             return f"{collective} of {caller}" if collective else caller
     return collective or "unknown"

@@ -190,9 +190,7 @@ def check_sinks(config: training.TrainingConfig) -> None:
 def open_sinks(config: training.TrainingConfig, iteration: int) -> list[Sink]:
     """The sinks that were asked for; on the main rank only.
 
-    Args:
-        config: of the run.
-        iteration: iterations done; what TensorBoard had of later ones is dropped.
+    What TensorBoard had of later iterations than ``iteration`` is dropped.
     """
     sinks: list[Sink] = []
     if config.log.tensorboard and config.save:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import math
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from megatron_ultralong.config.run import LogConfig
-from megatron_ultralong.model.flops import peak_tflops
 from megatron_ultralong.program import aside
 from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.training.telling.log import IterationRecord
@@ -113,9 +111,12 @@ class PhaseTimers:
         self._ends.clear()
         self._since = self._clock.mark()
 
-    def __call__(self, name: str, log_level: int | None = None) -> _MegatronTimer:
-        """A timer by Megatron's name for it."""
-        return _MegatronTimer(self, _MEGATRON.get(name, "communication"))
+    def __call__(self, name: str, log_level: int | None = None) -> SimpleNamespace:
+        """A timer by Megatron's name for it, which Megatron starts and stops."""
+        phase = _MEGATRON.get(name, "communication")
+        return SimpleNamespace(
+            start=lambda barrier=False: self._push(phase), stop=lambda barrier=False: self._pop()
+        )
 
     def _push(self, name: str) -> None:
         self._end_phase()
@@ -127,22 +128,6 @@ class PhaseTimers:
 
     def _end_phase(self) -> None:
         self._ends.append((self._stack[-1], self._clock.mark()))
-
-
-class _MegatronTimer:
-    """What Megatron starts and stops."""
-
-    def __init__(self, timers: PhaseTimers, phase: str) -> None:
-        self._timers = timers
-        self._phase = phase
-
-    def start(self, barrier: Any = False) -> None:
-        """Begin."""
-        self._timers._push(self._phase)
-
-    def stop(self, barrier: Any = False) -> None:
-        """End."""
-        self._timers._pop()
 
 
 _log = logging.getLogger(__name__)
@@ -194,116 +179,63 @@ WINDOW = 10
 """Iterations whose mean loss stands for the beginning, and for the end."""
 
 
-@dataclasses.dataclass
-class RunSummary:
-    """Sums over the iterations of this start of a run, and the losses of its two ends."""
+def run_summary(
+    records: Sequence[IterationRecord],
+    num_tokens: int,
+    world_size: int,
+    num_checkpoints: int,
+    num_failures: int,
+    place: str,
+) -> str:
+    """What a start of a run has done, in several lines.
 
-    num_iterations: int = 0
-    num_skipped: int = 0
-    num_tokens: int = 0
-    """Of the rows, padding among them."""
-    num_real_tokens: int = 0
-    num_loss_tokens: int = 0
-    milliseconds: float = 0.0
-    teraflop: float = 0.0
-    """Model FLOPs of one rank, in 1e12."""
-    first: IterationRecord | None = None
-    last: IterationRecord | None = None
-    first_losses: list[float] = dataclasses.field(default_factory=list)
-    last_losses: deque[float] = dataclasses.field(default_factory=lambda: deque(maxlen=WINDOW))
-    validation: float | None = None
-    """The last validation loss."""
-    phases_ms: dict[str, float] = dataclasses.field(
-        default_factory=lambda: dict.fromkeys(PHASES, 0.0)
+    Each iteration had rows of ``num_tokens``, padding among them. ``place`` is where the last
+    checkpoint is, or what to say instead.
+    """
+    if not records:
+        return f"nothing was left to do; {place}"
+    first, last = records[0], records[-1]
+    seconds = sum(each.elapsed_ms for each in records) / 1000.0
+    teraflop = sum(each.tflops_per_rank * each.elapsed_ms / 1000.0 for each in records)
+    num_real = sum(each.num_real_tokens for each in records)
+    num_loss = sum(each.num_loss_tokens for each in records)
+    validations = [x.validation_loss for x in records if x.validation_loss is not None]
+    losses = _losses([each.lm_loss for each in records if not each.skipped])
+    if validations and not math.isnan(validations[-1]):
+        losses += f", validation {validations[-1]:.4f}"
+    phases_ms = {phase: sum(each.phases_ms[phase] for each in records) for phase in PHASES}
+    whole = sum(phases_ms.values()) or 1.0
+    shares = ", ".join(
+        f"{phase} {100 * value / whole:.1f} %" for phase, value in phases_ms.items() if value
+    )
+    return "\n".join(
+        (
+            f"done: iterations {first.iteration} to {last.iteration} in {seconds:.1f} s, "
+            f"{_tokens(len(records) * num_tokens, num_real, num_loss)}, {last.num_skipped} skipped",
+            f"  loss: {losses}",
+            f"  speed: {num_real / seconds / world_size:,.0f} tokens/s/GPU, "
+            f"{teraflop / seconds:.3g} TFLOP/s/GPU; peak memory {last.peak_memory_gib:.2f} GiB",
+            f"  time: {shares}",
+            f"  checkpoints: {num_checkpoints} written, {num_failures} failed; {place}",
+        )
     )
 
-    def add(self, record: IterationRecord, num_tokens: int) -> None:
-        """Count one iteration over ``num_tokens`` tokens."""
-        self.num_iterations += 1
-        self.num_skipped += record.skipped
-        self.num_tokens += num_tokens
-        self.num_real_tokens += record.num_real_tokens
-        self.num_loss_tokens += record.num_loss_tokens
-        self.milliseconds += record.elapsed_ms
-        self.teraflop += record.tflops_per_rank * record.elapsed_ms / 1000.0
-        self.first = self.first or record
-        self.last = record
-        if not record.skipped:
-            if len(self.first_losses) < WINDOW:
-                self.first_losses.append(record.lm_loss)
-            self.last_losses.append(record.lm_loss)
-        if record.validation_loss is not None:
-            self.validation = record.validation_loss
-        for phase, value in record.phases_ms.items():
-            self.phases_ms[phase] += value
 
-    def _losses(self) -> str:
-        """``2.3456 -> 2.1234 (means of the first and last 10 iterations)``: rows differ in loss."""
-        window = min(WINDOW, (self.num_iterations - self.num_skipped) // 2)
-        if window < 1:
-            return ", ".join(f"{loss:.4f}" for loss in self.first_losses) or "every step skipped"
-        first = sum(self.first_losses[:window]) / window
-        last = sum(list(self.last_losses)[-window:]) / window
-        which = f"means of the first and last {counted(window, 'iteration')}"
-        if window == 1:
-            which = "the first and the last iteration"
-        return f"{first:.4f} -> {last:.4f} ({which})"
-
-    def _tokens(self) -> str:
-        """``8,192 tokens``, of conversations ``8,192 tokens, 80.9 % real, 22.0 % in the loss``."""
-        text = f"{self.num_tokens:,} tokens"
-        shares = [100 * n / self.num_tokens for n in (self.num_real_tokens, self.num_loss_tokens)]
-        if min(shares) > 99:
-            return text
-        return f"{text}, {shares[0]:.1f} % real, {shares[1]:.1f} % in the loss"
-
-    def text(self, world_size: int, num_checkpoints: int, num_failures: int, place: str) -> str:
-        """The summary, several lines.
-
-        Args:
-            world_size: ranks.
-            num_checkpoints: written.
-            num_failures: checkpoints that could not be written.
-            place: where the last checkpoint is, or what to say in its place.
-        """
-        if self.first is None or self.last is None:
-            return f"nothing was left to do; {place}"
-        seconds = self.milliseconds / 1000.0
-        rate = self.num_real_tokens / seconds / world_size
-        tflops = self.teraflop / seconds
-        losses = self._losses()
-        if self.validation is not None and not math.isnan(self.validation):
-            losses += f", validation {self.validation:.4f}"
-        whole = sum(self.phases_ms.values()) or 1.0
-        shares = ", ".join(
-            f"{phase} {100 * value / whole:.1f} %"
-            for phase, value in self.phases_ms.items()
-            if value
-        )
-        return "\n".join(
-            (
-                f"done: iterations {self.first.iteration} to {self.last.iteration} in "
-                f"{seconds:.1f} s, {self._tokens()}, {self.num_skipped} skipped",
-                f"  loss: {losses}",
-                f"  speed: {rate:,.0f} tokens/s/GPU, {tflops:.3g} TFLOP/s/GPU; "
-                f"peak memory {self.last.peak_memory_gib:.2f} GiB",
-                f"  time: {shares}",
-                f"  checkpoints: {num_checkpoints} written, {num_failures} failed; {place}",
-            )
-        )
+def _losses(losses: Sequence[float]) -> str:
+    """``2.3456 -> 2.1234 (means of the first and last 10 iterations)``: rows differ in loss."""
+    window = min(WINDOW, len(losses) // 2)
+    if window < 1:
+        return ", ".join(f"{loss:.4f}" for loss in losses) or "every step skipped"
+    first, last = sum(losses[:window]) / window, sum(losses[-window:]) / window
+    which = f"means of the first and last {counted(window, 'iteration')}"
+    if window == 1:
+        which = "the first and the last iteration"
+    return f"{first:.4f} -> {last:.4f} ({which})"
 
 
-class Throughput:
-    """Speed of the ranks of a job."""
-
-    def __init__(self, peak: float, world_size: int) -> None:
-        """Take the peak in TFLOP/s as given; 0 looks the device up."""
-        self.peak: float | None = peak or None
-        if not peak and torch.cuda.is_available():
-            self.peak = peak_tflops(torch.cuda.get_device_name())
-        self._world_size = world_size
-
-    def of(self, flops: float, seconds: float) -> tuple[float, float | None]:
-        """TFLOP/s of one rank and MFU, of ``flops`` that all ranks did in ``seconds``."""
-        tflops = flops / seconds / self._world_size / 1e12
-        return tflops, tflops / self.peak if self.peak else None
+def _tokens(number: int, num_real: int, num_loss: int) -> str:
+    """``8,192 tokens``, of conversations ``8,192 tokens, 80.9 % real, 22.0 % in the loss``."""
+    text, shares = f"{number:,} tokens", [100 * each / number for each in (num_real, num_loss)]
+    if min(shares) > 99:
+        return text
+    return f"{text}, {shares[0]:.1f} % real, {shares[1]:.1f} % in the loss"
