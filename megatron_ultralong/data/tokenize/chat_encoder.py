@@ -29,8 +29,8 @@ from megatron_ultralong.data.tokenize.template_comparison import (
     PROBES,
     check_ids,
     difference,
-    num_equal,
 )
+from megatron_ultralong.data.tokenize.token_places import token_at
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.errors import InputError
 
@@ -143,32 +143,11 @@ class ChatEncoder:
         if not self.is_marked:
             assert stop == len(text), run
             return self._first_target(text, ids, start), ids.size
-        first = self._token_at(text, ids, start)
+        place = functools.partial(token_at, self.tokenizer, text, ids, is_behind=run.is_behind)
+        first = place(start)
         if stop == len(text) and goes_on:
             return first, ids.size
-        return first, self._token_at(text, ids, stop - 1) + 1
-
-    def _token_at(self, text: str, ids: Int32Array, char: int) -> int:
-        """The first token that a character, or a part of it, is in: transformers' char_to_token."""
-        low, high = 0, 1
-        while high < ids.size and self._covered(text, ids[:high]) <= char:
-            low, high = high, 2 * high
-        sizes = range(low + 1, min(high, ids.size))
-        return low + bisect.bisect_right(sizes, char, key=lambda n: self._covered(text, ids[:n]))
-
-    def _covered(self, text: str, ids: Int32Array) -> int:
-        """Characters that the first tokens of a text are of, the last one perhaps in part."""
-        found = self.tokenizer.decode(ids.tolist())
-        if text.startswith(found):
-            return len(found)
-        same = num_equal(found, text)
-        if found[same:].strip("\ufffd"):
-            raise InputError(
-                f"{self.tokenizer.file} does not give the text back that it was given, so that "
-                "what a template marks cannot be found among its tokens: use the model's own "
-                "tokenizer, or --no-check-template, which learns the assistant's turns"
-            )
-        return same + 1
+        return first, place(stop - 1) + 1
 
     def _first_target(self, text: str, ids: Int32Array, start: int) -> int:
         """Index of the first token of a run that is to be learnt: those of its prefix come first.

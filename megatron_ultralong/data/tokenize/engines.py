@@ -64,7 +64,7 @@ class FastTokenizer:
         self.vocab_size = reference.vocab_size
         self.special_texts = reference.special_texts
         self.encode_separator, self.decode = reference.encode_separator, reference.decode
-        self.eos_text = reference.eos_text
+        self.eos_text, self.spans = reference.eos_text, reference.spans
         joined = "x".join(reference.special_texts[:300])
         self.check([*PROBES, *reference.special_texts[:300], joined])
 

@@ -56,6 +56,12 @@ class DocumentTokenizer(Protocol):
     def encode_separator(self, text: str) -> list[int]:
         """Ids of a text that stands alone; the text of a special token gives that token's id."""
 
+    def spans(self, text: str, is_behind: bool) -> list[tuple[int, int]]:
+        """Characters ``[start, stop)`` that each token of a text is of, in the order of its ids.
+
+        Tokens of one character have one start; what a tokenizer leaves out is in none.
+        """
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens included."""
 
@@ -115,6 +121,12 @@ class HuggingFaceTokenizer:
         """Ids of a text alone: ``"<s>" -> [45147, 29]`` with Llama 3's vocabulary."""
         self._tokenizer.encode_special_tokens = False
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def spans(self, text: str, is_behind: bool) -> list[tuple[int, int]]:
+        """Characters of each token, see :class:`DocumentTokenizer`."""
+        tokenizer = (is_behind and self._without_first_space) or self._tokenizer
+        tokenizer.encode_special_tokens = True
+        return list(tokenizer.encode(well_formed(text), add_special_tokens=False).offsets)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens included."""

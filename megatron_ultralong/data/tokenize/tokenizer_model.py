@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -102,6 +103,12 @@ class Llama3Tokenizer:
     def encode_separator(self, text: str) -> list[int]:
         """Ids of a text alone: ``"<s>" -> [45147, 29]``, ``"<|end_of_text|>" -> [128001]``."""
         return self._encoding.encode(text, allowed_special="all")
+
+    def spans(self, text: str, is_behind: bool) -> list[tuple[int, int]]:
+        """Characters of each token, see :class:`DocumentTokenizer`."""
+        del is_behind
+        _, starts = self._encoding.decode_with_offsets(self._encode(well_formed(text)))
+        return list(itertools.pairwise([*starts, len(text)]))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens included."""
@@ -215,6 +222,22 @@ class SentencePieceTokenizer:
     def encode_separator(self, text: str) -> list[int]:
         """Ids of a text alone: ``"</s>" -> [2]`` where that is a control piece."""
         return [self._control[text]] if text in self._control else list(self._model.encode(text))
+
+    def spans(self, text: str, is_behind: bool) -> list[tuple[int, int]]:
+        """Characters of each token, see :class:`DocumentTokenizer`."""
+        del is_behind
+        text = well_formed(text)
+        pieces = self._model.encode(text, return_type="proto").pieces
+        # its places are bytes; all but the first of a character begin with the bits 10
+        is_first = (np.frombuffer(text.encode(), np.uint8) & 0xC0) != 0x80
+        chars = [0, *np.cumsum(is_first).tolist()]
+        found: list[tuple[int, int]] = []
+        stop = len(text)
+        for piece in reversed(pieces):
+            if not self._model.is_byte(piece.id) or piece.begin < piece.end:
+                stop = chars[piece.end]
+            found.append((chars[piece.begin], stop))  # of a character's bytes the last one has it
+        return found[::-1]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; control pieces, which the library leaves out, by their names."""
