@@ -186,6 +186,11 @@ def find_files(
     files: list[FilePart] = []
     for entry, size, found in _each_once(source, tuple(suffixes)):
         reason, path = found, entry.path
+        if reason == NO_FILE and _is_itself(source, entry):
+            raise InputError(
+                f"source {source.name!r}: {path} is {NO_FILE}, and files are read more than once: "
+                "write what comes from it to a file first, and give that"
+            )
         kind = FileKind("text")
         if not reason:
             kind = file_kind(path, file_format)
@@ -263,12 +268,13 @@ def _reason(
         return REPEATED
     if entry.is_hidden:
         return HIDDEN
+    is_file = status is None or stat.S_ISREG(status.st_mode)
     if _is_itself(source, entry):
-        return ""
+        return "" if is_file else NO_FILE
     names = entry.path.name, uncompressed_name(entry.path)
     if suffixes and not any(name.endswith(suffixes) for name in names):
         return NOT_WANTED
-    if status is not None and not stat.S_ISREG(status.st_mode):
+    if not is_file:
         return NO_FILE
     return "" if suffixes or entry.is_named else litter_reason(entry.path, source.pattern)
 
