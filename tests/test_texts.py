@@ -16,7 +16,7 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import shown
 from megatron_ultralong.program.required import flag_of, mark_of
 from megatron_ultralong.program.texts import Text
-from tests.edges import NEEDED, nested_classes, parse, parsed_class, with_needed
+from tests.edges import nested_classes, parse, parsed_class, with_needed
 
 NAMES = {
     *("load", "save", "data_path", "output", "include_path", "data", "hardware"),
@@ -65,43 +65,6 @@ def test_a_flag_of_text_is_marked_and_checked(verb: str) -> None:
             with pytest.raises(InputError, match=message.replace("\\", r"\\")):
                 parse(verb, with_needed(verb, words))
         parse(verb, with_needed(verb, [flag, "café"]))
-
-
-def flags_of_names(verb: str) -> list[str]:
-    """Flags of a verb whose values name something, those of folders first."""
-    found = []
-    for cls in nested_classes(parsed_class(verb)):
-        plain, hints = typing.get_type_hints(cls), typing.get_type_hints(cls, include_extras=True)
-        for field in dataclasses.fields(cls):
-            kinds = {plain[field.name], *typing.get_args(plain[field.name])}
-            flag = flag_of(field.name, hints[field.name])
-            if kinds & {str, Path} and mark_of(hints[field.name], Text) is None:
-                found += [flag] if flag.startswith("--") else []
-    return found
-
-
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_no_name_is_empty(verb: str) -> None:
-    """``--save "$RUN"`` without RUN trained and saved nothing; ``--tokenizer ""`` was the current
-    folder's.
-    """
-    if verb == "doctor":  # has no names
-        return
-    for flag in flags_of_names(verb):
-        for words in ([flag, ""], [f"{flag}="], [flag.replace("-", "_").replace("__", "--"), ""]):
-            with pytest.raises(InputError, match=rf"^{flag}.* is empty, and must name something"):
-                parse(verb, [*words, *NEEDED[verb]])
-    for place in [n for n, word in enumerate(NEEDED[verb]) if verb.startswith("convert")]:
-        words = [*NEEDED[verb][:place], "", *NEEDED[verb][place + 1 :]]
-        with pytest.raises(InputError, match=r"^'' is empty"):
-            parse(verb, words)
-
-
-def test_some_are_names() -> None:
-    assert {"--save", "--load", "--data-path"} <= {*flags_of_names("pretrain")}
-    assert {"--tokenizer", "--output", "--source", "--suffix"} <= {*flags_of_names("prepare")}
-    words = with_needed("prepare", ["--separator", ""])
-    assert parse("prepare", words).separator == ""
 
 
 def test_some_are_texts() -> None:

@@ -17,9 +17,10 @@ from megatron_ultralong.config.flags import Flag, flags_of, given_flags
 from megatron_ultralong.config.parser_errors import parser_errors
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges, numbers_of
+from megatron_ultralong.program.names import whole_names
 from megatron_ultralong.program.quantity import Unit
 from megatron_ultralong.program.required import check_required, flag_of
-from megatron_ultralong.program.texts import check_not_empty, check_texts
+from megatron_ultralong.program.texts import check_texts
 
 
 def parse(config_class: Any, program: str, words: Sequence[str], default: Any = None) -> Any:
@@ -35,7 +36,7 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
         InputError: a flag is unknown, required and missing, or its text is no value in its range.
         SystemExit: help was asked for (0).
     """
-    check_not_empty(config_class if default is None else type(default), words)
+    words = whole_names(config_class if default is None else type(default), words)
     _check_given_once(words, flags_of(config_class, default))
     words = _plain_numbers(words, *_units(config_class, default))
     with parser_errors(config_class, program, words, default):

@@ -9,7 +9,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Number, check_number, numbers_of, shown
+from megatron_ultralong.program.names import with_home
 from megatron_ultralong.program.not_known import not_known
+from megatron_ultralong.program.required import mark_of
+from megatron_ultralong.program.texts import Text
 
 Config = TypeVar("Config")
 
@@ -58,6 +61,8 @@ def _from_dict(config_class: type[Config], values: Any, where: str, path: str) -
         at, number = f"{path}.{key}" if path else key, numbers.get(key)
         if number and number.unit and isinstance(value, str):
             value = _plain(number, value, f"{where}: {at}")
+        if isinstance(value, str) and mark_of(hints[key], Text) is None:
+            value = with_home(value)
         arguments[key] = _typed(hints[key], value, where, at)
         if number:
             check_number(config_class, number, arguments[key], where=where, path=at)

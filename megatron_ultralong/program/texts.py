@@ -6,7 +6,6 @@ its locale come as halves of characters; a tokenizer would read something else f
 
 import dataclasses
 import typing
-from collections.abc import Sequence
 from typing import Any
 
 from megatron_ultralong.program.errors import InputError
@@ -49,30 +48,6 @@ def text_flags(config_class: Any) -> set[str]:
         elif mark_of(hint, Text):
             found.add(flag_of(field.name, hint))
     return found
-
-
-def check_not_empty(config_class: Any, words: Sequence[str]) -> None:
-    """Refuse an empty word where a name belongs: it would be no folder, or the current one.
-
-    A shell writes one for ``"$RUN"`` where ``RUN`` is not set: a run would train and save nothing.
-
-    Args:
-        config_class: a dataclass, with others in it.
-        words: of the command line.
-
-    Raises:
-        InputError: with the flag.
-    """
-    texts, flag = text_flags(config_class), ""
-    for word in words:
-        if word.startswith("--"):
-            flag = word.partition("=")[0].replace("_", "-")
-        if (word == "" or word == f"{word.partition('=')[0]}=") and flag not in texts:
-            what = f"{flag} {word!r}" if not word.startswith("--") else word
-            raise InputError(
-                f"{what.strip()} is empty, and must name something: a variable of the shell that "
-                "is not set makes it so; set it, or leave the flag out"
-            )
 
 
 def _check(text: str, flag: str) -> None:

@@ -65,7 +65,7 @@ def parse_sources(arguments: Sequence[str]) -> tuple[Source, ...]:
                 f"--source {argument!r} must be NAME=PATH, a name for the table and a file, folder "
                 f"or glob pattern; for example --source code={argument.strip('=') or '/data/code'}"
             )
-        sources.append(Source(name, os.path.expanduser(pattern)))
+        sources.append(Source(name, os.path.expanduser(pattern)))  # also that of another user
     return tuple(sources)
 
 
