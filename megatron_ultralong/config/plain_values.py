@@ -1,6 +1,7 @@
 """Configurations from plain nested dicts, as ``dataclasses.asdict`` makes them for files."""
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from megatron_ultralong.program.texts import Text
 
 Config = TypeVar("Config")
 
+_NUMBER = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?", re.ASCII)
+"""A text that YAML would take for a number if no quotes were around it."""
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -104,7 +107,9 @@ def _typed(hint: Any, value: Any, where: str, path: str) -> Any:
     wanted = " or ".join(_named(option) for option in options)
     hint_of_quotes = ""
     if isinstance(value, str) and (int in options or float in options):
-        hint_of_quotes = ": write it without quotes"
+        hint_of_quotes = ": write it in digits alone, such as 1000 or 1e-5"
+        if _NUMBER.fullmatch(value):
+            hint_of_quotes = ": write it without quotes"
     raise InputError(f"{where}: {path} must be {wanted}, not {shown(value)}{hint_of_quotes}")
 
 
