@@ -44,6 +44,8 @@ class DocumentTokenizer(Protocol):
     """Largest id + 1, added tokens included."""
     special_texts: list[str]
     """Texts of the special tokens."""
+    added_texts: list[str]
+    """Those of other tokens that were added to the vocabulary."""
     max_document_bytes: int
     """Bytes of a document that it tokenises within 2 GiB of memory."""
 
@@ -99,6 +101,7 @@ class HuggingFaceTokenizer:
         self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
         added = self._tokenizer.get_added_tokens_decoder().values()
         self.special_texts = [token.content for token in added if token.special]
+        self.added_texts = [token.content for token in added if not token.special]
 
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Ids of every text, see :class:`DocumentTokenizer`."""

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ class Llama3Tokenizer:
         self.file = file
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.vocab_size = NUM_RANKS + NUM_SPECIAL_TOKENS
-        self.special_texts = names
+        self.special_texts, self.added_texts = names, list[str]()
 
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Ids of every text, see :class:`DocumentTokenizer` of ``tokenising.py``."""
@@ -211,7 +211,7 @@ class SentencePieceTokenizer:
         self.vocab_size = int(model.vocab_size())
         ids = range(self.vocab_size)
         self._control = {model.id_to_piece(i): i for i in ids if model.is_control(i)}
-        self.special_texts = list(self._control)
+        self.special_texts, self.added_texts = list(self._control), _user_defined(data)
 
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Ids of every text; the text of a control piece is text to the library itself."""
@@ -258,3 +258,46 @@ class SentencePieceTokenizer:
                 f"--separator eos: {self.file} has no EOS piece; give a text as --separator"
             )
         return str(self._model.id_to_piece(self._model.eos_id()))
+
+
+_USER_DEFINED = 4
+"""Type of a piece that is found in a text before it is cut, in sentencepiece_model.proto."""
+
+
+def _user_defined(data: bytes) -> list[str]:
+    """Texts of the pieces of that type; the library has no question for it.
+
+    A model is fields of protocol buffers: the first are its pieces, of which the first is the text
+    and the third the type.
+    """
+    found = []
+    for number, piece in _fields(data):
+        if number == 1 and isinstance(piece, bytes):
+            its = dict(_fields(piece))
+            if its.get(3) == _USER_DEFINED and isinstance(its.get(1), bytes):
+                found.append(its[1].decode(errors="replace"))
+    return found
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """Numbers and values of a message's fields: whole numbers, and bytes of all others."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        kind, size = tag & 7, {1: 8, 5: 4}.get(tag & 7, 0)
+        if kind in (0, 2):
+            size, at = _varint(data, at)
+        if kind:
+            value, at = data[at : at + size], at + size
+        yield tag >> 3, value if kind else size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number of seven bits a byte, the lowest first, and the place behind it."""
+    value = shift = 0
+    while at < len(data):
+        byte = data[at]
+        value, shift, at = value | (byte & 0x7F) << shift, shift + 7, at + 1
+        if byte < 0x80:
+            break
+    return value, at
