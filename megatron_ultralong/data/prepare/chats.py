@@ -81,15 +81,14 @@ def _tokenise(
 ) -> _Tokenised:
     chosen = engines.choose_tokenizer(config.tokenizer, config.tokenizer_engine)
     with _open_template(config, chosen.tokenizer.file.parent) as folder:
-        marks = folder if folder is not None and folder.has_marks else None
         folder_date = "" if folder is None else folder.own_date(config.date_string)
         (tokenizer, reason), store = engines.tokenise_by(
             chosen,
             config.tokenizer_engine,
-            lambda found: tokenise_chats(config, sources, found, work.new_folder("tokens"), marks),
+            lambda found: tokenise_chats(config, sources, found, work.new_folder("tokens"), folder),
         )
-        is_checked, is_marked = folder is not None, marks is not None
-        return _Tokenised(store, tokenizer, reason, is_checked, is_marked, folder_date)
+        is_checked = folder is not None
+        return _Tokenised(store, tokenizer, reason, is_checked, store.is_marked, folder_date)
 
 
 @contextlib.contextmanager

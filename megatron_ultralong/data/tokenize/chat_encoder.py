@@ -24,7 +24,7 @@ from megatron_ultralong.data.tokenize.chat_template import (
     Piece,
     rendered_text,
 )
-from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
+from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, Rendered
 from megatron_ultralong.data.tokenize.template_comparison import (
     PROBES,
     check_ids,
@@ -228,6 +228,19 @@ def marked_pieces(
         ConversationError: it does not write this conversation, or writes another text.
         InputError: it takes more than it may.
     """
+    rendered = checked_rendering(pieces, conversation, folder, date)
+    return with_marks(pieces, rendered.marked, folder.eos)
+
+
+def checked_rendering(
+    pieces: Sequence[Piece], conversation: Conversation, folder: FolderTemplate, date: str
+) -> Rendered:
+    """What the folder's template writes for a conversation, which is the text of the pieces.
+
+    Raises:
+        ConversationError: it does not write this conversation, or writes another text.
+        InputError: it takes more than it may.
+    """
     try:
         rendered = folder.render_conversation(conversation, date)
     except InputError as error:
@@ -236,12 +249,15 @@ def marked_pieces(
         raise ConversationError("beyond the template", str(error)) from error
     written = rendered_text(pieces, folder.eos)
     if written != rendered.text:
+        what = "which marks the trained text, " if folder.has_marks else ""
         raise ConversationError(
             "beyond the template",
-            f"the template in {folder.name}, which marks the trained text, renders it differently: "
-            f"{difference('--chat-template', written, rendered.text)}",
+            f"the template in {folder.name}, {what}renders it differently: "
+            f"{difference('--chat-template', written, rendered.text)}"
+            + "; --no-check-template trains in --chat-template"
+            * (not folder.has_marks),
         )
-    return with_marks(pieces, rendered.marked, folder.eos)
+    return rendered
 
 
 def with_marks(pieces: Sequence[Piece], spans: Iterable[tuple[int, int]], eos: str) -> list[Piece]:
