@@ -104,3 +104,29 @@ def test_some_are_names() -> None:
     for verb, flags in expected.items():
         assert flags <= fields_of_names(verb).keys()
     assert len([*itertools.chain(*map(fields_of_names, VERBS))]) > 50
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    "dash", ["\u2013", "\u2014", "\u2212", "\u2010\u2010", "-", "---", "-\u2013"]
+)
+def test_a_flag_behind_another_dash_is_no_value(verb: str, dash: str) -> None:
+    """`generate --prompt a --max-new-tokens 9` with a long dash continued three prompts."""
+    for flag in fields_of_names(verb):
+        for word in (
+            f"{dash}{flag[2:]}",
+            f"{dash}{flag[2:]}=x",
+            f"{dash}{flag[2:].replace('-', '_')}",
+        ):
+            with pytest.raises(InputError, match=rf"does not begin with two hyphens: type {flag}$"):
+                parse(verb, [*NEEDED[verb], word, "x"])
+
+
+def test_other_words_may_begin_with_a_dash() -> None:
+    for prompt in ("\u2013 prompt", "\u2013Yes", "- prompt", "\u2014", "-1", "\u2013prompted"):
+        words = ["--load", "l", f"--prompt={prompt}"]
+        assert parse("generate", words).prompt == (prompt,)
+    assert (
+        parse("generate", ["--load", "l", "--prompt", "\u2013 x", "\u2013Yes"]).prompt[1]
+        == "\u2013Yes"
+    )

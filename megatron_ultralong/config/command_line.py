@@ -1,6 +1,7 @@
 """The flags of a configuration: one for each field, with its docstring and its range as help."""
 
 import dataclasses
+import re
 import typing
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Annotated, Any
@@ -37,7 +38,9 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
         SystemExit: help was asked for (0).
     """
     words = whole_names(config_class if default is None else type(default), words)
-    _check_given_once(words, flags_of(config_class, default))
+    flags = flags_of(config_class, default)
+    _check_dashes(words, flags)
+    _check_given_once(words, flags)
     words = _plain_numbers(words, *_units(config_class, default))
     with parser_errors(config_class, program, words, default):
         config = tyro.cli(
@@ -52,6 +55,22 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
     check_ranges(config)
     check_texts(config)
     return config
+
+
+_OTHER_DASHES = re.compile(
+    "(?!--[^-])[-\N{HYPHEN}-\N{HORIZONTAL BAR}\N{MINUS SIGN}]{1,3}([A-Za-z][^=]*)"
+)
+"""A name behind another number or kind of dashes than two: editors make one of two."""
+
+
+def _check_dashes(words: Sequence[str], flags: Sequence[Flag]) -> None:
+    """Raise InputError where a flag was copied with another dash: it would be a value, a prompt."""
+    known = {name for flag in flags for name in flag.names}
+    for word in words:
+        found = _OTHER_DASHES.match(word)
+        flag = f"--{found[1].replace('_', '-')}" if found else ""
+        if flag in known:
+            raise InputError(f"{word!r} does not begin with two hyphens: type {flag}")
 
 
 def _check_given_once(words: Sequence[str], flags: Sequence[Flag]) -> None:
