@@ -86,7 +86,7 @@ def _check_can_start(num_ranks: int) -> None:
     """Raise InputError where something has started ranks already, or GPUs are too few."""
     tasks, _, program = tasks_without_ranks()
     if under_torchrun() or tasks:
-        who = f"one of {tasks} tasks of {program}"
+        who = f"one of {counted(tasks, 'task')} of {program}"
         if under_torchrun():
             who = f"rank {os.environ['RANK']} of {world_size()}"
         raise InputError(

@@ -101,10 +101,10 @@ def check_start() -> None:
     number, name, program = tasks_without_ranks()
     if number:
         raise InputError(
-            f"this is one of {number} tasks of {program} ({name}), and nothing says which rank of "
-            "a job it is: each would do the whole work alone; let it start torchrun, one on each "
-            f"machine (docs/clusters.md), or set {', '.join(_MEETING)} and LOCAL_RANK in every "
-            f"task; if each has work of its own, `unset {name}` in it"
+            f"this is one of {counted(number, 'task')} of {program} ({name}), and nothing says "
+            "which rank of a job it is: each would do the whole work alone; let it start torchrun, "
+            f"one on each machine (docs/clusters.md), or set {', '.join(_MEETING)} and LOCAL_RANK "
+            f"in every task; if each has work of its own, `unset {name}` in it"
         )
 
 
