@@ -154,7 +154,10 @@ def test_a_text_without_aliases_is_not_counted_as_one_with() -> None:
     [
         ('optimizer: {lr: "1e-5"}', r"optimizer\.lr must be a number, not '1e-5': .*without quot"),
         ("optimizer: {lr: .nan}", r"optimizer\.lr must be between 0 and 1, not nan: .*; write 0 o"),
-        ("optimizer: {lr: 1:30}", r"optimizer\.lr must be a number, not '1:30'"),
+        ("optimizer: {lr: 1:30}", r"optimizer\.lr must be a number, not '1:30': .* digits alone"),
+        ("train_iters: 1_000", r"train_iters must be a whole number, not '1_000': .* digits alone"),
+        ("train_iters: 0x10", r"train_iters must be a whole number, not '0x10': .* digits alone"),
+        ('train_iters: "10"', r"train_iters must be a whole number, not '10': .*without quotes"),
         ("optimizer: 3", r"optimizer must be a block of keys and values, not 3"),
         ("optimizer: {lr: 1e-5, lr: 1e-4}", r"key 'lr' stands there twice"),
         ("data: {seed: true}", r"data\.seed must be a whole number, not True"),

@@ -25,7 +25,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _none(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*ALL, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"):
+    others = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
+    for name in (*ALL, *others, *TASKS):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -44,6 +45,39 @@ def test_half_a_job_is_told(monkeypatch: pytest.MonkeyPatch, names: tuple[str, .
     lacking = ", ".join(name for name in ALL if name not in names)
     with pytest.raises(InputError, match=f" in the environment without {lacking}: "):
         check_start()
+
+
+TASKS = {
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "OMPI_COMM_WORLD_SIZE": "mpirun",
+    "PMI_SIZE": "mpiexec",
+    "MV2_COMM_WORLD_SIZE": "mpirun_rsh",
+    "JSM_NAMESPACE_SIZE": "jsrun",
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_tasks_that_are_no_ranks_do_not_each_do_the_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], inputs: Path, name: str
+) -> None:
+    """`srun --ntasks 8 ultralong pretrain` trained eight times, or once beside seven refusals."""
+    monkeypatch.setenv(name, "8")
+    said = refusal(capsys, *pretrain_words(inputs, "--context-parallel-size", "1"))
+    assert f"one of 8 tasks of {TASKS[name]} ({name})" in said
+    assert f"`unset {name}`" in said
+    assert f"one of 8 tasks of {TASKS[name]}" in refusal(
+        capsys, *pretrain_words(inputs), "--ranks", "2"
+    )
+    for variable, value in VALUES.items():
+        monkeypatch.setenv(variable, value)
+    check_start()  # as torchrun in each task, or a script, has it
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("value", ["1", "", "x"])
+def test_one_task_is_a_job(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    check_start()
 
 
 def test_one_rank_is_a_job(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from megatron_ultralong.config.parser_errors import unknown_flag
 from megatron_ultralong.config.plain_values import with_fields
 from megatron_ultralong.program.ending import PROGRAM
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.names import with_home
 from megatron_ultralong.program.not_known import not_known
 
 HELP_FLAGS = ("-h", "--help", "--help-all")
@@ -98,7 +99,7 @@ def begin(
 
         if len(words) < 2 or words[1].startswith("--"):
             raise InputError("--config needs a file: the config.yaml of an earlier run")
-        return _with_typed_end(load_config(Path(words[1]), kind), words[2:]), words[2:]
+        return _with_typed_end(load_config(Path(with_home(words[1])), kind), words[2:]), words[2:]
     if words[0] not in recipes:
         raise InputError(_no_recipe(verb, words[0], recipes))
     return _with_typed_end(recipes[words[0]](), words[1:]), words[1:]

@@ -1,6 +1,7 @@
 """Configurations from plain nested dicts, as ``dataclasses.asdict`` makes them for files."""
 
 import dataclasses
+import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,15 +11,20 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import (
     Number,
     check_number,
+    mark_of,
     numbers_of,
     options_of,
     shown,
     without_marks,
 )
+from megatron_ultralong.program.names import with_home
 from megatron_ultralong.program.not_known import not_known
+from megatron_ultralong.program.texts import Text
 
 Config = TypeVar("Config")
 
+_NUMBER = re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?", re.ASCII)
+"""A text that YAML would take for a number if no quotes were around it."""
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -61,6 +67,8 @@ def _from_dict(config_class: type[Config], values: Any, where: str, path: str) -
         at, number = f"{path}.{key}" if path else key, numbers.get(key)
         if number and number.unit and isinstance(value, str):
             value = _plain(number, value, f"{where}: {at}")
+        if isinstance(value, str) and mark_of(hints[key], Text) is None:
+            value = with_home(value)
         arguments[key] = _typed(hints[key], value, where, at)
         if number:
             check_number(config_class, number, arguments[key], where=where, path=at)
@@ -96,7 +104,9 @@ def _typed(hint: Any, value: Any, where: str, path: str) -> Any:
     wanted = " or ".join(_named(option) for option in options)
     hint_of_quotes = ""
     if isinstance(value, str) and (int in options or float in options):
-        hint_of_quotes = ": write it without quotes"
+        hint_of_quotes = ": write it in digits alone, such as 1000 or 1e-5"
+        if _NUMBER.fullmatch(value):
+            hint_of_quotes = ": write it without quotes"
     raise InputError(f"{where}: {path} must be {wanted}, not {shown(value)}{hint_of_quotes}")
 
 

@@ -275,6 +275,6 @@ class PromptTokenizer:
         tokenizer = Tokenizer.from_file(str(self._tokenizer.file))
         tokenizer.no_padding()  # which a tuned model's file may keep of its training
         tokenizer.no_truncation()
-        ids = [int(i) for i in tokenizer.encode("", add_special_tokens=True).ids]
         # What stands after a text (an EOS) has no place in a prompt that is to be continued.
-        return ids[:1] if len(ids) == 1 or (ids and ids[0] in known) else []
+        encoding = tokenizer.encode("x", add_special_tokens=True)
+        return encoding.ids[:1] if any(encoding.special_tokens_mask[:1]) else []

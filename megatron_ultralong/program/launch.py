@@ -28,7 +28,13 @@ from megatron_ultralong.program.exit_status import RANK_LOST, STATUS_VARIABLE, w
 from megatron_ultralong.program.fields import Range
 from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.quantity import counted
-from megatron_ultralong.program.ranks import ERROR_FILE, LAUNCHED, under_torchrun, world_size
+from megatron_ultralong.program.ranks import (
+    ERROR_FILE,
+    LAUNCHED,
+    tasks_without_ranks,
+    under_torchrun,
+    world_size,
+)
 from megatron_ultralong.program.standard_input import input_of_ranks
 from megatron_ultralong.program.starting import Starting, warn_of_cores
 
@@ -78,16 +84,14 @@ def take_ranks(words: Sequence[str]) -> tuple[int | None, list[str]]:
 
 def _check_can_start(num_ranks: int) -> None:
     """Raise InputError where something has started ranks already, or GPUs are too few."""
-    steps = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if under_torchrun() or steps != "1":
-        who = (
-            f"rank {os.environ['RANK']} of {world_size()}"
-            if under_torchrun()
-            else f"{counted(steps, 'task')}"
-        )
+    tasks, _, program = tasks_without_ranks()
+    if under_torchrun() or tasks:
+        who = f"one of {counted(tasks, 'task')} of {program}"
+        if under_torchrun():
+            who = f"rank {os.environ['RANK']} of {world_size()}"
         raise InputError(
             f"--ranks {num_ranks} starts ranks itself, and this process is one of a job already "
-            f"({who}): leave --ranks out under torchrun and srun, or start `ultralong` alone"
+            f"({who}): leave --ranks out under torchrun, and let srun or mpirun start one task"
         )
     found = _num_gpus()
     if found and num_ranks > found:

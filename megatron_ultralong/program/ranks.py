@@ -19,6 +19,14 @@ _NUMBERS = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     "TORCHELASTIC_RESTART_COUNT",
 )
+_TASKS = (
+    ("SLURM_STEP_NUM_TASKS", "srun"),
+    ("OMPI_COMM_WORLD_SIZE", "mpirun"),
+    ("PMI_SIZE", "mpiexec"),
+    ("MV2_COMM_WORLD_SIZE", "mpirun_rsh"),
+    ("JSM_NAMESPACE_SIZE", "jsrun"),
+)
+"""What sets how many tasks it has started, but not which rank each is for torch."""
 _WHOLE = re.compile("[0-9]{1,9}")
 
 
@@ -62,11 +70,21 @@ def check_variables() -> None:
         )
 
 
+def tasks_without_ranks() -> tuple[int, str, str]:
+    """How many tasks a scheduler or MPI has started, by which variable and program.
+
+    0 where it has started one, or something has told them which ranks they are.
+    """
+    found = ((number_of(name), name, program) for name, program in _TASKS)
+    several = [one for one in found if one[0] > 1 and not under_torchrun()]
+    return several[0] if several else (0, "", "")
+
+
 def check_start() -> None:
     """Check, before this rank is started, that it can find the others, or has found them.
 
     Raises:
-        InputError: the variables of a job are not all there.
+        InputError: the variables of a job are not all there, or several tasks would each be one.
     """
     distributed = sys.modules.get("torch.distributed")  # where a caller has made them meet
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
@@ -79,6 +97,14 @@ def check_start() -> None:
             f"{shown} in the environment without {', '.join(lacking)}: they say which rank of a "
             f"job this is, and all are needed; start the ranks with torchrun or --ranks, or `unset "
             f"{' '.join(there)}` for a job of one"
+        )
+    number, name, program = tasks_without_ranks()
+    if number:
+        raise InputError(
+            f"this is one of {counted(number, 'task')} of {program} ({name}), and nothing says "
+            "which rank of a job it is: each would do the whole work alone; let it start torchrun, "
+            f"one on each machine (docs/clusters.md), or set {', '.join(_MEETING)} and LOCAL_RANK "
+            f"in every task; if each has work of its own, `unset {name}` in it"
         )
 
 

@@ -160,6 +160,71 @@ def test_a_template_that_refuses_one_conversation_has_it_counted(tmp_path: Path)
     assert manifest.sources[0].num_bad == {"beyond the template": 2}
 
 
+def talk(*contents: str, **more: Any) -> dict[str, Any]:
+    roles = ("user", "assistant")
+    return {
+        "messages": [{"role": roles[n % 2], "content": c} for n, c in enumerate(contents)],
+        **more,
+    }
+
+
+TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": "b"}}}
+CALLS = talk("q", "a", tools=[TOOL])
+CALLS["messages"][1:1] = [
+    {"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "content": "found"}
+]  # fmt: skip
+CONTENT = "message['content'] | trim + '<|eot_id|>'"
+OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "other words for tools": (
+        "Given the following functions",
+        "You have",
+        talk("q", "a", tools=[TOOL]),
+    ),
+    "another call": ("'\"parameters\": '", "'\"arguments\": '", CALLS),
+    "results as they are": ("message.content | tojson", "message.content", CALLS),
+    "without thoughts": (
+        CONTENT,
+        "message['content'].split('</think>')[-1] | trim + '<|eot_id|>'",
+        talk("q", "<think>x</think>a", "q", "<think>y</think>b"),
+    ),
+    "without thoughts and the lines behind them": (
+        CONTENT,
+        "message['content'].replace('<think>\\n\\n</think>\\n\\n', '') | trim + '<|eot_id|>'",
+        talk("q", "<think>\n\n</think>\n\na"),
+    ),
+    "without a mark": (
+        CONTENT,
+        "message['content'].replace('[END]', '') | trim + '<|eot_id|>'",
+        talk("q", "a [END] b"),
+    ),
+    "an error": (
+        CONTENT,
+        'message[\'content\'] | trim + (raise_exception("no") if "/no_think" in message.content '
+        "else '<|eot_id|>')",
+        talk("q /no_think", "a"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_two_templates_write_otherwise_is_found_where_it_is(tmp_path: Path, name: str) -> None:
+    """They write plain conversations alike, and the folder's is what engines write."""
+    old, new, record = OTHERS[name]
+    assert old in TEMPLATE
+    template = TEMPLATE.replace(old, new)
+    plain = [talk("Hello, you?", "I am: fine", '2 < 3, "or"?', "Yes")]
+    assert prepare(tmp_path / "plain", template, plain).folder_template_checked
+    with pytest.raises(InputError, match=r"a.jsonl:2: beyond the template: .*"):
+        prepare(tmp_path / "stop", template, [*plain, record])
+    reading = ChatReadOptions(skip_bad=True)
+    manifest = prepare(tmp_path / "skip", template, [*plain, record], reading=reading)
+    assert manifest.sources[0].num_bad == {"beyond the template": 1}
+    manifest = prepare(tmp_path / "no", template, [*plain, record], check_template=False)
+    assert manifest.sources[0].num_bad == {}
+    assert prepare(tmp_path / "same", TEMPLATE, [*plain, record]).sources[0].num_bad == {}
+
+
 @pytest.mark.parametrize(
     "template",
     [

@@ -17,6 +17,7 @@ from megatron_ultralong.data.read.sources import (
     ROWS,
     UNKNOWN,
     Source,
+    find_files,
     holds,
 )
 from megatron_ultralong.program.errors import InputError
@@ -117,6 +118,22 @@ def test_links_to_nothing_and_pipes(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"b\.jsonl cannot be read \(.*: copy it again"):
             found(tmp_path)
         assert texts_of(tmp_path, skip_bad=True) == [PROSE + "a.txt"]
+
+
+@pytest.mark.parametrize("suffix", ["", ".txt", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_a_pipe_that_is_named_is_no_file(tmp_path: Path, suffix: str, skip_bad: bool) -> None:
+    """``--source a=<(zcat a.gz)``: what was looked at is gone when it is read."""
+    os.mkfifo(tmp_path / f"pipe{suffix}")
+    with pytest.raises(InputError, match="is a pipe, a socket or a device, and files are read mo"):
+        find_files(Source("s", str(tmp_path / f"pipe{suffix}")), skip_bad=skip_bad)
+    reading, writing = os.pipe()
+    with (
+        open(reading, "rb") as end,
+        open(writing, "wb"),
+        pytest.raises(InputError, match="is a pipe, a socket or a device, and files are read mo"),
+    ):
+        find_files(Source("s", f"/dev/fd/{end.fileno()}"), skip_bad=skip_bad)
 
 
 def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

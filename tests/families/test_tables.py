@@ -184,6 +184,28 @@ def test_padding_in_a_tokenizer_s_file_does_not_hide_its_bos(
     assert tokenizer.encode("def f(x):").size > 1
 
 
+@pytest.mark.parametrize(
+    ("single", "expected"),
+    [
+        ("$A", []),
+        ("$A <end>", []),  # as embedding models have it
+        ("<begin> $A", ["<begin>"]),
+        ("<begin> $A <end>", ["<begin>"]),
+    ],
+)
+def test_what_a_tokenizer_puts_behind_a_text_is_not_put_before_it(
+    tmp_path: Path, single: str, expected: list[str]
+) -> None:
+    write_tokenizer(tmp_path)
+    path = str(tmp_path / "tokenizer.json")
+    known = Tokenizer.from_file(path)
+    known.add_special_tokens([AddedToken("<begin>"), AddedToken("<end>")])
+    ids = [(text, known.token_to_id(text)) for text in ("<begin>", "<end>")]
+    known.post_processor = TemplateProcessing(single=single, special_tokens=ids)
+    known.save(path)
+    assert PromptTokenizer(tmp_path).begin_ids == [known.token_to_id(text) for text in expected]
+
+
 def test_defaults_that_change_greedy_texts_are_named(tmp_path: Path) -> None:
     write_tokenizer(tmp_path)
     path = tmp_path / "generation_config.json"

@@ -109,12 +109,14 @@ def is_plain_tensor(
 ) -> bool:
     """Whether ``value`` is a tensor with bytes of its own for all of its elements.
 
-    A file can describe one of any shape over few bytes, or over none, on the device ``meta``.
+    A file can describe one of any shape over few bytes, or over none, on the device ``meta``, and
+    one whose values are its bytes with another sign.
     """
     return (
         isinstance(value, torch.Tensor)
         and value.layout == torch.strided
         and value.device.type == "cpu"
+        and not (value.is_neg() or value.is_conj())
         and value.untyped_storage().nbytes() >= value.numel() * value.itemsize
         and dtype in (None, value.dtype)
         and (shape is None or tuple(value.shape) == tuple(shape))

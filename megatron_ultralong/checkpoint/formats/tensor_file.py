@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import struct
+import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -120,8 +121,9 @@ class PickleFile:
         """
         self.path = path
         self._file = OpenFile(path)
-        # an old file without a zip directory cannot be mapped: it is read once, and kept
-        self._can_map = zipfile.is_zipfile(path)
+        # an old file without a zip directory, or one of another byte order, is no map of its
+        # tensors: it is read once, and kept
+        self._can_map = zipfile.is_zipfile(path) and _has_own_byte_order(path)
         tensors = self._load()
         self._kept = None if self._can_map else tensors
         self.tensors = {
@@ -161,6 +163,19 @@ class PickleFile:
 
 TensorFile = SafetensorsFile | PickleFile
 """One file of named tensors."""
+
+
+def _has_own_byte_order(path: Path) -> bool:
+    """Whether a file of ``torch.save`` has the byte order of this machine; older ones do not say.
+
+    A damaged one has, and reading it says what is wrong.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = [name for name in file.namelist() if name.endswith("/byteorder")]
+            return not names or file.read(names[0]).decode() == sys.byteorder
+    except (ValueError, NotImplementedError, zipfile.BadZipFile):
+        return True
 
 
 def _dtype(name: str, tensor: str, path: Path) -> torch.dtype:

@@ -21,7 +21,12 @@ from megatron_ultralong.data.rows.chat_manifest import ChatLengths, ChatSource
 from megatron_ultralong.data.rows.indexed import token_dtype
 from megatron_ultralong.data.store.documents import DocumentStore
 from megatron_ultralong.data.store.shards import BATCH_CHARACTERS, summarise
-from megatron_ultralong.data.tokenize.chat_encoder import ChatEncoder, Example, marked_pieces
+from megatron_ultralong.data.tokenize.chat_encoder import (
+    ChatEncoder,
+    Example,
+    checked_rendering,
+    marked_pieces,
+)
 from megatron_ultralong.data.tokenize.chat_template import ChatTemplate, Piece, rendered_text
 from megatron_ultralong.data.tokenize.engines import SAMPLE_CHARACTERS, FastTokenizer
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
@@ -38,12 +43,12 @@ def tokenise_chats(
     sources: Sequence[Source],
     tokenizer: DocumentTokenizer,
     folder: Path,
-    marks: FolderTemplate | None = None,
+    its_template: FolderTemplate | None = None,
 ) -> ChatStore:
     """Tokenise all conversations into ``FOLDER/tokens.bin``.
 
-    ``template``: how they are written. ``marks``: the template that says what is learnt; None: the
-    assistant's turns are.
+    ``template``: how they are written. ``its_template``: of the tokenizer's folder, which writes
+    the same; None: nothing is compared.
 
     Raises:
         InputError: at a conversation that cannot be trained on, or where a source has none.
@@ -58,7 +63,7 @@ def tokenise_chats(
         reader.check_first_records()
     num_bytes = sum(reader.num_bytes for reader in readers)
     with progress("Tokenizing", num_bytes, "B") as bar, open(folder / "tokens.bin", "wb") as file:
-        store = ChatStore(config, template, tokenizer, folder, file.write, marks)
+        store = ChatStore(config, template, tokenizer, folder, file.write, its_template)
         for reader in readers:
             store.add_source(reader, bar)
     return store
@@ -74,13 +79,15 @@ class ChatStore:
     folder: Path
     write: Callable[[memoryview], object]
     """To the file of tokens in the folder."""
-    marks: FolderTemplate | None
+    its_template: FolderTemplate | None
+    """Where it marks something, that is learnt."""
     sources: list[ChatSource] = dataclasses.field(default_factory=list)
     lengths: list[ChatLengths] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.dtype = token_dtype(self.tokenizer.vocab_size)
-        self.encoder = ChatEncoder(self.template, self.tokenizer, self.marks is not None)
+        self.is_marked = self.its_template is not None and self.its_template.has_marks
+        self.encoder = ChatEncoder(self.template, self.tokenizer, self.is_marked)
         self._found: collections.Counter[str] = collections.Counter()
         """What is counted of the source, by the names of :class:`ChatSource`."""
         self._bins: dict[int, list[int]] = {}
@@ -124,8 +131,11 @@ class ChatStore:
         text = rendered_text(pieces)
         if error := text_error(text):  # in a tool's result, or a call
             raise ConversationError("unreadable", f"it has {error}")
-        if self.marks is not None:
-            pieces = marked_pieces(pieces, conversation, self.marks, self.config.date_string)
+        its, date = self.its_template, self.config.date_string
+        if its is not None and self.is_marked:
+            pieces = marked_pieces(pieces, conversation, its, date)
+        elif its is not None and its.may_treat_otherwise(conversation):
+            checked_rendering(pieces, conversation, its, date)
         return pieces, document_id(text)
 
     def targets(self, example: int) -> npt.NDArray[np.int32]:

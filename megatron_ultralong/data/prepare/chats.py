@@ -66,19 +66,18 @@ def _tokenise(
     """Every conversation, and what the manifest says of template and tokenizer."""
     chosen = engines.choose_tokenizer(config.tokenizer, config.tokenizer_engine)
     with _open_template(config, chosen.tokenizer.file.parent) as (template, folder):
-        marks = folder if folder is not None and folder.has_marks else None
         folder_date = "" if folder is None else folder.own_date(config.date_string)
         (_, reason), store = engines.tokenise_by(
             chosen,
             config.tokenizer_engine,
             lambda found: tokenise_chats(
-                config, template, sources, found, work.new_folder("tokens"), marks
+                config, template, sources, found, work.new_folder("tokens"), folder
             ),
         )
         return store, {
             "folder_template_checked": folder is not None,
             "folder_template_date": folder_date,
-            "learnt": "assistant" if marks is None else "marked",
+            "learnt": "marked" if store.is_marked else "assistant",
             "tokenizer_engine_reason": reason,
         }
 

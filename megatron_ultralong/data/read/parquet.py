@@ -59,6 +59,11 @@ def read_parquet(
             names = tuple(file.schema_arrow.names)
             columns = [key for key in keys if key in names]
             lacks = () if len(columns) == len(keys) else names
+            if twice := [name for name in columns if names.count(name) > 1]:
+                what = f"{names.count(twice[0])} columns {twice[0]!r}, and other programs read"
+                error = f"the file has {what} another one: remove those that are not meant"
+                yield Record(str(path), size, {}, error, num_records=num_rows)
+                return
             for group in groups:
                 for found in _group_rows(file, group, columns, limit):
                     place, at = f"{path}:{row + 1}", size * (row + 1 - before) // max(num_rows, 1)

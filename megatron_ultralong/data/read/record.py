@@ -144,6 +144,10 @@ class LongInteger:
     """Stands for an integer that was not read: it has too many digits."""
 
 
+class TwoValues:
+    """Stands for the values of a key that stands twice in one object: they are not the same."""
+
+
 def skip_line(file: BinaryIO, limit: int | None = None) -> int:
     """Pass over what is left of a line, at least up to ``limit`` bytes of it; returns their number.
 
@@ -204,7 +208,8 @@ def read_named_text(what: str, name: str) -> str:
 
 
 def json_value(text: bytes | bytearray) -> Any:
-    """The value of a JSON text; integers of too many digits are :class:`LongInteger`.
+    """The value of a JSON text; integers of too many digits are :class:`LongInteger`, what stands
+    under a key that an object has twice is :class:`TwoValues`.
 
     Raises:
         UnicodeDecodeError: not UTF-8.
@@ -218,13 +223,23 @@ def json_value(text: bytes | bytearray) -> Any:
         )
     decoded = text.decode("utf-8-sig")
     try:
-        return json.loads(decoded)
+        return json.loads(decoded, object_pairs_hook=_object)
     except RecursionError as error:
         raise TooLargeError("nested too deeply to be read") from error
     except json.JSONDecodeError:
         raise
     except ValueError:  # Python's limit, which is not an error of JSON's
-        return json.loads(decoded, parse_int=_integer)
+        return json.loads(decoded, parse_int=_integer, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    found = {}
+    for key, value in pairs:
+        found[key] = value if found.get(key, value) == value else TwoValues()
+    return found
 
 
 def value_error(value: Any) -> str:
@@ -233,6 +248,8 @@ def value_error(value: Any) -> str:
     for _ in range(MAX_DEPTH + 1):
         if any(isinstance(inner, LongInteger) for inner in level):
             return f"an integer of more than {MAX_INTEGER_DIGITS:,} digits"
+        if any(isinstance(inner, TwoValues) for inner in level):
+            return "two values: the key stands twice in one object, and other programs read either"
         level = [inner for outer in level for inner in _inside(outer)]
         if not level:
             return ""

@@ -65,7 +65,7 @@ def parse_sources(arguments: Sequence[str]) -> tuple[Source, ...]:
                 f"--source {argument!r} must be NAME=PATH, a name for the table and a file, folder "
                 f"or glob pattern; for example --source code={argument.strip('=') or '/data/code'}"
             )
-        sources.append(Source(name, os.path.expanduser(pattern)))
+        sources.append(Source(name, os.path.expanduser(pattern)))  # also that of another user
     return tuple(sources)
 
 
@@ -172,6 +172,11 @@ def find_files(source: Source, options: ReadOptions | ChatReadOptions) -> FoundF
     files: list[FilePart] = []
     for entry, size, found in _each_once(source, suffixes):
         reason, path = found, entry.path
+        if reason == NO_FILE and _is_itself(source, entry):
+            raise InputError(
+                f"source {source.name!r}: {path} is {NO_FILE}, and files are read more than once: "
+                "write what comes from it to a file first, and give that"
+            )
         kind = FileKind("text")
         if not reason:
             kind = file_kind(path, options.file_format)
@@ -250,12 +255,13 @@ def _reason(
         return REPEATED
     if entry.is_hidden:
         return HIDDEN
+    is_file = status is None or stat.S_ISREG(status.st_mode)
     if _is_itself(source, entry):
-        return ""
+        return "" if is_file else NO_FILE
     names = entry.path.name, uncompressed_name(entry.path)
     if suffixes and not any(name.endswith(suffixes) for name in names):
         return NOT_WANTED
-    if status is not None and not stat.S_ISREG(status.st_mode):
+    if not is_file:
         return NO_FILE
     return "" if suffixes or entry.is_named else litter_reason(entry.path, source.pattern)
 

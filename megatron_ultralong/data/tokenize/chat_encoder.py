@@ -24,13 +24,13 @@ from megatron_ultralong.data.tokenize.chat_template import (
     Piece,
     rendered_text,
 )
-from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
+from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, Rendered
 from megatron_ultralong.data.tokenize.template_comparison import (
     PROBES,
     check_ids,
     difference,
-    num_equal,
 )
+from megatron_ultralong.data.tokenize.token_places import token_at
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.errors import InputError
 
@@ -143,32 +143,11 @@ class ChatEncoder:
         if not self.is_marked:
             assert stop == len(text), run
             return self._first_target(text, ids, start), ids.size
-        first = self._token_at(text, ids, start)
+        place = functools.partial(token_at, self.tokenizer, text, ids, is_behind=run.is_behind)
+        first = place(start)
         if stop == len(text) and goes_on:
             return first, ids.size
-        return first, self._token_at(text, ids, stop - 1) + 1
-
-    def _token_at(self, text: str, ids: Int32Array, char: int) -> int:
-        """The first token that a character, or a part of it, is in: transformers' char_to_token."""
-        low, high = 0, 1
-        while high < ids.size and self._covered(text, ids[:high]) <= char:
-            low, high = high, 2 * high
-        sizes = range(low + 1, min(high, ids.size))
-        return low + bisect.bisect_right(sizes, char, key=lambda n: self._covered(text, ids[:n]))
-
-    def _covered(self, text: str, ids: Int32Array) -> int:
-        """Characters that the first tokens of a text are of, the last one perhaps in part."""
-        found = self.tokenizer.decode(ids.tolist())
-        if text.startswith(found):
-            return len(found)
-        same = num_equal(found, text)
-        if found[same:].strip("\ufffd"):
-            raise InputError(
-                f"{self.tokenizer.file} does not give the text back that it was given, so that "
-                "what a template marks cannot be found among its tokens: use the model's own "
-                "tokenizer, or --no-check-template, which learns the assistant's turns"
-            )
-        return same + 1
+        return first, place(stop - 1) + 1
 
     def _first_target(self, text: str, ids: Int32Array, start: int) -> int:
         """Index of the first token of a run that is to be learnt: those of its prefix come first.
@@ -249,6 +228,19 @@ def marked_pieces(
         ConversationError: it does not write this conversation, or writes another text.
         InputError: it takes more than it may.
     """
+    rendered = checked_rendering(pieces, conversation, folder, date)
+    return with_marks(pieces, rendered.marked, folder.eos)
+
+
+def checked_rendering(
+    pieces: Sequence[Piece], conversation: Conversation, folder: FolderTemplate, date: str
+) -> Rendered:
+    """What the folder's template writes for a conversation, which is the text of the pieces.
+
+    Raises:
+        ConversationError: it does not write this conversation, or writes another text.
+        InputError: it takes more than it may.
+    """
     try:
         rendered = folder.render_conversation(conversation, date)
     except InputError as error:
@@ -257,12 +249,15 @@ def marked_pieces(
         raise ConversationError("beyond the template", str(error)) from error
     written = rendered_text(pieces, folder.eos)
     if written != rendered.text:
+        what = "which marks the trained text, " if folder.has_marks else ""
         raise ConversationError(
             "beyond the template",
-            f"the template in {folder.name}, which marks the trained text, renders it differently: "
-            f"{difference('--chat-template', written, rendered.text)}",
+            f"the template in {folder.name}, {what}renders it differently: "
+            f"{difference('--chat-template', written, rendered.text)}"
+            + "; --no-check-template trains in --chat-template"
+            * (not folder.has_marks),
         )
-    return with_marks(pieces, rendered.marked, folder.eos)
+    return rendered
 
 
 def with_marks(pieces: Sequence[Piece], spans: Iterable[tuple[int, int]], eos: str) -> list[Piece]:

@@ -5,7 +5,7 @@ import functools
 import json
 import platform
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -62,11 +62,12 @@ class FastTokenizer:
         self.file = reference.file
         self.sha256 = reference.sha256
         self.vocab_size = reference.vocab_size
-        self.special_texts = reference.special_texts
+        self.special_texts, self.added_texts = reference.special_texts, reference.added_texts
         self.encode_separator, self.decode = reference.encode_separator, reference.decode
-        self.eos_text = reference.eos_text
-        joined = "x".join(reference.special_texts[:300])
-        self.check([*PROBES, *reference.special_texts[:300], joined])
+        self.eos_text, self.spans = reference.eos_text, reference.spans
+        special, added = reference.special_texts[:300], reference.added_texts[:300]
+        among = [f"x{text}x {text} {text}{text}\n{text}1" for text in added]
+        self.check([*PROBES, *special, "x".join(special), *among, "".join(added)])
 
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Ids of every text, see :class:`DocumentTokenizer` of ``tokenising.py``."""
@@ -124,6 +125,10 @@ def _backend(reference: tokenising.DocumentTokenizer) -> Any:
             return open_json(reference.tokenizer_json())
         if isinstance(reference, tokenising.HuggingFaceTokenizer):
             return open_json(_without_special_tokens(reference.file.read_text(encoding="utf-8")))
+        if reference.added_texts:
+            raise FastPathError(
+                f"gigatoken looks for no user-defined symbols, such as {reference.added_texts[0]!r}"
+            )
         return gigatoken.Tokenizer.from_sentencepiece(reference.file.read_bytes())
 
 
@@ -140,11 +145,36 @@ def _failing(what: str) -> Iterator[None]:
 
 
 def _without_special_tokens(text: str) -> str:
-    """A ``tokenizer.json`` that adds, cuts and recognises nothing special."""
+    """A ``tokenizer.json`` that adds, cuts and recognises nothing special.
+
+    Raises:
+        FastPathError: it has tokens that gigatoken does not find where the reference does.
+    """
     data = json.loads(text)
-    data["added_tokens"] = [t for t in data.get("added_tokens") or [] if not t.get("special")]
+    data["added_tokens"] = _added_tokens(data)
     data["post_processor"] = data["truncation"] = data["padding"] = None
     return json.dumps(data)
+
+
+def _added_tokens(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Those of a ``tokenizer.json`` that are vocabulary, found in a text before it is cut.
+
+    gigatoken looks for them everywhere, and behind the normaliser.
+
+    Raises:
+        FastPathError: one is to be found elsewhere.
+    """
+    found = [token for token in data.get("added_tokens") or [] if not token.get("special")]
+    for token in found:
+        flags = [name for name in ("single_word", "lstrip", "rstrip") if token.get(name)]
+        if data.get("normalizer") is not None and not str(token.get("content")).isascii():
+            flags.append("a normalizer")
+        if flags:
+            raise FastPathError(
+                f"gigatoken finds the added token {token.get('content')!r} without regard to "
+                f"{flags[0]}"
+            )
+    return found
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -129,6 +129,10 @@ FolderDate = Literal["", "same", "fixed", "today"]
 empty: there is no template, or nobody looked."""
 
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_LITERAL = re.compile(r"'((?:[^'\\\n]|\\.)*)'|\"((?:[^\"\\\n]|\\.)*)\"")
+_SIGN = re.compile(r"[^\w\s\\]")
+_LEAST_SIGNS = 3
+"""Of what a template may look for; commas and quotes stand in every text."""
 _PROBE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 _DAYS = (datetime.date(2001, 2, 3), datetime.date(2004, 5, 6))
 _ALWAYS_GIVEN = ("bos_token", "eos_token")
@@ -145,6 +149,14 @@ class FolderTemplate(TemplateProcess):
     def __init__(self, text: str, folder: Path) -> None:
         self.has_marks = _MARKS.search(text) is not None
         """What the assistant says is marked with ``{% generation %}``."""
+        literals = {one or other for one, other in _LITERAL.findall(text)}
+        found = {part for literal in literals for part in re.split(r"\\.", literal)}
+        self._looked_for = [
+            part
+            for part in found
+            if _SIGN.search(part) and len("".join(part.split())) >= _LEAST_SIGNS
+        ]
+        """Texts in it, such as ``</think>``, that it may look for in contents."""
         named = named_tokens(folder)
         tokens = {name: named.get(name, "") for name in _SPECIAL_TOKENS}
         self.eos = tokens["eos_token"]
@@ -154,6 +166,20 @@ class FolderTemplate(TemplateProcess):
         }
         way_out = "put the model's own there, or give --no-check-template"
         super().__init__(text, str(folder), way_out)
+
+    def may_treat_otherwise(self, conversation: Conversation) -> bool:
+        """Whether a conversation has what two templates that write plain ones alike may not.
+
+        Tools, or a text that this one looks for: some leave thoughts out of earlier answers.
+        """
+        if conversation.tools is not None or conversation.builtin_tools is not None:
+            return True
+        return any(
+            message.tool_call is not None
+            or not isinstance(message.content, str)
+            or any(part in message.content for part in self._looked_for)
+            for message in conversation.messages
+        )
 
     def render_conversation(self, conversation: Conversation, date: str) -> Rendered:
         """What it writes for a conversation.

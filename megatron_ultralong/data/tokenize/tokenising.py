@@ -42,6 +42,8 @@ class DocumentTokenizer(Protocol):
     vocab_size: int
     """Largest id + 1, added tokens included."""
     special_texts: list[str]
+    added_texts: list[str]
+    """Texts of tokens that were added to the vocabulary and are not special."""
     max_document_bytes: int
     """Bytes of a document that it tokenises within 2 GiB of memory."""
 
@@ -53,6 +55,12 @@ class DocumentTokenizer(Protocol):
 
     def encode_separator(self, text: str) -> list[int]:
         """Ids of a text that stands alone; the text of a special token gives that token's id."""
+
+    def spans(self, text: str, is_behind: bool) -> list[tuple[int, int]]:
+        """Characters ``[start, stop)`` that each token of a text is of, in the order of its ids.
+
+        Tokens of one character have one start; what a tokenizer leaves out is in none.
+        """
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens included."""
@@ -85,6 +93,7 @@ class HuggingFaceTokenizer:
         self.vocab_size = max(self._tokenizer.get_vocab().values(), default=-1) + 1
         added = self._tokenizer.get_added_tokens_decoder().values()
         self.special_texts = [token.content for token in added if token.special]
+        self.added_texts = [token.content for token in added if not token.special]
 
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Ids of every text, see :class:`DocumentTokenizer`."""
@@ -107,6 +116,12 @@ class HuggingFaceTokenizer:
         """Ids of a text alone: ``"<s>" -> [45147, 29]`` with Llama 3's vocabulary."""
         self._tokenizer.encode_special_tokens = False
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def spans(self, text: str, is_behind: bool) -> list[tuple[int, int]]:
+        """Characters of each token, see :class:`DocumentTokenizer`."""
+        tokenizer = (is_behind and self._without_first_space) or self._tokenizer
+        tokenizer.encode_special_tokens = True
+        return list(tokenizer.encode(well_formed(text), add_special_tokens=False).offsets)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens included."""

@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class Llama3Tokenizer:
         self.file = file
         self.sha256 = hashlib.sha256(data).hexdigest()
         self.vocab_size = NUM_RANKS + NUM_SPECIAL_TOKENS
-        self.special_texts = names
+        self.special_texts, self.added_texts = names, list[str]()
 
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Ids of every text, see :class:`DocumentTokenizer` of ``tokenising.py``."""
@@ -104,6 +104,12 @@ class Llama3Tokenizer:
     def encode_separator(self, text: str) -> list[int]:
         """Ids of a text alone: ``"<s>" -> [45147, 29]``, ``"<|end_of_text|>" -> [128001]``."""
         return self._encoding.encode(text, allowed_special="all")
+
+    def spans(self, text: str, is_behind: bool) -> list[tuple[int, int]]:
+        """Characters of each token, see :class:`DocumentTokenizer`."""
+        del is_behind
+        _, starts = self._encoding.decode_with_offsets(self._encode(well_formed(text)))
+        return list(itertools.pairwise([*starts, len(text)]))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens included."""
@@ -201,7 +207,7 @@ class SentencePieceTokenizer:
         self.vocab_size = int(model.vocab_size())
         ids = range(self.vocab_size)
         self._control = {model.id_to_piece(i): i for i in ids if model.is_control(i)}
-        self.special_texts = list(self._control)
+        self.special_texts, self.added_texts = list(self._control), _user_defined(data)
 
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Ids of every text; the text of a control piece is text to the library itself."""
@@ -212,6 +218,22 @@ class SentencePieceTokenizer:
     def encode_separator(self, text: str) -> list[int]:
         """Ids of a text alone: ``"</s>" -> [2]`` where that is a control piece."""
         return [self._control[text]] if text in self._control else list(self._model.encode(text))
+
+    def spans(self, text: str, is_behind: bool) -> list[tuple[int, int]]:
+        """Characters of each token, see :class:`DocumentTokenizer`."""
+        del is_behind
+        text = well_formed(text)
+        pieces = self._model.encode(text, return_type="proto").pieces
+        # its places are bytes; all but the first of a character begin with the bits 10
+        is_first = (np.frombuffer(text.encode(), np.uint8) & 0xC0) != 0x80
+        chars = [0, *np.cumsum(is_first).tolist()]
+        found: list[tuple[int, int]] = []
+        stop = len(text)
+        for piece in reversed(pieces):
+            if not self._model.is_byte(piece.id) or piece.begin < piece.end:
+                stop = chars[piece.end]
+            found.append((chars[piece.begin], stop))  # of a character's bytes the last one has it
+        return found[::-1]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; control pieces, which the library leaves out, by their names."""
@@ -229,3 +251,46 @@ class SentencePieceTokenizer:
                 f"--separator eos: {self.file} has no EOS piece; give a text as --separator"
             )
         return str(self._model.id_to_piece(self._model.eos_id()))
+
+
+_USER_DEFINED = 4
+"""Type of a piece that is found in a text before it is cut, in sentencepiece_model.proto."""
+
+
+def _user_defined(data: bytes) -> list[str]:
+    """Texts of the pieces of that type; the library has no question for it.
+
+    A model is fields of protocol buffers: the first are its pieces, of which the first is the text
+    and the third the type.
+    """
+    found = []
+    for number, piece in _fields(data):
+        if number == 1 and isinstance(piece, bytes):
+            its = dict(_fields(piece))
+            if its.get(3) == _USER_DEFINED and isinstance(its.get(1), bytes):
+                found.append(its[1].decode(errors="replace"))
+    return found
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """Numbers and values of a message's fields: whole numbers, and bytes of all others."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        kind, size = tag & 7, {1: 8, 5: 4}.get(tag & 7, 0)
+        if kind in (0, 2):
+            size, at = _varint(data, at)
+        if kind:
+            value, at = data[at : at + size], at + size
+        yield tag >> 3, value if kind else size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number of seven bits a byte, the lowest first, and the place behind it."""
+    value = shift = 0
+    while at < len(data):
+        byte = data[at]
+        value, shift, at = value | (byte & 0x7F) << shift, shift + 7, at + 1
+        if byte < 0x80:
+            break
+    return value, at
