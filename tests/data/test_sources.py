@@ -10,6 +10,7 @@ import pytest
 from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.pack.sampling import LengthSampling
 from megatron_ultralong.data.prepare.documents import prepare
+from megatron_ultralong.data.read.options import ReadOptions
 from megatron_ultralong.data.read.sources import (
     HIDDEN,
     NOT_WANTED,
@@ -126,14 +127,14 @@ def test_a_pipe_that_is_named_is_no_file(tmp_path: Path, suffix: str, skip_bad: 
     """``--source a=<(zcat a.gz)``: what was looked at is gone when it is read."""
     os.mkfifo(tmp_path / f"pipe{suffix}")
     with pytest.raises(InputError, match="is a pipe, a socket or a device, and files are read mo"):
-        find_files(Source("s", str(tmp_path / f"pipe{suffix}")), skip_bad=skip_bad)
+        find_files(Source("s", str(tmp_path / f"pipe{suffix}")), ReadOptions(skip_bad=skip_bad))
     reading, writing = os.pipe()
     with (
         open(reading, "rb") as end,
         open(writing, "wb"),
         pytest.raises(InputError, match="is a pipe, a socket or a device, and files are read mo"),
     ):
-        find_files(Source("s", f"/dev/fd/{end.fileno()}"), skip_bad=skip_bad)
+        find_files(Source("s", f"/dev/fd/{end.fileno()}"), ReadOptions(skip_bad=skip_bad))
 
 
 def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

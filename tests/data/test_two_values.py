@@ -12,12 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from megatron_ultralong.data.read.options import ChatReadOptions, ReadOptions
-from megatron_ultralong.data.read.reading import (
-    ConversationReader,
-    DocumentReader,
-    find_documents,
-)
-from megatron_ultralong.data.read.sources import Source, parse_sources
+from megatron_ultralong.data.read.reading import ConversationReader, DocumentReader
+from megatron_ultralong.data.read.sources import Source, find_files, parse_sources
 from megatron_ultralong.program.errors import InputError
 
 GOOD = '{"text": "good", "x": {"y": "z"}}'
@@ -33,7 +29,7 @@ WRITERS: dict[str, Callable[[Path, list[str]], object]] = {
 def texts_of(path: Path, key: str = "text", skip_bad: bool = False) -> tuple[list[str], int]:
     source = Source("a", str(path), key)
     options = ReadOptions(skip_bad=skip_bad)
-    reader = DocumentReader(source, options, find_documents(source, options).files)
+    reader = DocumentReader(source, options, find_files(source, options).files)
     return [document.text for document in reader], reader.num_bad
 
 
