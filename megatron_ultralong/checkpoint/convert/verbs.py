@@ -7,13 +7,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from megatron_ultralong.checkpoint.convert import early_checks, model_writer, small_files
 from megatron_ultralong.checkpoint.convert.gguf_verification import compare_gguf
 from megatron_ultralong.checkpoint.convert.report import ConversionReport, good_for, summarise
 from megatron_ultralong.checkpoint.convert.table import show
-from megatron_ultralong.checkpoint.convert.verification import Comparison, compare, num_bytes
+from megatron_ultralong.checkpoint.convert.verification import (
+    DTYPES,
+    Comparison,
+    compare,
+    num_bytes,
+)
 from megatron_ultralong.checkpoint.disk.folder import RELEASE, write_latest
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, save_metadata
 from megatron_ultralong.checkpoint.formats import (
@@ -36,8 +39,6 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import Journal
 from megatron_ultralong.program.output import output_folder
 from megatron_ultralong.program.progress import progress
-
-_DTYPES = {"keep": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def import_checkpoint(config: ImportConfig) -> ConversionReport:
@@ -104,7 +105,7 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
             f"stops: engines will write on behind them; add {end.id} to eos_token_id of "
             f"{config.dst / GENERATION_FILE}"
         )
-    dtype = _DTYPES[config.dtype]
+    dtype = DTYPES.get(config.dtype)
     size = num_bytes(source, dtype)
     shard_size = int(config.max_shard_size_gb * 1e9)
     conversion = model_writer.describe(
@@ -160,7 +161,7 @@ def verify(config: VerifyConfig) -> Comparison:
             models.open_model(path, config.iteration, verify_checksums=config.verify_checksums)
             for path in (config.a, config.b)
         )
-        comparison = compare(a, b, _DTYPES[config.dtype])
+        comparison = compare(a, b, DTYPES.get(config.dtype))
         if config.logits:
             how = (config.logits_seq_length, config.logits_dtype, config.logits_method)
             logits = check_logits((a, b), *how)
@@ -183,7 +184,7 @@ def _verify_gguf(config: VerifyConfig) -> Comparison:
             f"--logits computes no GGUF file ({config.b}): leave it out, or compare the answers "
             "of llama.cpp with those of `ultralong generate`"
         )
-    return compare_gguf(source, gguf_file.gguf_path(config.b), _DTYPES[config.dtype])
+    return compare_gguf(source, gguf_file.gguf_path(config.b), DTYPES.get(config.dtype))
 
 
 def _report(
