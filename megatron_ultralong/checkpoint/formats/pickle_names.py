@@ -57,6 +57,12 @@ MEGATRON_CLASS = re.compile(r"megatron\.core(\.[a-z0-9_]+)+\.[A-Z][A-Za-z0-9]*")
 """Classes of Megatron-Core. One that is not in the list, or not in this release, is not looked up:
 an object that does nothing stands for its values."""
 
+
+def is_record_class(name: str) -> bool:
+    """Whether records of objects may name this class."""
+    return name in RECORD_CLASSES or MEGATRON_CLASS.fullmatch(name) is not None
+
+
 TORCH_NAMES = {
     "collections.OrderedDict",
     "torch.Size",

@@ -57,7 +57,7 @@ def read_saved(source: Path | IO[bytes], *, mmap: bool = False) -> Any:
     with source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
         names = _check_container(stream)
         stream.seek(0)
-    classes = names - pickle_names.TORCH_NAMES - {name for name in names if _is_torch_type(name)}
+    classes = {name for name in names if pickle_names.is_record_class(name)}
     if "numpy.dtype" in classes:  # makes one that is named nowhere: of numpy's random state
         classes.add("numpy.dtypes.UInt32DType")
     flags = {"mmap": True} if mmap else {}
@@ -287,8 +287,7 @@ def _names(data: IO[bytes]) -> set[str]:
     for name in sorted(names):
         if not (
             name in pickle_names.TORCH_NAMES
-            or name in pickle_names.RECORD_CLASSES
-            or pickle_names.MEGATRON_CLASS.fullmatch(name)
+            or pickle_names.is_record_class(name)
             or _is_torch_type(name)
         ):
             raise UnsafeError(f"{name} has no place in a checkpoint")
