@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_ultralong.data.pack.sampling import LengthSampling
+from megatron_ultralong.data.read.reading import MAX_BAD_SHOWN
 from megatron_ultralong.data.read.sources import FileCount
 from megatron_ultralong.data.rows.chat_manifest import ChatLengths, ChatSource
 from megatron_ultralong.data.rows.manifest import BinSummary, InputSummary, LengthCount, Manifest
@@ -224,7 +225,12 @@ def print_files(console: Console, found: InputSummary | ChatSource) -> None:
         lines.append(f"{counted(number, 'file')} {how}: {', '.join(suffixes)}")
     if found.num_cut_files:
         lines.append(f"of {counted(found.num_cut_files, 'file')} the rest could not be read")
-    for text in (*lines, *(f"unreadable: {place}" for place in found.bad)):
+    refused = list(found.refused_files.items())
+    bad = [place for place in found.bad if not place.startswith(tuple(f"{p}:" for p, _ in refused))]
+    lines += [f"nothing of this file was kept: {place}" for _, place in refused[:MAX_BAD_SHOWN]]
+    if more := len(refused[MAX_BAD_SHOWN:]):
+        lines.append(f"nothing of {counted(more, 'more file')} was kept, see manifest.json")
+    for text in (*lines, *(f"unreadable: {place}" for place in bad)):
         console.print(f"{found.name}: {text}", highlight=False, soft_wrap=True, markup=False)
 
 

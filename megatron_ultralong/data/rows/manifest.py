@@ -72,6 +72,8 @@ class InputSummary(Record):
     text_key: str = dataclasses.field(default="", repr=False)
     """Key or column of the texts, unless they are whole files; empty: of an earlier version. Not in
     what runs record of their rows: the ids above are."""
+    refused_files: dict[str, str] = dataclasses.field(default_factory=dict, repr=False)
+    """Files of which no document could be read: where the first stands, and what is wrong."""
 
 
 @dataclasses.dataclass(frozen=True)
