@@ -119,6 +119,28 @@ def test_sampling_by_length(config: PrepareConfig, tmp_path: Path) -> None:
     assert len(set(valid)) == len(valid)  # held-out documents are not repeated
 
 
+@pytest.mark.parametrize("sampling", ["none", "fu", "ultralong"])
+def test_the_table_has_the_shares_of_the_manifest(
+    config: PrepareConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], sampling: str
+) -> None:
+    """Those of training, whatever is held out, in each of the three places."""
+    plain = dataclasses.replace(DEMO, name=sampling)  # type: ignore[arg-type]
+    own = dataclasses.replace(config, sampling=plain, valid_fraction=0.3, output=tmp_path / "rows")
+    manifest = prepare(own)
+    said = capsys.readouterr().out
+    for share in manifest.shares:
+        asked, there = f"{share.share_asked:.1%}", f"{share.share:.1%}"
+        assert re.search(
+            rf"{share.source} +all +\d+ +[\d.]+M +{asked} +\d+ +[\d.]+M +{there}", said
+        )
+        for lines in (manifest.bins, manifest.lengths):
+            own_tokens = sum(x.num_tokens_sampled for x in lines if x.source == share.source)
+            tokens = sum(x.num_tokens_sampled for x in lines)
+            assert share.share == pytest.approx(own_tokens / tokens)
+    packed = sum(line.num_documents_sampled for line in manifest.bins)
+    assert packed == manifest.splits["train"].num_documents
+
+
 def test_budget(config: PrepareConfig, manifest: Manifest, tmp_path: Path) -> None:
     sampled = prepare(dataclasses.replace(config, output=tmp_path / "rows", max_tokens=100_000))
     train, all_of_it = sampled.splits["train"], manifest.splits["train"]

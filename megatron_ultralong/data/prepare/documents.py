@@ -183,7 +183,7 @@ def _write_rows(config: PrepareConfig, plan: _Plan, store: DocumentStore, folder
     writer = RowWriter(store, separator, config.seq_length, tokenizer.vocab_size)
     splits = writer.write(folder, plans)
     copy_tokenizer(tokenizer, folder / manifests.TOKENIZER_FOLDER)
-    packed = np.concatenate([np.asarray(plan.kept, dtype=np.int64) for plan in plans.values()])
+    packed = np.asarray(plans["train"].kept, dtype=np.int64)
     manifest = Manifest(
         format_version=manifests.FORMAT_VERSION,
         seq_length=config.seq_length,

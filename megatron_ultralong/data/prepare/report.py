@@ -104,7 +104,7 @@ def draw_lengths(folder: Path, manifest: Manifest) -> None:
         for panel, counts in panels:
             for shift, label, tokens in (
                 (-0.2, "found", [count.num_tokens for count in counts]),
-                (0.2, "sampled", [count.num_tokens_sampled for count in counts]),
+                (0.2, "in train", [count.num_tokens_sampled for count in counts]),
             ):
                 panel.bar(powers(counts) + shift, np.array(tokens) / 1e6, width=0.4, label=label)
             panel.set_ylabel("million tokens")
@@ -235,9 +235,9 @@ def print_files(console: Console, found: InputSummary | ChatSource) -> None:
 
 
 def source_table(manifest: Manifest) -> Table:
-    """One line for each source and length bin, before and after sampling."""
+    """One line for each source and length bin: all that was found, and what is in ``train``."""
     title = f"documents by length (sampling: {manifest.length_sampling['name']})"
-    columns = ("length", "found", "tokens", "share", "weight", "sampled", "tokens", "share")
+    columns = ("length", "found", "tokens", "share", "weight", "train", "tokens", "share")
     table = new_table(title, columns, padding=(0, 1, 0, 0))  # 80 columns
     before = sum(line.num_tokens for line in manifest.bins)
     after = sum(line.num_tokens_sampled for line in manifest.bins)
@@ -280,7 +280,7 @@ def _count_cells(
         store: the documents.
         bins: of every document, shape [num_documents].
         num_bins: how many there are.
-        packed: documents, each once a copy.
+        packed: documents of the training split, each once a copy.
     """
     cells = store.sources * num_bins + bins
     size = len(store.source_names) * num_bins

@@ -91,7 +91,7 @@ class BinSummary(Record):
     num_tokens: int
     """Their tokens, separators not counted."""
     num_documents_sampled: int
-    """Documents packed, each copy counted."""
+    """Documents packed in ``train``, each copy counted."""
     num_tokens_sampled: int
     """Their tokens, separators not counted."""
 
@@ -123,7 +123,7 @@ class LengthCount(Record):
     num_tokens: int
     """Their tokens."""
     num_documents_sampled: int
-    """Documents packed, each copy counted."""
+    """Documents packed in ``train``, each copy counted."""
     num_tokens_sampled: int
     """Their tokens."""
 
