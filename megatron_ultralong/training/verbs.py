@@ -53,7 +53,7 @@ def check_run(config: training.PretrainConfig, num_ranks: int) -> RunInputs:
 
     run = _inputs(early, num_ranks, source)
     result = dataclasses.replace(run.result, separator_ids=separator_ids)
-    return dataclasses.replace(run, result=result)
+    return dataclasses.replace(run, result=result, length_flag=config.length_flag)
 
 
 def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
@@ -85,7 +85,7 @@ def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
         run = dataclasses.replace(run, remarks=(*run.remarks, note))
     if template.doubt:
         run = dataclasses.replace(run, remarks=(*run.remarks, f"chat template: {template.doubt}"))
-    return dataclasses.replace(run, template=template)
+    return dataclasses.replace(run, template=template, length_flag=config.length_flag)
 
 
 def _inputs(
@@ -118,7 +118,7 @@ def dry_run(run: RunInputs, num_ranks: int | None = None) -> str:
     Raises:
         InputError: another job has the run's folder, or :meth:`RunFolder.check` refuses it.
     """
-    folder = RunFolder(run.config, run.result, run.agreed)
+    folder = RunFolder(run.config, run.result, run.agreed, each_iteration=run.each_iteration)
     if folder.root is not None:
         check_not_owned(folder.root, f"--save {folder.root}")
     resumed = folder.check()
