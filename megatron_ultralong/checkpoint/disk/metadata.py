@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import Any, get_args
 
@@ -197,7 +198,7 @@ def _what_it_is(folder: Path) -> str:
     if (folder / "config.json").is_file():
         return (
             "it is a model of Hugging Face's, not a Megatron checkpoint of this project; make one "
-            f"with `ultralong convert import {folder} DST`"
+            f"with `ultralong convert import {shlex.quote(str(folder))} DST`"
         )
     return (
         "it is not a Megatron checkpoint of this project; make one with `ultralong convert import "

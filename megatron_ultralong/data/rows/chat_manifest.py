@@ -1,5 +1,6 @@
 """``chat_manifest.json`` beside rows of conversations: what they are made of."""
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -140,7 +141,7 @@ def _way_out(file: Path) -> str:
     if folder.is_file():
         return (
             "that is a file, not a folder of rows; make one with `ultralong prepare chat --source "
-            f"NAME={folder}`"
+            f"NAME={shlex.quote(str(folder))}`"
         )
     if (folder / manifest.FILE_NAME).is_file():
         return (
