@@ -65,8 +65,8 @@ class PrepareConfig:
     """auto: gigatoken if its ids equal the reference's (checked on a sample in every run),
     otherwise the reference. reference: tokenizers, tiktoken or sentencepiece."""
     inspect: bool = False
-    """Show lengths before and after as a table and in OUTPUT/lengths.png, and one decoded row. An
-    existing output is shown without preparing it again."""
+    """Show lengths before and after as a table and in OUTPUT/lengths.png, and one decoded row. With
+    the flags that made it, an existing output is shown without preparing it again."""
     sampling: Annotated[LengthSampling, tyro.conf.arg(name="")] = field(
         default_factory=LengthSampling
     )

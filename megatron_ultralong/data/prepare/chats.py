@@ -80,7 +80,7 @@ def _tokenise(
     config: PrepareChatConfig, sources: tuple[Source, ...], work: OutputFolder
 ) -> _Tokenised:
     chosen = engines.choose_tokenizer(config.tokenizer, config.tokenizer_engine)
-    with _open_template(config, chosen.tokenizer.file.parent) as folder:
+    with _open_template(config, chosen.tokenizer) as folder:
         marks = folder if folder is not None and folder.has_marks else None
         folder_date = "" if folder is None else folder.own_date(config.date_string)
         (tokenizer, reason), store = engines.tokenise_by(
@@ -93,15 +93,18 @@ def _tokenise(
 
 
 @contextlib.contextmanager
-def _open_template(config: PrepareChatConfig, place: Path) -> Iterator[FolderTemplate | None]:
+def _open_template(
+    config: PrepareChatConfig, tokenizer: DocumentTokenizer
+) -> Iterator[FolderTemplate | None]:
     """The template in the tokenizer's folder, which writes what ours does; None: there is none."""
+    place = tokenizer.file.parent
     text = folder_template(place) if config.check_template else None
     if text is None:
         yield None
         return
     folder = FolderTemplate(text, place)
     with folder:
-        check_template(TEMPLATES[config.chat_template], folder, config.date_string)
+        check_template(TEMPLATES[config.chat_template], folder, config.date_string, tokenizer)
         yield folder
 
 

@@ -6,7 +6,12 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data.read.conversation_formats import parse_conversation
-from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, ChatTemplate, rendered_text
+from megatron_ultralong.data.tokenize.chat_template import (
+    END,
+    TEMPLATES,
+    ChatTemplate,
+    rendered_text,
+)
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.errors import InputError
@@ -24,7 +29,23 @@ _THOUGHTS = [_QUESTION, _THOUGHT, {"role": "user", "content": "Why?"}, _THOUGHT]
 """One more for templates that write them in a way of their own."""
 
 
-def check_template(template: ChatTemplate, folder: FolderTemplate, date: str) -> None:
+def special_problem(template: ChatTemplate, tokenizer: DocumentTokenizer) -> str:
+    """Which special tokens of a template the tokenizer lacks, and what to do; empty: none."""
+    known = {END, *tokenizer.special_texts}
+    missing = [name for name in template.special if name not in known]
+    if not missing:
+        return ""
+    return (
+        f"--chat-template {template.name} needs the special tokens {', '.join(missing)}, "
+        f"which {tokenizer.file} has not: give the tokenizer of an instruction-tuned "
+        "model of that family, such as Llama 3.1 Instruct, or take --chat-template plain, "
+        "which needs an EOS alone"
+    )
+
+
+def check_template(
+    template: ChatTemplate, folder: FolderTemplate, date: str, tokenizer: DocumentTokenizer
+) -> None:
     """Compare with the folder's own template.
 
     Raises:
@@ -35,8 +56,13 @@ def check_template(template: ChatTemplate, folder: FolderTemplate, date: str) ->
     if not different:
         return
     fits = [
-        t.name for t in TEMPLATES.values() if t != template and not _difference(t, folder, date)
+        t.name
+        for t in TEMPLATES.values()
+        if t != template and not special_problem(t, tokenizer) and not _difference(t, folder, date)
     ]
+    problem = special_problem(template, tokenizer)
+    if problem and not fits:  # it cannot be kept either
+        raise InputError(f"{problem} and --no-check-template, if its folder has another template")
     ways = [f"use --chat-template {name}, which writes the same as it" for name in fits[:1]]
     keep = (
         f"give --no-check-template to train in {template.name}, which `sft` and its exports then "
@@ -44,7 +70,7 @@ def check_template(template: ChatTemplate, folder: FolderTemplate, date: str) ->
     )
     raise InputError(
         f"--chat-template {template.name} is not the template in {folder.name}: {different}; "
-        + ", or ".join([*ways, keep])
+        + ", or ".join([*ways, *[keep] * (not problem)])
     )
 
 
