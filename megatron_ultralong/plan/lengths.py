@@ -88,6 +88,9 @@ def show_lengths(
     for each in found:
         table.add_row(*cells(each))
     console.print(table)
+    far = [each.job.config.rope.far for each in fitting]
+    for line in next(filter(None, reversed(far)), ()):  # of the longest
+        console.print(line, soft_wrap=True, highlight=False)
     longest = fitting[-1]
     assert longest.chosen is not None
     console.print(
