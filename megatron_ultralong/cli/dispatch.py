@@ -183,7 +183,7 @@ def _load_run(verb: Verb) -> Any:
 def _checked(name: str, verb: Verb, words: list[str]) -> Any:
     """The options of a verb, checked as far as files and flags tell; None: a dry run was shown."""
     if not isinstance(verb, TrainingVerb):
-        options = _parse(verb, name, words)
+        options = _parse(verb, name, words, load(verb.start)(words) if verb.start else None)
         if verb.check_early:
             load(verb.check_early)(options, world_size())
         return options

@@ -13,6 +13,7 @@ import pytest
 import tyro
 from tokenizers import Tokenizer
 
+from megatron_ultralong import cli
 from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.pack.sampling import LengthSampling, split_of
 from megatron_ultralong.data.prepare.documents import prepare
@@ -359,6 +360,20 @@ def test_three_splits_share_no_document(
         assert summary.num_documents == len(own) > 0
     # a test split takes nothing from the valid one
     assert digests(tmp_path / "rows")["valid.bin"] == digests(config.output)["valid.bin"]
+
+
+def test_inspect_of_what_is_there_needs_its_folder_alone(
+    config: PrepareConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(dataclasses.replace(config, output=tmp_path / "rows", inspect=True))
+    shown = capsys.readouterr().out
+    for words in (["--output", str(tmp_path / "rows")], [f"--output={tmp_path / 'rows'}"]):
+        cli.main(["prepare", *words, "--inspect"])
+        assert capsys.readouterr().out.strip() in shown
+    for words in (["--output", str(tmp_path / "rows")], ["--output", "nowhere", "--inspect"]):
+        with pytest.raises(SystemExit):
+            cli.main(["prepare", *words])
+        assert "--tokenizer is needed" in capsys.readouterr().err
 
 
 def test_inspect(config: PrepareConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,13 +75,13 @@ def prepare(config: PrepareConfig) -> Manifest:
             one row, an output folder that is not empty or that another run writes, a full disk.
             Nothing is left behind, unless many documents were tokenised already.
     """
-    config.check()
-    config = dataclasses.replace(config, sampling=config.sampling.for_rows(config.seq_length))
     if config.inspect and (config.output / manifests.FILE_NAME).is_file():
         manifest = load_manifest(config.output)
         tokenizer = engines.open_reference(config.output / manifests.TOKENIZER_FOLDER)
         inspect_rows(config.output, manifest, tokenizer)
         return manifest
+    config.check()
+    config = dataclasses.replace(config, sampling=config.sampling.for_rows(config.seq_length))
     sources = with_text_keys(parse_sources(config.source), config.text_key)
     check_output(config.output)
     warn_of_output(sources, config.output)
