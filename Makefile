@@ -49,9 +49,11 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile
 COMPILE := $(BIN)/python -m compileall -qq --workers 0 $(VENV)/lib || true
 LOCKED := --no-deps --no-build-isolation --require-hashes --requirement
 
-$(VENV)/installed: setup.py requirements/constraints.txt requirements/build.txt requirements/lock.txt
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || \
+STARTS = $(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || \
 	    { echo "PYTHON '$(PYTHON)' is not a Python 3.10-3.13 that starts: name one with make $(MAKECMDGOALS) PYTHON=..." >&2; exit 2; }
+
+$(VENV)/installed: setup.py requirements/constraints.txt requirements/build.txt requirements/lock.txt
+	@$(STARTS)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(LOCKED) requirements/build.txt
 	$(PIP) $(LOCKED) requirements/lock.txt
@@ -70,19 +72,21 @@ endif
 ANOTHER = remove it (rm -r $(VENV)), or name another one with VENV=
 
 asked-PYTHON:
-	@[ -x $(BIN)/python ] || exit 0; \
+	@$(STARTS); [ -x $(BIN)/python ] || exit 0; \
 	print='import platform, sys; print(platform.python_version(), "in", sys.base_prefix)'; \
 	has=$$($(BIN)/python -c "$$print" 2>/dev/null) || has='one that does not start'; \
-	asked=$$($(PYTHON) -c "$$print" 2>/dev/null) || asked='none that starts'; \
-	name=.venv$$($(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])' 2>/dev/null); \
+	asked=$$($(PYTHON) -c "$$print"); \
+	name=.venv$$($(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])'); \
+	[ "$$name" != "$(VENV)" ] || name=$$name-2; \
 	[ "$$has" = "$$asked" ] || \
 	    { echo "$(VENV) is Python $$has, PYTHON=$(PYTHON) is $$asked: $(ANOTHER)$$name" >&2; exit 2; }
 
 asked-TORCH_INDEX:
 	@[ -f $(VENV)/torch_index ] || exit 0; \
 	has=$$(cat $(VENV)/torch_index); asked='$(TORCH_INDEX)'; \
+	name=.venv-torch; [ "$$name" != "$(VENV)" ] || name=$$name-2; \
 	[ "$$has" = "$$asked" ] || \
-	    { echo "$(VENV) has torch of $${has:-pip's own index}, TORCH_INDEX is $${asked:-pip's own}: $(ANOTHER).venv-torch" >&2; exit 2; }
+	    { echo "$(VENV) has torch of $${has:-pip's own index}, TORCH_INDEX is $${asked:-pip's own}: $(ANOTHER)$$name" >&2; exit 2; }
 
 $(VENV)/developing: $(VENV)/installed requirements/dev.txt
 	$(PIP) $(LOCKED) requirements/dev.txt

@@ -96,6 +96,15 @@ from tests.edges import flags, parse, parsed_class, with_needed
             ("--length=8", "evaluate", "passkey", "--load", "b"),
             "write `ultralong evaluate passkey --load b --length=8`",
         ),
+        (
+            ("evaluate", "--load", "my base"),
+            "--load stands before the kind, which comes first: write `ultralong evaluate KIND "
+            "--load 'my base'`; kinds: loss, passkey",
+        ),
+        (
+            ("evaluate", "--load", "b", "passkey", "--lengths", "8"),
+            "write `ultralong evaluate passkey --load b --lengths 8`",
+        ),
         (("--xyzzy",), "comes first: write `ultralong VERB --xyzzy ...`; see `ultralong --help`"),
         (("pretrain", "--config", "nowhere.yaml"), "configuration nowhere.yaml does not exist"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,15 +40,23 @@ def test_the_changelog_begins_with_what_is_unreleased() -> None:
 
 
 @pytest.mark.parametrize("python", ["nosuch9", "./shim", "./old"])
-def test_make_says_which_python_it_takes(tmp_path: Path, python: str) -> None:
-    """Of one that is not there, a shim that starts nothing, as pyenv's, and an old one."""
+@pytest.mark.parametrize("is_there", [False, True])
+def test_make_says_which_python_it_takes(tmp_path: Path, python: str, is_there: bool) -> None:
+    """Of one that is not there, a shim that starts nothing, as pyenv's, and an old one.
+
+    An environment that is there is not to be removed for any of them.
+    """
+    if is_there:
+        pretend(tmp_path / ".venv", "3.11.7")
     for name, text in (("shim", "echo not found >&2\nexit 127"), ("old", "exit 1")):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
         (tmp_path / name).chmod(0o755)
     done = make(tmp_path, "install", f"PYTHON={python}")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"PYTHON '{python}' is not a Python 3.10-3.13 that starts: ")
-    assert not (tmp_path / ".venv").exists()
+    said = f"PYTHON '{python}' is not a Python 3.10-3.13 that starts: name one with make install "
+    assert done.stderr.startswith(f"{said}PYTHON=...\n")
+    assert "rm -r" not in done.stderr
+    assert (tmp_path / ".venv").exists() == is_there
 
 
 def test_make_install_ends_with_what_comes_next(tmp_path: Path) -> None:
@@ -90,7 +99,6 @@ def test_what_is_asked_for_is_compared_with_what_is_there(tmp_path: Path, target
     for python, what, name in (
         (other, "3.12.1 in /opt", ".venv312"),
         (elsewhere, "3.11.7 in /usr", ".venv311"),
-        ("nosuch9", "none that starts", ".venv"),
     ):
         done = make(tmp_path, target, f"PYTHON={python}")
         assert done.returncode == 2
@@ -98,6 +106,10 @@ def test_what_is_asked_for_is_compared_with_what_is_there(tmp_path: Path, target
             f".venv is Python 3.11.7 in /opt, PYTHON={python} is {what}: remove it (rm -r .venv), "
             f"or name another one with VENV={name}"
         )
+        if "/b/" in python:  # another one is never the same
+            shutil.copytree(tmp_path / ".venv", tmp_path / name, dirs_exist_ok=True)
+            done = make(tmp_path, target, f"PYTHON={python}", f"VENV={name}")
+            assert f"VENV={name}-2" in done.stderr
     cpu = "https://download.pytorch.org/whl/cpu"
     assert make(tmp_path, target, f"TORCH_INDEX={cpu}").returncode == 0  # not known: an older one
     (tmp_path / ".venv" / "torch_index").write_text(f"{cpu}\n")

@@ -117,6 +117,17 @@ def test_what_may_not_be_meant_is_said() -> None:
     assert "warning: beta_fast 32.0: without effect under rope_scaling 'linear'" in told
 
 
+def test_a_factor_beyond_the_paper_is_told() -> None:
+    for factor, is_told in ((512.0, False), (512.1, True), (16384.0, True)):
+        rope = RopeConfig("yarn", factor, 256)
+        told = rope.warnings(256, None)
+        assert bool(told) == is_told
+        if told:
+            assert f"--rope-scaling-factor {factor:,.6g} is beyond 512" in told[0]
+            assert "rows of up to 131,072 tokens" in told[0]
+    assert not RopeConfig("linear", 1000.0).warnings(256, None)
+
+
 def test_scalings_are_described() -> None:
     assert describe(None, 64) == "not scaled (64 positions)"
     assert describe(LinearConfig(2.0), 128) == "linear x2 over 64 (128 positions)"

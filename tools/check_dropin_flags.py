@@ -36,7 +36,14 @@ def main() -> None:
     words.add_argument("--quiet", action="store_true", help="print no line for what is the same")
     asked = words.parse_args()
     if asked.megatron_lm:
+        if not (asked.megatron_lm / "pretrain_gpt.py").is_file():
+            words.error(f"--megatron-lm {asked.megatron_lm} is no checkout: no pretrain_gpt.py")
         sys.path.insert(0, str(asked.megatron_lm.resolve()))
+    from megatron_ultralong.dropin.installed import check_megatron_lm
+    from megatron_ultralong.program.ending import ends_with_message
+
+    with ends_with_message():
+        check_megatron_lm()
     from tools.dropin_flags import enumeration
 
     with tempfile.TemporaryDirectory() as folder:

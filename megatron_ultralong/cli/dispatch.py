@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.cli.meant_verb import meant_verb, verb_comes_first
+from megatron_ultralong.cli.meant_verb import kind_comes_first, meant_verb, verb_comes_first
 from megatron_ultralong.cli.origin import fields_typed, says_who_set, with_shorter_warm_up
 from megatron_ultralong.cli.start_of_run import HELP_FLAGS, begin, with_start_first
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
@@ -111,6 +111,8 @@ def _run(words: list[str]) -> None:
         if not rest:
             sys.stdout.write(_usage(first))
             return
+        if words[1].startswith("-"):
+            raise InputError(kind_comes_first(words, [name.split()[1] for name in known]))
         raise InputError(not_known(first, rest[0], [name.split()[1] for name in known]))
     what = not_known("verb", first, VERBS, meant_verb(words))
     raise InputError(f"{what}; see `{PROGRAM} --help`")
@@ -183,7 +185,7 @@ def _load_run(verb: Verb) -> Any:
 def _checked(name: str, verb: Verb, words: list[str]) -> Any:
     """The options of a verb, checked as far as files and flags tell; None: a dry run was shown."""
     if not isinstance(verb, TrainingVerb):
-        options = _parse(verb, name, words)
+        options = _parse(verb, name, words, load(verb.start)(words) if verb.start else None)
         if verb.check_early:
             load(verb.check_early)(options, world_size())
         return options

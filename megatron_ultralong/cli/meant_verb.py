@@ -49,3 +49,14 @@ def verb_comes_first(words: Sequence[str]) -> str:
                 rest = shlex.join([*words[place + width :], *words[:place]])
                 return f"{flags} {verb} {rest}`"
     return f"{flags} VERB {words[0]} ...`; see `{PROGRAM} --help`"
+
+
+def kind_comes_first(words: Sequence[str], kinds: Sequence[str]) -> str:
+    """What a message says of flags before the second word of a verb: ``evaluate --load b``."""
+    place = next((place for place, word in enumerate(words) if word in kinds), 0)
+    kind = words[place] if place else "KIND"
+    rest = [*words[1:place], *words[place + 1 :]] if place else words[1:]
+    return (
+        f"{words[1]} stands before the kind, which comes first: write `{PROGRAM} {words[0]} {kind} "
+        f"{shlex.join(rest)}`; kinds: {', '.join(kinds)}"
+    )

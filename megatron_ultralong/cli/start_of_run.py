@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shlex
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -146,7 +147,7 @@ def _no_recipe(verb: str, word: str, recipes: Iterable[str]) -> str:
         return f"{word} is a model, and no recipe: write `{PROGRAM} plan extend --model {word} ...`"
     if Path(word).exists():
         flag = "--config" if Path(word).is_file() else "--model" if verb == "plan" else "--load"
-        usage = f"{flag} {word}" if flag == "--config" else f"RECIPE {flag} {word}"
+        usage = "RECIPE " * (flag != "--config") + f"{flag} {shlex.quote(word)}"
         return (
             f"{word} is no recipe but a {'file' if flag == '--config' else 'folder'}: write "
             f"`{PROGRAM} {verb} {usage} ...`; recipes: {', '.join(recipes)}"

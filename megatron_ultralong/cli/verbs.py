@@ -48,6 +48,8 @@ class Verb:
     """Works on ranks, of torchrun or ``--ranks``, which are silent while they import."""
     check_early: str = ""
     """Called with the options and the number of ranks, before seconds of imports."""
+    start: str = ""
+    """Called with the words: the options that its flags change, or None."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +60,8 @@ class TrainingVerb(Verb):
     """As ``check_early``, for a dry run: gives what it shows."""
 
 
-def _prepare(options: str, run: str, text: str) -> Verb:
-    return Verb(text, f"data.options:{options}", f"data.prepare.{run}", _ARROW)
+def _prepare(options: str, run: str, text: str, start: str = "") -> Verb:
+    return Verb(text, f"data.options:{options}", f"data.prepare.{run}", _ARROW, start=start)
 
 
 def _convert(options: str, run: str, check: str, text: str) -> Verb:
@@ -92,6 +94,7 @@ VERBS: dict[str, Verb] = {
     "prepare": _prepare(
         *("PrepareConfig", "documents:prepare"),
         "pack documents into rows of exactly --seq-length tokens",
+        "data.options:of_existing_rows",
     ),
     "prepare chat": _prepare(
         *("PrepareChatConfig", "chats:prepare_chat"),

@@ -77,7 +77,7 @@ class VerifyConfig:
     iteration: Annotated[int | None, Range(0)] = None
     """Iteration of the Megatron checkpoints; default: the latest."""
     dtype: DtypeName = "keep"
-    """Convert the first model to this dtype before comparing."""
+    """Convert A to this dtype before comparing: A is the run, B its export in that dtype."""
     logits: bool = False
     """Also run both models, with transformers and Megatron-Core, and compare their logits."""
     logits_seq_length: Annotated[int, Range(1), LENGTH] = 9216

@@ -9,6 +9,7 @@ from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.quantity import LENGTH
 
+PAPER_FACTOR = 512
 AnglePrecision = Literal["exact", "float32"]
 OF_YARN = (
     "rope_scaling_factor",
@@ -138,8 +139,23 @@ class RopeConfig:
                 f"{self.flags_for(length, positions, scaling)}"
             )
 
+    @property
+    def far(self) -> tuple[str, ...]:
+        """A line of a factor beyond those of the paper."""
+        factor, original = self.rope_scaling_factor, self.original_max_position_embeddings
+        if self.rope_scaling != "yarn" or factor <= PAPER_FACTOR:
+            return ()
+        return (
+            f"warning: {self.flag('rope_scaling_factor')} {factor:,.9g} is beyond {PAPER_FACTOR}, "
+            "the largest of the paper (arXiv:2504.06214: 8,192 positions to 4M): nothing says that "
+            f"such a model learns; rows of up to {PAPER_FACTOR * original:,} tokens are within it",
+        )
+
     def warnings(self, positions: int, scaling: yarn.RopeScaling) -> tuple[str, ...]:
         """What may not have been meant, given the checkpoint's positions and scaling."""
+        return (*self._not_meant(positions, scaling), *self.far)
+
+    def _not_meant(self, positions: int, scaling: yarn.RopeScaling) -> tuple[str, ...]:
         context = yarn.raw_context(scaling, positions)
         original = self.original_max_position_embeddings
         if self.rope_scaling == "yarn" and original != context:

@@ -84,6 +84,11 @@ class TrainingConfig:
     faults: run.FaultConfig = dataclasses.field(default_factory=run.FaultConfig)
     log: run.LogConfig = dataclasses.field(default_factory=run.LogConfig)
 
+    @property
+    def length_flag(self) -> str:
+        """What says how long the run is, before that is worked out."""
+        return "--train-tokens" if self.train_tokens else "--train-iters"
+
     def with_budget(self: Self, seq_length: int) -> Self:
         """The same with the iterations that hold ``train_tokens``, where those are given."""
         if not self.train_tokens:
@@ -113,7 +118,7 @@ class TrainingConfig:
             raise InputError(
                 f"lr_warmup_iters ({self.optimizer.lr_warmup_iters}) must be below train_iters "
                 f"({self.train_iters}): the warm-up is part of the run; use --lr-warmup-iters "
-                f"{max(self.train_iters - 1, 0)} or less, or more --train-iters"
+                f"{max(self.train_iters - 1, 0)} or less, or a longer run"
             )
         if self.data.document_mask == "block" and self.micro_batch_size != 1:
             raise InputError(
@@ -270,6 +275,11 @@ class SftConfig(TrainingConfig):
     data: DataConfig = dataclasses.field(
         default_factory=lambda: DataConfig(document_mask="block", reset_position_ids=True)
     )
+
+    @property
+    def length_flag(self) -> str:
+        """What says how long the run is, before that is worked out."""
+        return super().length_flag if self.train_tokens or self.train_iters else "--num-epochs"
 
     def with_iterations(self, num_rows: int) -> SftConfig:
         """The same with ``train_iters`` set: the last one may begin another pass.

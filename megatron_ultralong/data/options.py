@@ -1,5 +1,7 @@
 """Options of ``prepare`` and ``prepare chat``."""
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,6 +11,7 @@ import tyro
 from megatron_ultralong.data.pack.packing import Packing
 from megatron_ultralong.data.pack.sampling import LengthSampling
 from megatron_ultralong.data.read.options import ChatReadOptions, ReadOptions
+from megatron_ultralong.data.rows import manifest
 from megatron_ultralong.data.tokenize.chat_template import DATE, TemplateName
 from megatron_ultralong.data.tokenize.tokenising import SeparatorInText, TokenizerEngine
 from megatron_ultralong.program.errors import InputError
@@ -65,7 +68,7 @@ class PrepareConfig:
     otherwise the reference. reference: tokenizers, tiktoken or sentencepiece."""
     inspect: bool = False
     """Show lengths before and after as a table and in OUTPUT/lengths.png, and one decoded row. An
-    existing output is shown without preparing it again."""
+    existing output is shown without preparing it again; it needs --output alone."""
     sampling: Annotated[LengthSampling, tyro.conf.arg(name="")] = field(
         default_factory=LengthSampling
     )
@@ -87,6 +90,22 @@ class PrepareConfig:
                 f"max_tokens ({self.max_tokens}) must be at least seq_length ({self.seq_length}), "
                 "one row; raise the first or shorten the second"
             )
+
+
+def of_existing_rows(words: Sequence[str]) -> PrepareConfig | None:
+    """The flags that ``--inspect`` of rows that are there can do without; None: it is another job.
+
+    Args:
+        words: of the command line, behind the verb.
+    """
+    if "--inspect" not in words:
+        return None
+    for word, behind in itertools.pairwise([*words, ""]):
+        flag, is_one, value = word.partition("=")
+        output = Path(value if is_one else behind)
+        if flag == "--output" and (output / manifest.FILE_NAME).is_file():
+            return PrepareConfig(source=(), tokenizer=Path(), output=output, seq_length=2)
+    return None
 
 
 ChatPacking = Literal["whole", "none"]

@@ -17,13 +17,18 @@ from megatron_ultralong.program.errors import InputError
 
 
 def main() -> None:
-    """Run the script named by the first argument; it sees the others."""
+    """Run the script named by the first argument; it sees the others. ``--help``: list ours."""
     with ends_with_message():
+        if sys.argv[1:2] in (["--help"], ["-h"]):
+            from megatron_ultralong.dropin.listed import own_help
+
+            sys.stdout.write(own_help())
+            return
         if len(sys.argv) < 2 or not Path(sys.argv[1]).is_file():
             named = sys.argv[1] if len(sys.argv) > 1 else "nothing"
             raise InputError(
                 f"the script to run comes first, and {named} is not a file: python -m "
-                "megatron_ultralong.dropin pretrain_gpt.py --spec ..."
+                "megatron_ultralong.dropin pretrain_gpt.py --spec ...; --help lists arguments"
             )
         check_megatron_lm()
         sys.argv = sys.argv[1:]

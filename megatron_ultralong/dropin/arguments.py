@@ -61,7 +61,7 @@ class DropInConfig(rope.RopeConfig):
     """Whether a checkpoint of --load is compared with its checksums, where it has some."""
     accept: str = ""
     """Arguments of Megatron-LM that this version does not know and you have found to concern other
-    parts of the model than ours: their names, with commas between."""
+    parts of the model than those replaced: their names, with commas between."""
 
     @property
     def accepted(self) -> set[str]:
@@ -202,6 +202,27 @@ def add_ultralong_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
         return parser
     parser.set_defaults(create_attention_mask_in_dataloader=False)
     set_cpu_defaults(parser)
+    add_own_group(parser)
+    make_printable(parser)
+    return parser
+
+
+def make_printable(parser: argparse.ArgumentParser) -> None:
+    """Let ``--help`` print every text as it is that has a bare ``%``, as some of Megatron-LM's."""
+    for action in parser._actions:
+        if not isinstance(action.help, str) or action.help == argparse.SUPPRESS:
+            continue
+        try:
+            _ = action.help % {**vars(action), "prog": parser.prog}
+        except (ValueError, TypeError, KeyError):
+            action.help = action.help.replace("%", "%%")
+
+
+_METAVARS: dict[Any, str] = {int: "N", str: "TEXT"}
+
+
+def add_own_group(parser: argparse.ArgumentParser) -> None:
+    """Add our arguments, and change nothing else."""
     group = parser.add_argument_group("ultralong", "Long context by megatron-ultralong.")
     hints = typing.get_type_hints(DropInConfig)
     helps = field_docstrings(DropInConfig)
@@ -213,10 +234,10 @@ def add_ultralong_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
             default=field.default,
             type=_reader(convert, units.get(field.name)),
             choices=choices,
+            metavar=None if choices else _METAVARS.get(convert, "X"),
             help=helps[field.name].replace("%", "%%"),
             action=_PackedRowsAction if field.name == "data_path" else "store",
         )
-    return parser
 
 
 def with_ultralong_args(

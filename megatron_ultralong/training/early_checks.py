@@ -54,6 +54,18 @@ class RunInputs:
     """What a user must know of how the run will work on this machine, a line each."""
     template: TrainedTemplate | None = None
     """Of the conversations that it learns, which its checkpoints keep."""
+    length_flag: str = "--train-iters"
+    """What said how long it is."""
+
+    @property
+    def each_iteration(self) -> tuple[str, float]:
+        """:attr:`length_flag`, and what one iteration is of it."""
+        num_rows = self.config.global_batch_size
+        return self.length_flag, {
+            "--train-iters": 1,
+            "--train-tokens": num_rows * self.config.data.seq_length,
+            "--num-epochs": num_rows / max(len(self.train_rows), 1),
+        }[self.length_flag]
 
     @property
     def notes(self) -> tuple[str, ...]:

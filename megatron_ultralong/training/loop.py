@@ -62,7 +62,10 @@ def train(inputs: RunInputs) -> list[IterationRecord]:
                     **inputs.agreed,
                 }
             )
-            folder = RunFolder(config, inputs.result, inputs.agreed, inputs.template)
+            folder = RunFolder(
+                *(config, inputs.result, inputs.agreed, inputs.template),
+                each_iteration=inputs.each_iteration,
+            )
             with contextlib.closing(folder):
                 inputs = dataclasses.replace(inputs, remarks=(*lines, *inputs.remarks))
                 return _Run(inputs, groups, stop, timers, place, folder).train()

@@ -41,7 +41,8 @@ def check_run(config: training.PretrainConfig, num_ranks: int) -> RunInputs:
     Raises:
         InputError: a rule between configuration, checkpoint and data is broken.
     """
-    return _checked(early_checks.check_packed_run(config, num_ranks), num_ranks)
+    run = _checked(early_checks.check_packed_run(config, num_ranks), num_ranks)
+    return dataclasses.replace(run, length_flag=config.length_flag)
 
 
 def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
@@ -67,7 +68,7 @@ def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
         )
     if template.doubt:
         remarks.append(f"chat template: {template.doubt}")
-    return dataclasses.replace(run, remarks=tuple(remarks))
+    return dataclasses.replace(run, remarks=tuple(remarks), length_flag=config.length_flag)
 
 
 def _checked(run: RunInputs, num_ranks: int) -> RunInputs:
@@ -88,7 +89,7 @@ def dry_run(run: RunInputs, num_ranks: int | None = None) -> str:
     Raises:
         InputError: another job has the run's folder, or :meth:`RunFolder.check` refuses it.
     """
-    folder = RunFolder(run.config, run.result, run.agreed)
+    folder = RunFolder(run.config, run.result, run.agreed, each_iteration=run.each_iteration)
     if folder.root is not None:
         check_not_owned(folder.root, f"--save {folder.root}")
     resumed = folder.check()

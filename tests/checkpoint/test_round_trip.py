@@ -1,8 +1,10 @@
 """Hugging Face -> Megatron -> Hugging Face: every bit, and the same logits in transformers."""
 
 import hashlib
+import itertools
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ def assert_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> 
         assert torch.equal(a[name].view(torch.uint8), b[name].view(torch.uint8)), name
 
 
+LONG = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 SHAPES: dict[str, dict[str, Any]] = {
     "untied": {},
     "tied": {"tied": True},
@@ -130,6 +133,31 @@ def test_dtype_of_the_export(tmp_path: Path, name: str, dtype: torch.dtype) -> N
     assert_same_bits(converted, weights(out))
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == str(dtype)[6:]
     verify(VerifyConfig(tmp_path / "hf", out, dtype=name))  # type: ignore[arg-type]
+
+
+def test_models_in_two_dtypes_are_told_how_to_be_compared(tmp_path: Path) -> None:
+    """Whatever the dtypes and the flag, doing what the message says is enough."""
+    save_llama(tmp_path / "hf")
+    import_checkpoint(ImportConfig(tmp_path / "hf", tmp_path / "megatron"))
+    for name in LONG:
+        export = ExportConfig(tmp_path / "megatron", tmp_path / name, dtype=name)  # type: ignore[arg-type]
+        export_checkpoint(export)
+    for first, second, flag in itertools.product(LONG, LONG, ["keep", *LONG]):
+        if second == (first if flag == "keep" else flag):
+            continue
+        pair = [tmp_path / first, tmp_path / second]
+        with pytest.raises(InputError) as error:
+            verify(VerifyConfig(*pair, dtype=flag))  # type: ignore[arg-type]
+        message = str(error.value)
+        assert message.startswith(f"the first model is in {LONG[first]}")
+        assert f"the second in {LONG[second]}" in message
+        found = re.search(r"(name the model in \w+ first.* and )?give --dtype (\w+)", message)
+        assert found or "; leave --dtype out" in message
+        if found and found[1]:
+            pair.reverse()
+        config = VerifyConfig(*pair, dtype=found[2] if found else "keep")  # type: ignore[arg-type]
+        if {first, second} != {"bf16", "fp16"}:  # of which neither holds the other's bits
+            verify(config)
 
 
 def test_fp16_refuses_what_it_cannot_hold(tmp_path: Path) -> None:

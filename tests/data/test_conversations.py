@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -329,3 +331,15 @@ def test_a_second_system_text_is_not_left_out_with_a_note_alone() -> None:
         parse_conversation({**record, "system_message": "C"}, "auto")
     assert "'system_prompt' and 'system_message', which are not the same" in str(caught.value)
     assert "jq -c 'del(.system_message)' keeps 'system_prompt'" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", MARKS)
+@pytest.mark.parametrize("key", ["data", "the chat's"])
+def test_a_conversation_inside_a_record_is_told_with_what_takes_it_out(name: str, key: str) -> None:
+    """Of each format; the command is that of jq, here read as Python reads its words."""
+    record = {"id": "1", key: dict.fromkeys(MARKS[name], "x")}
+    with pytest.raises(ConversationError, match="one is under") as error:
+        parse_conversation(record, "auto")
+    (command,) = re.findall("`([^`]*)`", str(error.value))
+    words = shlex.split(command)
+    assert words == ["jq", "-c", f".[{json.dumps(key)}]", "FILE", ">", "new.jsonl"]

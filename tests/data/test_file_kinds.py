@@ -1,11 +1,13 @@
 """What a file is read as, whatever its name says, and what is refused."""
 
+import csv
 import gzip
 import io
 import json
 import pickle
 import re
 import sqlite3
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -19,6 +21,7 @@ import pyarrow.orc
 import pyarrow.parquet as pq
 import pytest
 
+from megatron_ultralong.data.read.file_names import UNREAD_SUFFIXES
 from megatron_ultralong.data.read.options import ReadOptions
 from megatron_ultralong.data.read.signatures import SIGNATURES, signature_problem
 from megatron_ultralong.data.read.sources import REFUSED, Source, find_files
@@ -310,6 +313,19 @@ def test_a_page_in_place_of_the_data(tmp_path: Path) -> None:
 def test_tables_of_text(tmp_path: Path) -> None:
     for suffix in (".csv", ".tsv"):
         assert "is a table of text by its suffix" in refusal(tmp_path / f"a{suffix}", b"a,b\n1,2\n")
+    rows = [{"text": 'a "b",\n\t| c', "id": "1"}, {"text": "d" * 200_000, "id": "2"}]
+    for suffix, delimiter in ((".csv", ","), (".tsv", "\t"), (".psv", "|")):
+        path = tmp_path / f"a{suffix}"
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ("text", "id"), delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+        advised = re.findall("`([^`]*)`", UNREAD_SUFFIXES[suffix])
+        command = advised[0].replace("python", sys.executable).replace("FILE", path.name)
+        subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True)
+        assert [json.loads(x) for x in (tmp_path / "new.jsonl").open()] == rows
+        path.unlink()
+        (tmp_path / "new.jsonl").unlink()
     (tmp_path / "a.csv").write_text("a,b\n")
     assert texts_of(tmp_path, file_format="text") == ["a,b\n"]
 

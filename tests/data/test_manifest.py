@@ -36,9 +36,11 @@ def test_manifest_adds_up(config: PrepareConfig, manifest: Manifest) -> None:
     tokenizer = (config.output / "tokenizer" / "tokenizer.json").read_bytes()
     assert manifest.tokenizer_sha256 == hashlib.sha256(tokenizer).hexdigest()
     assert sum(line.num_documents for line in manifest.bins) == 60
-    for line in manifest.bins:  # everything is kept once
-        assert line.num_documents == line.num_documents_sampled
-        assert line.num_tokens == line.num_tokens_sampled
+    train = manifest.splits["train"]  # everything is kept once, there or held out
+    assert sum(line.num_documents_sampled for line in manifest.bins) == train.num_documents
+    for line in manifest.bins:
+        assert line.num_documents_sampled <= line.num_documents
+        assert line.num_tokens_sampled <= line.num_tokens
     packed = sum(s.num_tokens + s.num_dropped_tokens for s in manifest.splits.values())
     separators = 60 * len(manifest.separator_ids)
     assert packed == sum(line.num_tokens for line in manifest.bins) + separators

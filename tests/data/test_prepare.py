@@ -13,6 +13,7 @@ import pytest
 import tyro
 from tokenizers import Tokenizer
 
+from megatron_ultralong import cli
 from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.pack.sampling import LengthSampling, split_of
 from megatron_ultralong.data.prepare.documents import prepare
@@ -117,6 +118,28 @@ def test_sampling_by_length(config: PrepareConfig, tmp_path: Path) -> None:
     rows = PackedRows(tmp_path / "rows" / "valid")
     valid = split_at(stream(rows), sampled.separator_ids)
     assert len(set(valid)) == len(valid)  # held-out documents are not repeated
+
+
+@pytest.mark.parametrize("sampling", ["none", "fu", "ultralong"])
+def test_the_table_has_the_shares_of_the_manifest(
+    config: PrepareConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], sampling: str
+) -> None:
+    """Those of training, whatever is held out, in each of the three places."""
+    plain = dataclasses.replace(DEMO, name=sampling)  # type: ignore[arg-type]
+    own = dataclasses.replace(config, sampling=plain, valid_fraction=0.3, output=tmp_path / "rows")
+    manifest = prepare(own)
+    said = capsys.readouterr().out
+    for share in manifest.shares:
+        asked, there = f"{share.share_asked:.1%}", f"{share.share:.1%}"
+        assert re.search(
+            rf"{share.source} +all +\d+ +[\d.]+M +{asked} +\d+ +[\d.]+M +{there}", said
+        )
+        for lines in (manifest.bins, manifest.lengths):
+            own_tokens = sum(x.num_tokens_sampled for x in lines if x.source == share.source)
+            tokens = sum(x.num_tokens_sampled for x in lines)
+            assert share.share == pytest.approx(own_tokens / tokens)
+    packed = sum(line.num_documents_sampled for line in manifest.bins)
+    assert packed == manifest.splits["train"].num_documents
 
 
 def test_budget(config: PrepareConfig, manifest: Manifest, tmp_path: Path) -> None:
@@ -337,6 +360,20 @@ def test_three_splits_share_no_document(
         assert summary.num_documents == len(own) > 0
     # a test split takes nothing from the valid one
     assert digests(tmp_path / "rows")["valid.bin"] == digests(config.output)["valid.bin"]
+
+
+def test_inspect_of_what_is_there_needs_its_folder_alone(
+    config: PrepareConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(dataclasses.replace(config, output=tmp_path / "rows", inspect=True))
+    shown = capsys.readouterr().out
+    for words in (["--output", str(tmp_path / "rows")], [f"--output={tmp_path / 'rows'}"]):
+        cli.main(["prepare", *words, "--inspect"])
+        assert capsys.readouterr().out.strip() in shown
+    for words in (["--output", str(tmp_path / "rows")], ["--output", "nowhere", "--inspect"]):
+        with pytest.raises(SystemExit):
+            cli.main(["prepare", *words])
+        assert "--tokenizer is needed" in capsys.readouterr().err
 
 
 def test_inspect(config: PrepareConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

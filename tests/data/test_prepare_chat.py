@@ -233,6 +233,11 @@ def test_templates_that_do_not_fit_are_refused(config: PrepareChatConfig, tmp_pa
         InputError, match=r"llama3\.1 needs the special tokens .*--chat-template plain"
     ):
         again(config, "no special tokens", tokenizer=tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("<|im_start|>")
+    for is_checked in (True, False):  # nor can a folder's template be left for it
+        with pytest.raises(InputError, match=r"llama3\.1 needs the special tokens ") as error:
+            again(config, "not kept", tokenizer=tmp_path, check_template=is_checked)
+        assert "to train in llama3.1" not in str(error.value)
     (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('no') }}")
     with pytest.raises(InputError, match=r"cannot be rendered .*--no-check-template"):
         again(config, "broken", tokenizer=tmp_path, chat_template="plain")

@@ -18,6 +18,7 @@ from megatron_ultralong.plan.lengths import LENGTHS, short_length
 from megatron_ultralong.program.launch import take_ranks
 from tests.command_line import refusal
 
+DEMO = Path(__file__).parents[2] / "examples" / "demo" / "base"
 EIGHT = ("--gpus", "8", "--gpu", "h100-80gb", "--model", "llama3.1-8b")
 
 
@@ -124,3 +125,15 @@ def test_what_has_no_plan_is_refused(capsys: pytest.CaptureFixture[str], tmp_pat
     error = refusal(capsys, "plan", *EIGHT, "--json", str(tmp_path / "plan.json"))
     assert "--json, --png and --no-search are about one plan: give its --seq-length" in error
     assert "names no model" in refusal(capsys, "plan", "--gpus", "8")
+
+
+@pytest.mark.parametrize("more", [(), ("--seq-length", "4M")])
+def test_a_model_of_few_positions_is_told_what_the_paper_reached(
+    capsys: pytest.CaptureFixture[str], more: tuple[str, ...]
+) -> None:
+    words = ("--gpus", "8", "--gpu", "h100-80gb", "--model")
+    text, _ = printed(capsys, *words, str(DEMO), *more)  # 512 positions
+    assert "warning: --rope-scaling-factor 8,192 is beyond 512" in text
+    assert "rows of up to 262,144 tokens are within it" in text
+    text, _ = printed(capsys, *EIGHT, *more)
+    assert "is beyond" not in text

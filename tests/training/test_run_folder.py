@@ -172,6 +172,24 @@ def test_a_start_with_nothing_left_says_so_and_changes_nothing(
     assert files(root) == before
 
 
+def test_the_advice_is_of_the_flag_that_gave_the_length(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """Doing what it says is enough, and less is not."""
+    config = make_config(tmp_path / "run", train_iters=2)
+    optimizer = dataclasses.replace(config.optimizer, lr_warmup_iters=0)
+    config = dataclasses.replace(config, optimizer=optimizer)
+    each = config.global_batch_size * 128
+    pretrain(dataclasses.replace(config, train_tokens=2.0 * each - 5))
+    for tokens, more in ((2 * each - 5, 2 * each), (each, 2 * each)):
+        said = dry_run(check_run(dataclasses.replace(config, train_tokens=float(tokens)), 1))
+        assert f": --train-tokens above {more:,} trains on\n" in said
+        assert "--train-iters above" not in said
+    for tokens, is_enough in ((2 * each, False), (2 * each + 1, True)):
+        said = dry_run(check_run(dataclasses.replace(config, train_tokens=float(tokens)), 1))
+        assert ("trains on" not in said) == is_enough
+
+
 def files(root: Path) -> dict[Path, bytes]:
     """All but the records of who owned the folder."""
     found = (path for path in root.rglob("*") if path.is_file() and not is_owner_file(path))

@@ -32,7 +32,7 @@ from megatron_ultralong.training.state import TrainingState
 from megatron_ultralong.training.step import LanguageModelStep
 from megatron_ultralong.training.telling.log import IterationRecord
 from megatron_ultralong.training.telling.phases import PhaseTimers
-from megatron_ultralong.training.verbs import check_run, check_sft, sft
+from megatron_ultralong.training.verbs import check_run, check_sft, dry_run, sft
 from tests.data.chats import write_jsonl
 from tests.models import write_tokenizer
 from tests.ranks import run_on_ranks
@@ -229,6 +229,21 @@ def test_a_run_keeps_the_template_and_its_export_has_it(inputs: Path, tmp_path: 
     rows = ChatRows(inputs / "plain" / "train")
     found = {judge.decode(tokens) for n in range(len(rows)) for tokens, _ in rows.examples(n)}
     assert text in found
+
+
+def test_more_epochs_are_advised_where_epochs_gave_the_length(inputs: Path, tmp_path: Path) -> None:
+    """Doing what it says is enough, and less is not."""
+    config = make_config(inputs, "packed", ParallelConfig(), save=str(tmp_path / "run"))
+    config = dataclasses.replace(config, train_iters=0, num_epochs=0.5)
+    sft(config)
+    done = check_sft(config, 1).config.train_iters
+    most = config.global_batch_size * done / len(ChatRows(inputs / "packed" / "train"))
+    assert f": --num-epochs above {most:,.6g} trains on" in dry_run(check_sft(config, 1))
+    for epochs, is_enough in ((most * 0.9999, False), (most * 1.0001, True)):
+        said = dry_run(check_sft(dataclasses.replace(config, num_epochs=epochs), 1))
+        assert ("trains on" not in said) == is_enough
+    iters = dataclasses.replace(config, train_iters=done)
+    assert f": --train-iters above {done} trains on" in dry_run(check_sft(iters, 1))
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,11 @@ import dataclasses
 import time
 from typing import Any
 
-import torch
-
 from megatron_ultralong.checkpoint.convert import early_checks, model_writer, small_files
 from megatron_ultralong.checkpoint.convert.report import ConversionReport, good_for, summarise
 from megatron_ultralong.checkpoint.convert.table import show
 from megatron_ultralong.checkpoint.convert.verification import (
+    DTYPES,
     Comparison,
     compare,
     compare_gguf,
@@ -36,8 +35,6 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import Journal
 from megatron_ultralong.program.output import output_folder
 from megatron_ultralong.program.progress import progress
-
-_DTYPES = {"keep": None, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def import_checkpoint(config: ImportConfig) -> ConversionReport:
@@ -113,7 +110,7 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
             f"stops: engines will write on behind them; add {number} to eos_token_id of "
             f"{config.dst / GENERATION_FILE}"
         )
-    dtype = _DTYPES[config.dtype]
+    dtype = DTYPES.get(config.dtype)
     size = num_bytes(source, dtype)
     shard_size = int(config.max_shard_size_gb * 1e9)
     conversion = model_writer.describe(
@@ -172,7 +169,7 @@ def verify(config: VerifyConfig) -> Comparison:
             models.open_model(path, config.iteration, verify_checksums=config.verify_checksums)
             for path in (config.a, config.b)
         )
-        comparison = compare(a, b, _DTYPES[config.dtype])
+        comparison = compare(a, b, DTYPES.get(config.dtype))
         if config.logits:
             how = (config.logits_seq_length, config.logits_dtype, config.logits_method)
             logits = check_logits((a, b), *how)
@@ -196,7 +193,7 @@ def _verify_gguf(config: VerifyConfig) -> Comparison:
             "of llama.cpp with those of `ultralong generate`"
         )
     path = config.b / GGUF_FILE if config.b.is_dir() else config.b
-    return compare_gguf(source, path, _DTYPES[config.dtype])
+    return compare_gguf(source, path, DTYPES.get(config.dtype))
 
 
 def _report(

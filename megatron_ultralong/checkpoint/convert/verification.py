@@ -26,6 +26,8 @@ from megatron_ultralong.program.quantity import counted
 
 _OF_ROPE = ". All tensors are equal: one was imported or trained with another --rope-scaling"
 _OF_BYTES = ". Convert again; if it happens again, test the disk and the memory"
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+"""Values of ``--dtype``."""
 _NAMED = 8
 """Differing tensors that a message names."""
 
@@ -73,6 +75,7 @@ def compare(
         InputError: the models differ; the message names the tensors and the first element.
     """
     _check_shapes(source, output)
+    _check_dtypes(source, output, dtype)
     rope = _rope_differences(source, output)
     differences = list(rope)
     not_finite: list[str] = []
@@ -145,6 +148,39 @@ def _check_shapes(source: WeightSource, output: WeightSource) -> None:
             if value != other[name]
         ]
         raise InputError(f"the models have different shapes: {', '.join(differing)}")
+
+
+def _check_dtypes(source: WeightSource, output: WeightSource, dtype: torch.dtype | None) -> None:
+    """Bits of two dtypes are not compared: what converts one into the other is told."""
+    weights = model_weights(source.model)
+    first, second = ({model.dtype(weight) for weight in weights} for model in (source, output))
+    differing = [w for w in weights if (dtype or source.dtype(w)) != output.dtype(w)]
+    if not differing:
+        return
+    number = counted(sum(len(weight.names) for weight in differing), "tensor")
+    flags = {value: f"--dtype {name}" for name, value in DTYPES.items()}
+    one, other = (flags.get(min(found, key=str)) for found in (first, second))
+    converted = f", converted by {flags[dtype]}" if dtype in flags else ""
+    wider = max(found.itemsize for found in second) > max(found.itemsize for found in first)
+    if first == second and len(first) == 1:
+        way = "leave --dtype out"
+    elif len(second) == 1 and other and not wider:
+        way = f"give {other}"
+    elif len(first) == 1 and one:
+        way = f"name the model in {_dtypes(second)} first, then the other, and give {one}"
+    else:
+        way = (
+            "convert both to one dtype (`ultralong convert export --dtype bf16`), or compare others"
+        )
+    raise InputError(
+        f"the first model is in {_dtypes(first)}{converted}, the second in {_dtypes(second)} "
+        f"({number} of another dtype): --dtype converts the first before they are compared, so the "
+        f"model and then its conversion are named; {way}"
+    )
+
+
+def _dtypes(found: set[torch.dtype]) -> str:
+    return " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
 
 
 def _rope_differences(source: WeightSource, output: WeightSource) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import Any, get_args
 
@@ -195,7 +196,7 @@ def _what_it_is(folder: Path) -> str:
     what, source = ("a model of Hugging Face's, ", folder) if is_model else ("", "SRC")
     return (
         f"it is {what}not a Megatron checkpoint of this project; make one with `ultralong convert "
-        f"import {source} DST`"
+        f"import {shlex.quote(str(source))} DST`"
     )
 
 

@@ -23,7 +23,11 @@ from torch.distributed.checkpoint.metadata import Metadata
 from megatron_ultralong.checkpoint.disk.large_files import Window
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.pickles import UnsafeError, read_saved
-from megatron_ultralong.checkpoint.formats.torch_dist import check_object
+from megatron_ultralong.checkpoint.formats.torch_dist import (
+    COMMON_FILE,
+    check_object,
+    common_state,
+)
 from megatron_ultralong.checkpoint.formats.torch_dist_metadata import read_torch_dist_metadata
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.rope import AnglePrecision
@@ -87,13 +91,23 @@ def _load(f: Any, *_: Any, **__: Any) -> Any:
     try:
         if hasattr(f, "base_stream"):  # torch's view of a record in a file
             f = Window(f.base_stream, f.offset, f.len)
-        return read_saved(Path(f) if isinstance(f, str) else f)
+        if isinstance(f, str | Path):
+            return _read_file(Path(f))
+        return read_saved(f)
     except UnsafeError as error:
         where = name if isinstance(name, str | Path) else "a record of the checkpoint"
         raise InputError(
             f"{where} cannot be read as plain values ({error}): it is damaged or would run code; "
             "use a checkpoint from a source that you trust"
         ) from error
+
+
+def _read_file(path: Path) -> Any:
+    if path.name == COMMON_FILE and not path.exists():
+        state = common_state(path.parent)  # releases before 0.19 look for the file alone
+        if state is not None:
+            return state
+    return read_saved(path)
 
 
 def _read_metadata(self: filesystem.FileSystemReader, *_: Any, **__: Any) -> Metadata:

@@ -9,6 +9,8 @@ the file's name. ``tests/test_doors.py`` sees to it that no other module unpickl
 
 from __future__ import annotations
 
+import enum
+import functools
 import importlib
 import io
 import pickle
@@ -53,7 +55,7 @@ def read_saved(source: Path | IO[bytes], *, mmap: bool = False) -> Any:
     with source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
         names = _check_container(stream)
         stream.seek(0)
-    classes = names & set(pickle_names.RECORD_CLASSES)
+    classes = {name for name in names if pickle_names.is_record_class(name)}
     if "numpy.dtype" in classes:  # makes one that is named nowhere: of numpy's random state
         classes.add("numpy.dtypes.UInt32DType")
     flags = {"mmap": True} if mmap else {}
@@ -186,11 +188,42 @@ def _allow(classes: list[Any]) -> None:
     torch.serialization.add_safe_globals(classes)
 
 
+class StandIn:
+    """Stands for a value whose class this release of Megatron-Core lacks: it does nothing.
+
+    Releases add to the enums of their arguments. Nothing here reads those.
+    """
+
+    def __init__(self, *values: Any) -> None:
+        self.values = values
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self.values}"
+
+
 def _record_class(path: str) -> Any:
     """The class, as torch wants it: with the name that files give it where it has another now."""
     module, name = path.rsplit(".", 1)
-    found = getattr(importlib.import_module(module), name)
+    is_megatron = bool(pickle_names.MEGATRON_CLASS.fullmatch(path))
+    if is_megatron and path not in pickle_names.RECORD_CLASSES:
+        return type(name, (StandIn,), {}), path
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        if is_megatron:
+            return type(name, (StandIn,), {}), path
+        raise
+    if is_megatron and issubclass(found, enum.Enum):
+        return functools.partial(_member, found), path
     return found if f"{found.__module__}.{found.__qualname__}" == path else (found, path)
+
+
+def _member(kind: type[enum.Enum], *values: Any) -> Any:
+    """The member of an enum, or what stands for one that another release has."""
+    try:
+        return kind(*values)
+    except ValueError:
+        return type(kind.__name__, (StandIn,), {})(*values)
 
 
 def _check_container(stream: IO[bytes]) -> set[str]:
@@ -241,9 +274,13 @@ def _names(data: IO[bytes]) -> set[str]:
         for opcode, argument, _ in pickletools.genops(data)
         if opcode.name == "GLOBAL"
     }
-    for name in sorted(names - pickle_names.TORCH_NAMES - {*pickle_names.RECORD_CLASSES}):
+    for name in sorted(names - pickle_names.TORCH_NAMES):
         module, _, last = name.rpartition(".")  # torch.bfloat16, torch.BFloat16Storage
-        if not (_is_dtype(module, last) or (module == "torch" and last.endswith("Storage"))):
+        if not (
+            pickle_names.is_record_class(name)
+            or _is_dtype(module, last)
+            or (module == "torch" and last.endswith("Storage"))
+        ):
             raise UnsafeError(f"{name} has no place in a checkpoint")
     return names
 

@@ -26,6 +26,7 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.quantity import named
 
 COMMON_FILE = "common.pt"
+_COMMON_OBJECT = "common_state/shard_0_1"
 _MAX_COMMON_BYTES = 16 * 2**20
 _EXTRA_STATE = "_extra_state"
 
@@ -52,10 +53,34 @@ def check_objects(folder: Path, metadata: dcp.Metadata) -> None:
             # empty states of many modules are one record
             places.setdefault((place.relative_path, place.offset, place.length), key)
     for (name, offset, length), key in sorted(places.items()):
-        with (folder / name).open("rb") as file:
-            file.seek(offset)
-            data = file.read(length)
-        check_object(data, key, folder / name)
+        _read_object(folder / name, offset, length, key)
+
+
+def common_state(folder: Path) -> dict[str, Any] | None:
+    """What Megatron-Core 0.19 keeps with the other objects, instead of ``common.pt``; or None.
+
+    Raises:
+        InputError: it is damaged, or would run code.
+    """
+    metadata = torch_dist_metadata.read_torch_dist_metadata(folder)
+    if _COMMON_OBJECT not in metadata.state_dict_metadata:
+        return None
+    place = torch_dist_metadata.place_of(metadata, _COMMON_OBJECT, None)
+    path = folder / place.relative_path
+    value = _read_object(path, place.offset, place.length, _COMMON_OBJECT)
+    state = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if not isinstance(state, dict):
+        raise InputError(
+            f"{path}: object {_COMMON_OBJECT} must be a dict, not {named(type(state).__name__)}"
+        )
+    return state
+
+
+def _read_object(path: Path, offset: int, length: int, key: str) -> Any:
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read(length)
+    return check_object(data, key, path)
 
 
 def check_object(data: bytes, key: str, path: Path) -> Any:

@@ -246,6 +246,7 @@ class ChatStore:
             "counts": reader.counts,
             "num_cut_files": reader.num_cut_files,
             "bad": reader.bad,
+            "refused_files": reader.refused_files,
             "num_conversations": reader.num_conversations,
             "num_bad": {str(problem): n for problem, n in sorted(reader.num_bad.items())},
             "unread_keys": dict(sorted(reader.unread_keys.items())),

@@ -31,7 +31,7 @@ from megatron_ultralong.data.tokenize import engines
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, ChatTemplate, resolved_date
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, folder_template
 from megatron_ultralong.data.tokenize.template_comparison import check_template, fitted_template
-from megatron_ultralong.data.tokenize.tokenising import copy_tokenizer
+from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer, copy_tokenizer
 from megatron_ultralong.data.tokenize.trained_template import template_of
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.output import OutputFolder, output_folder
@@ -65,7 +65,7 @@ def _tokenise(
 ) -> tuple[ChatStore, dict[str, Any]]:
     """Every conversation, and what the manifest says of template and tokenizer."""
     chosen = engines.choose_tokenizer(config.tokenizer, config.tokenizer_engine)
-    with _open_template(config, chosen.tokenizer.file.parent) as (template, folder):
+    with _open_template(config, chosen.tokenizer) as (template, folder):
         folder_date = "" if folder is None else folder.own_date(config.date_string)
         (_, reason), store = engines.tokenise_by(
             chosen,
@@ -84,12 +84,12 @@ def _tokenise(
 
 @contextlib.contextmanager
 def _open_template(
-    config: PrepareChatConfig, place: Path
+    config: PrepareChatConfig, tokenizer: DocumentTokenizer
 ) -> Iterator[tuple[ChatTemplate, FolderTemplate | None]]:
     """The chosen template, and the one in the tokenizer's folder, which writes the same; None:
     there is none.
     """
-    template = TEMPLATES[config.chat_template]
+    template, place = TEMPLATES[config.chat_template], tokenizer.file.parent
     text = folder_template(place) if config.check_template else None
     if text is None:
         yield template, None
@@ -97,7 +97,7 @@ def _open_template(
     folder = FolderTemplate(text, place)
     with folder:
         template = fitted_template(template, folder, config.date_string)
-        check_template(template, folder, config.date_string)
+        check_template(template, folder, config.date_string, tokenizer)
         yield template, folder
 
 

@@ -71,13 +71,13 @@ def prepare(config: PrepareConfig) -> Manifest:
             one row, an output folder that is not empty or that another run writes, a full disk.
             Nothing is left behind, unless many documents were tokenised already.
     """
-    config.check()
-    config = dataclasses.replace(config, sampling=config.sampling.for_rows(config.seq_length))
     if config.inspect and (config.output / manifests.FILE_NAME).is_file():
         manifest = load_manifest(config.output)
         tokenizer = engines.open_reference(config.output / manifests.TOKENIZER_FOLDER)
         report.inspect_rows(config.output, manifest, tokenizer)
         return manifest
+    config.check()
+    config = dataclasses.replace(config, sampling=config.sampling.for_rows(config.seq_length))
     sources = with_text_keys(parse_sources(config.source), config.text_key)
     check_output(config.output)
     warn_of_output(sources, config.output)
@@ -179,7 +179,7 @@ def _write_rows(config: PrepareConfig, plan: _Plan, store: DocumentStore, folder
     writer = RowWriter(store, separator, config.seq_length, tokenizer.vocab_size)
     splits = writer.write(folder, plans)
     copy_tokenizer(tokenizer, folder / manifests.TOKENIZER_FOLDER)
-    packed = np.concatenate([np.asarray(plan.kept, dtype=np.int64) for plan in plans.values()])
+    packed = np.asarray(plans["train"].kept, dtype=np.int64)
     manifest = Manifest(
         format_version=manifests.FORMAT_VERSION,
         seq_length=config.seq_length,

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from megatron_ultralong.data.pack.packing import Int64Array
 from megatron_ultralong.data.pack.sampling import Float64Array, LengthSampling
+from megatron_ultralong.data.read.reading import MAX_BAD_SHOWN
 from megatron_ultralong.data.read.sources import FileCount
 from megatron_ultralong.data.rows.chat_manifest import ChatLengths, ChatSource
 from megatron_ultralong.data.rows.manifest import BinSummary, InputSummary, LengthCount, Manifest
@@ -103,7 +104,7 @@ def draw_lengths(folder: Path, manifest: Manifest) -> None:
         for panel, counts in panels:
             for shift, label, tokens in (
                 (-0.2, "found", [count.num_tokens for count in counts]),
-                (0.2, "sampled", [count.num_tokens_sampled for count in counts]),
+                (0.2, "in train", [count.num_tokens_sampled for count in counts]),
             ):
                 panel.bar(powers(counts) + shift, np.array(tokens) / 1e6, width=0.4, label=label)
             panel.set_ylabel("million tokens")
@@ -224,14 +225,19 @@ def print_files(console: Console, found: InputSummary | ChatSource) -> None:
         lines.append(f"{counted(number, 'file')} {how}: {', '.join(suffixes)}")
     if found.num_cut_files:
         lines.append(f"of {counted(found.num_cut_files, 'file')} the rest could not be read")
-    for text in (*lines, *(f"unreadable: {place}" for place in found.bad)):
+    refused = list(found.refused_files.items())
+    bad = [place for place in found.bad if not place.startswith(tuple(f"{p}:" for p, _ in refused))]
+    lines += [f"nothing of this file was kept: {place}" for _, place in refused[:MAX_BAD_SHOWN]]
+    if more := len(refused[MAX_BAD_SHOWN:]):
+        lines.append(f"nothing of {counted(more, 'more file')} was kept, see manifest.json")
+    for text in (*lines, *(f"unreadable: {place}" for place in bad)):
         console.print(f"{found.name}: {text}", highlight=False, soft_wrap=True, markup=False)
 
 
 def source_table(manifest: Manifest) -> Table:
-    """One line for each source and length bin, before and after sampling."""
+    """One line for each source and length bin: all that was found, and what is in ``train``."""
     title = f"documents by length (sampling: {manifest.length_sampling['name']})"
-    columns = ("length", "found", "tokens", "share", "weight", "sampled", "tokens", "share")
+    columns = ("length", "found", "tokens", "share", "weight", "train", "tokens", "share")
     table = new_table(title, columns, padding=(0, 1, 0, 0))  # 80 columns
     before = sum(line.num_tokens for line in manifest.bins)
     after = sum(line.num_tokens_sampled for line in manifest.bins)
@@ -266,7 +272,8 @@ def _count_cells(
 ) -> Iterator[tuple[str, int, dict[str, int]]]:
     """Source, bin and counts of each cell, in this order.
 
-    ``bins`` has that of every document, shape [num_documents]; ``packed`` a document once a copy.
+    ``bins`` has that of every document, shape [num_documents]; ``packed`` a document of the
+    training split once a copy.
     """
     cells = store.sources * num_bins + bins
     size = len(store.source_names) * num_bins

@@ -16,6 +16,8 @@ or of a turn whose value is null is one that is not there: parquet has every key
 """
 
 import dataclasses
+import json
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -83,6 +85,16 @@ def keys_read(record: Fields, chat_format: ChatFormat) -> tuple[str, dict[str, s
         raise chat.ConversationError("unknown format", text)
     known = ", ".join(f"{name} ({' and '.join(marks)})" for name, marks in MARKS.items())
     text = f"no format has these keys; {here}; known are {known}"
+    inner = (
+        key
+        for key, value in record.items()
+        if isinstance(value, Mapping) and any(value.keys() >= {*m} for m in MARKS.values())
+    )
+    if key := next(inner, ""):
+        query = f".[{json.dumps(key)}]"
+        text += (
+            f"; one is under {key!r}: `jq -c {shlex.quote(query)} FILE > new.jsonl` takes it out"
+        )
     if "text" in record:
         text += "; documents are packed by `ultralong prepare`"
     raise chat.ConversationError("unknown format", text)

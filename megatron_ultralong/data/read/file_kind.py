@@ -183,7 +183,7 @@ def _value_problem(path: Path, head: bytes) -> str:
 def _to_lines(what: str, query: str, name: str) -> str:
     return (
         f"is {what}, where JSON lines or an array of objects are read: write a line for each "
-        f"record with `jq -c {shlex.quote(query)} {name} > new.jsonl`; {_AS_TEXT}"
+        f"record with `jq -c {shlex.quote(query)} {shlex.quote(name)} > new.jsonl`; {_AS_TEXT}"
     )
 
 

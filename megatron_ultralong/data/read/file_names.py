@@ -31,11 +31,13 @@ TEXT_NAMES = frozenset("makefile gnumakefile dockerfile rakefile gemfile jenkins
 """Names without a suffix of such files."""
 
 UNREAD_SUFFIXES = {
-    **dict.fromkeys(
-        (".csv", ".tsv", ".psv"),
-        "is a table of text by its suffix: write it as JSONL, for example with pandas: "
-        'read_csv(...).to_json("new.jsonl", orient="records", lines=True)',
-    ),
+    **{
+        suffix: "is a table of text by its suffix: write it as JSONL, for example with `python -c "
+        "'import csv, json, sys; csv.field_size_limit(2**31 - 1); "
+        f'[print(json.dumps(row)) for row in csv.DictReader(sys.stdin, delimiter="{delimiter}")]'
+        "' < FILE > new.jsonl`"
+        for suffix, delimiter in ((".csv", ","), (".tsv", "\\t"), (".psv", "|"))
+    },
     **dict.fromkeys(
         (".arrow", ".feather", ".orc", ".avro"),
         "is a table by its suffix: write it as parquet, with pyarrow or `datasets`",

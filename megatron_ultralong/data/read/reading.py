@@ -67,8 +67,18 @@ class _SourceReader:
         self.bytes_read = self.num_cut_files = 0
         self.bad: list[str] = []
         """Of the first bad records, where they stand and why they are bad."""
+        self.refused_files: dict[str, str] = {}
+        """Of each file of which no record was kept, where the first stands and why it was not."""
+        self.kept_files: list[str] = []
+        """Files of which some were."""
+        self._first_reason = ""
         self._skip_bad = options.skip_bad
         self._limit = options.max_document_bytes or MAX_DOCUMENT_BYTES
+
+    @property
+    def num_kept(self) -> int:
+        """Records read so far that are not bad."""
+        raise NotImplementedError
 
     def check_first_records(self) -> None:
         """Look at the first record of every file: a wrong key is told before the work starts.
@@ -98,6 +108,7 @@ class _SourceReader:
     def _records(self) -> Iterator[tuple[FilePart, Record]]:
         before = 0
         for part in self.parts:
+            num_kept, self._first_reason = self.num_kept, ""
             records: Iterator[Record] = iter([Record(str(part.path), 0, {}, part.problem)])
             if not part.problem:
                 records = read_records(
@@ -108,6 +119,10 @@ class _SourceReader:
                 yield part, record
             before += part.size
             self.bytes_read = before
+            if self.num_kept > num_kept:
+                self.kept_files.append(str(part.path))
+            elif self._first_reason:
+                self.refused_files[str(part.path)] = self._first_reason
 
     def _pass_over(self, record: Record, error: BadRecordError) -> None:
         """Tell of a bad record.
@@ -122,8 +137,10 @@ class _SourceReader:
                 f"skip and count such {self.kind} with --skip-bad"
             )
         self.num_cut_files += record.is_rest_lost
-        if len(self.bad) < MAX_BAD_SHOWN:
-            self.bad.append(f"{absolute_place(record)}: {error.reason}"[:MAX_REASON])
+        if not self._first_reason or len(self.bad) < MAX_BAD_SHOWN:
+            text = f"{absolute_place(record)}: {error.reason}"[:MAX_REASON]
+            self._first_reason = self._first_reason or text
+            self.bad += [text] if len(self.bad) < MAX_BAD_SHOWN else []
 
 
 class DocumentReader(_SourceReader):
@@ -143,6 +160,11 @@ class DocumentReader(_SourceReader):
         self.num_documents = self.num_empty = self.num_bad = 0
         keys = [source.text_key] + ([options.source_key] if options.source_key else [])
         self.columns = tuple(dict.fromkeys(k for key in keys for k in (key, key.partition(".")[0])))
+
+    @property
+    def num_kept(self) -> int:
+        """Documents with and without text."""
+        return self.num_documents + self.num_empty
 
     def __iter__(self) -> Iterator[Document]:
         for _, record in self._records():
@@ -252,6 +274,11 @@ class ConversationReader(_SourceReader):
                     f"source {source.name!r}: {part.path} is neither JSON nor parquet: give JSONL, "
                     "a JSON array or parquet, or name the files wanted with --suffix"
                 )
+
+    @property
+    def num_kept(self) -> int:
+        """Conversations."""
+        return self.num_conversations
 
     @property
     def num_bytes(self) -> int:

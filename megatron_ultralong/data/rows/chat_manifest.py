@@ -1,6 +1,7 @@
 """``chat_manifest.json`` beside rows of conversations: what they are made of."""
 
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megatron_ultralong.data.read.sources import FileCount
@@ -57,6 +58,8 @@ class ChatSource(manifest.Record):
     """Tokens of the longest conversation found, before any was dropped or cut."""
     unread_keys: dict[str, int]
     """Keys of records that are not read, and how many records have them."""
+    refused_files: dict[str, str] = field(default_factory=dict, repr=False)
+    """Files of which no conversation could be read: where the first stands, and what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def _way_out(file: Path) -> str:
     if folder.is_file():
         return (
             "that is a file, not a folder of rows; make one with `ultralong prepare chat --source "
-            f"NAME={folder}`"
+            f"NAME={shlex.quote(str(folder))}`"
         )
     if (folder / manifest.FILE_NAME).is_file():
         return (

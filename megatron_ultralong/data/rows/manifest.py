@@ -72,6 +72,8 @@ class InputSummary(Record):
     text_key: str = dataclasses.field(default="", repr=False)
     """Key or column of the texts, unless they are whole files; empty: of an earlier version. Not in
     what runs record of their rows: the ids above are."""
+    refused_files: dict[str, str] = dataclasses.field(default_factory=dict, repr=False)
+    """Files of which no document could be read: where the first stands, and what is wrong."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +90,7 @@ class BinSummary(Record):
     num_tokens: int
     """Their tokens, separators not counted."""
     num_documents_sampled: int
-    """Documents packed, each copy counted."""
+    """Documents packed in ``train``, each copy counted."""
     num_tokens_sampled: int
     """Their tokens, separators not counted."""
 
@@ -118,6 +120,7 @@ class LengthCount(Record):
     num_documents: int
     num_tokens: int
     num_documents_sampled: int
+    """Documents packed in ``train``, each copy counted."""
     num_tokens_sampled: int
 
 

@@ -135,6 +135,8 @@ class _Merge:
         files: list[FileSummary] = []
         num_documents = num_duplicates = num_empty = num_bad = num_cut = 0
         bad: list[str] = []
+        refused: dict[str, str] = {}
+        kept: set[str] = set()
         for shard in shards:
             table = np.load(self.folder / shard.name / "table.npy")
             counts = json.loads((self.folder / shard.name / "counts.json").read_text())
@@ -146,6 +148,8 @@ class _Merge:
             num_bad += counts["num_bad"]
             num_cut += counts["num_cut_files"]
             bad += counts["bad"]
+            refused = counts.get("refused_files", {}) | refused  # of an earlier version
+            kept.update(counts.get("kept_files", ()))
             files += [FileSummary(**file) for file in counts["files"]]
             self._add(shard, table, is_new & (table["num_tokens"] > 0), counts["sources"])
         require_text(source, num_documents, len(files), num_empty, num_bad)
@@ -162,6 +166,7 @@ class _Merge:
             counts=found.counts,
             ids_sha256=digest.hexdigest(),
             text_key=source.text_key,
+            refused_files={path: why for path, why in refused.items() if path not in kept},
         )
 
     def _is_first(self, hexadecimal: str) -> npt.NDArray[np.bool_]:

@@ -215,6 +215,8 @@ class ShardJob:
             "num_bad": reader.num_bad,
             "num_cut_files": reader.num_cut_files,
             "bad": reader.bad,
+            "refused_files": reader.refused_files,
+            "kept_files": reader.kept_files,
             # of a file in several shards, the first one has it
             "files": [asdict(summarise(part.path)) for part in shard.parts if part.start == 0],
         }

@@ -29,6 +29,7 @@ from megatron_ultralong.data.tokenize.template_comparison import (
     PROBES,
     check_ids,
     difference,
+    special_problem,
 )
 from megatron_ultralong.data.tokenize.token_places import token_at
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
@@ -75,15 +76,8 @@ class ChatEncoder:
         self.template = template
         self.tokenizer = tokenizer
         self.is_marked = is_marked
-        known = {END, *tokenizer.special_texts}
-        missing = [name for name in template.special if name not in known]
-        if missing:
-            raise InputError(
-                f"--chat-template {template.name} needs the special tokens {', '.join(missing)}, "
-                f"which {tokenizer.file} has not: give the tokenizer of an instruction-tuned "
-                "model of that family, such as Llama 3.1 Instruct, or take --chat-template plain, "
-                "which needs an EOS alone"
-            )
+        if problem := special_problem(template, tokenizer):
+            raise InputError(problem)
         self._ids = {name: self._special_id(name) for name in template.special}
         pieces = template.render(parse_conversation({"messages": PROBES[-1]}, "messages"), DATE)
         eos = tokenizer.eos_text() if END in self._ids else ""

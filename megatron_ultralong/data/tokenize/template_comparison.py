@@ -9,6 +9,7 @@ import numpy.typing as npt
 from megatron_ultralong.data.read.conversation_formats import parse_conversation
 from megatron_ultralong.data.tokenize.chat_template import (
     CHATML,
+    END,
     TEMPLATES,
     ChatTemplate,
     chatml_with,
@@ -45,7 +46,23 @@ def fitted_template(template: ChatTemplate, folder: FolderTemplate, date: str) -
     return chatml_with(begun.removeprefix(start) if found and begun.startswith(start) else "")
 
 
-def check_template(template: ChatTemplate, folder: FolderTemplate, date: str) -> None:
+def special_problem(template: ChatTemplate, tokenizer: DocumentTokenizer) -> str:
+    """Which special tokens of a template the tokenizer lacks, and what to do; empty: none."""
+    known = {END, *tokenizer.special_texts}
+    missing = [name for name in template.special if name not in known]
+    if not missing:
+        return ""
+    return (
+        f"--chat-template {template.name} needs the special tokens {', '.join(missing)}, "
+        f"which {tokenizer.file} has not: give the tokenizer of an instruction-tuned "
+        "model of that family, such as Llama 3.1 Instruct, or take --chat-template plain, "
+        "which needs an EOS alone"
+    )
+
+
+def check_template(
+    template: ChatTemplate, folder: FolderTemplate, date: str, tokenizer: DocumentTokenizer
+) -> None:
     """Compare with the folder's own template.
 
     Raises:
@@ -56,9 +73,14 @@ def check_template(template: ChatTemplate, folder: FolderTemplate, date: str) ->
     if not different:
         return
     others = [
-        fitted_template(t, folder, date) for t in TEMPLATES.values() if t.name != template.name
+        fitted_template(each, folder, date)
+        for each in TEMPLATES.values()
+        if each.name != template.name and not special_problem(each, tokenizer)
     ]
-    fits = [t.name for t in others if not _difference(t, folder, date)]
+    fits = [each.name for each in others if not _difference(each, folder, date)]
+    problem = special_problem(template, tokenizer)
+    if problem and not fits:  # it cannot be kept either
+        raise InputError(f"{problem} and --no-check-template, if its folder has another template")
     ways = [f"use --chat-template {name}, which writes the same as it" for name in fits[:1]]
     keep = (
         f"give --no-check-template to train in {template.name}, which `sft` and its exports then "
@@ -66,7 +88,7 @@ def check_template(template: ChatTemplate, folder: FolderTemplate, date: str) ->
     )
     raise InputError(
         f"--chat-template {template.name} is not the template in {folder.name}: {different}; "
-        + ", or ".join([*ways, keep])
+        + ", or ".join([*ways, *[keep] * (not problem)])
     )
 
 

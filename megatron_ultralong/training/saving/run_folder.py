@@ -56,11 +56,13 @@ class RunFolder:
         metadata: metadata.CheckpointMetadata,
         data: Mapping[str, object] | None = None,
         template: TrainedTemplate | None = None,
+        each_iteration: tuple[str, float] = ("--train-iters", 1),
     ) -> None:
         """Describe it.
 
         A resumed run keeps ``data``, what its rows are. Its checkpoints have ``template`` instead
-        of the source's.
+        of the source's. ``each_iteration`` has the flag that said how long the run is, and what an
+        iteration is of it.
         """
         self.root = Path(config.save) if config.save else None
         self.resumed_iteration = 0
@@ -73,6 +75,7 @@ class RunFolder:
         self._config = config
         self._metadata = metadata
         self._template = template
+        self._each_iteration = each_iteration
         self._data = {name: str(value) for name, value in (data or {}).items()}
 
     def check(self, rank: int = 0, world_size: int = 1) -> Resumed:
@@ -103,7 +106,9 @@ class RunFolder:
         if done < total:
             return ""
         state = "complete" if done == total else f"past train_iters ({total})"
-        return f"the run is at iteration {done}, {state}: --train-iters above {done} trains on"
+        flag, each = self._each_iteration
+        most = f"{done * each:,.6g}" if flag == "--num-epochs" else f"{round(done * each):,}"
+        return f"the run is at iteration {done}, {state}: {flag} above {most} trains on"
 
     @property
     def what_is_saved(self) -> str:

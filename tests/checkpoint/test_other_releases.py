@@ -1,0 +1,116 @@
+"""Checkpoints that other releases of Megatron-Core wrote, with classes that this one lacks."""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import shutil
+import sys
+import types
+import zipfile
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from megatron.core.transformer.enums import AttnBackend
+from torch.distributed.checkpoint.metadata import MetadataIndex
+
+from megatron_ultralong import cli
+from megatron_ultralong.checkpoint.disk.checksums import checksum, write_checksums
+from megatron_ultralong.checkpoint.formats import pickle_names
+from megatron_ultralong.checkpoint.formats.model_state import load_common
+from megatron_ultralong.checkpoint.formats.pickles import StandIn, UnsafeError, read_saved
+from tests.checkpoint.test_payloads import DATA, append_record
+from tests.checkpoint.verbs import OPENS, write_inputs
+
+LISTED = [name for name in pickle_names.RECORD_CLASSES if name.startswith("megatron.")]
+NEW = ["megatron.core.transformer.enums.ScopeOfTomorrow", "megatron.core.a.module_of.Tomorrow"]
+
+
+def written(path: Path, name: str, members: dict[str, int]) -> None:
+    """Save an enum's last member under a name, in a process where it is there."""
+    module_name, class_name = name.rsplit(".", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        try:
+            module = importlib.import_module(module_name)
+        except ImportError:
+            module = types.ModuleType(module_name)
+            patch.setitem(sys.modules, module_name, module)
+        kind: Any = enum.Enum(class_name, members, module=module_name)
+        patch.setattr(module, class_name, kind, raising=False)
+        torch.save({"args": Namespace(a=list(kind)[-1], b=3)}, path)
+
+
+@pytest.mark.parametrize("name", [*LISTED, *NEW])
+def test_a_class_that_is_not_here_does_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    written(tmp_path / "file", name, {"a": 1, "b": 2})
+    module_name, class_name = name.rsplit(".", 1)
+    if name in LISTED:
+        module = importlib.import_module(module_name)
+        monkeypatch.delattr(module, class_name, raising=False)
+    args = read_saved(tmp_path / "file")["args"]
+    assert args.b == 3
+    assert isinstance(args.a, StandIn)
+    assert repr(args.a) == f"{class_name}(2,)"
+
+
+def test_a_member_that_is_not_here_does_nothing(tmp_path: Path) -> None:
+    name = "megatron.core.transformer.enums.AttnBackend"
+    written(tmp_path / "file", name, {"a": 99})
+    assert repr(read_saved(tmp_path / "file")["args"].a) == "AttnBackend(99,)"
+    torch.save({"a": list(AttnBackend)}, tmp_path / "file")
+    assert read_saved(tmp_path / "file")["a"] == list(AttnBackend)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "megatron.core.utils.get_model_config",  # a function
+        "megatron.core.transformer.enums.enum.Enum.__call__",
+        "megatron.training.arguments.Arguments",
+        "megatron.Core",
+        "os.Tomorrow",
+    ],
+)
+def test_everything_else_is_refused(tmp_path: Path, name: str) -> None:
+    module, last = name.rsplit(".", 1)
+    data = f"\x80\x02c{module}\n{last}\n)R.".encode("latin-1")
+    torch.save({"a": b"x" * 40}, tmp_path / "good")
+    with (
+        zipfile.ZipFile(tmp_path / "good") as good,
+        zipfile.ZipFile(tmp_path / "file", "w") as bad,
+    ):
+        for record in good.infolist():
+            is_pickle = record.filename.endswith("data.pkl")
+            bad.writestr(record.filename, data if is_pickle else good.read(record))
+    with pytest.raises(UnsafeError, match="has no place in a checkpoint"):
+        read_saved(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", ["megatron.core.transformer.enums.InferenceCudaGraphScope", *NEW])
+def test_a_checkpoint_without_a_common_file_is_read(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Megatron-Core 0.19 keeps its arguments as an object, with enums of its own."""
+    shutil.copytree(inputs / "base", tmp_path / "base")
+    folder = tmp_path / "base" / "release"
+    written(tmp_path / "args", name, {"none": 1, "layer": 2})
+    (folder / "common.pt").unlink()
+    common = (tmp_path / "args").read_bytes()
+    append_record(folder, common, MetadataIndex("common_state/shard_0_1"), is_object=True)
+    names = (DATA, ".metadata", "metadata.json")
+    write_checksums(folder, {each: checksum(folder / each) for each in names})
+    assert load_common(folder)["args"].b == 3
+    for verb in ("convert verify", "evaluate loss", "pretrain"):
+        cli.main(OPENS[verb](inputs, str(tmp_path / "base")))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("releases")
+    write_inputs(folder)
+    return folder
