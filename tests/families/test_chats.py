@@ -57,6 +57,10 @@ SAID = [
 ]
 
 
+def tokenizer_of(folder: Path) -> HuggingFaceTokenizer:
+    return HuggingFaceTokenizer(folder / "tokenizer.json")
+
+
 def conversations() -> list[list[dict[str, Any]]]:
     found = []
     for number in range(24):
@@ -115,19 +119,19 @@ def test_ids_and_masks_are_those_of_transformers(folder: Path, name: TemplateNam
 @pytest.mark.parametrize("name", JINJA)
 def test_the_folder_s_template_is_compared(folder: Path, name: TemplateName) -> None:
     with FolderTemplate(JINJA[name], folder) as found:
-        check_template(TEMPLATES[name], found, DATE)
+        check_template(TEMPLATES[name], found, DATE, tokenizer_of(folder))
     whole = JINJA["qwen3"].replace("parts[-1].lstrip", "m.content.lstrip")  # keeps all thoughts
     with (
         FolderTemplate(whole, folder) as found,
         pytest.raises(InputError, match="--chat-template qwen3 is not the template"),
     ):
-        check_template(TEMPLATES["qwen3"], found, DATE)
+        check_template(TEMPLATES["qwen3"], found, DATE, tokenizer_of(folder))
     other: TemplateName = "qwen2.5" if name == "qwen3" else "qwen3"
     with (
         FolderTemplate(JINJA[other], folder) as found,
         pytest.raises(InputError, match=f"--chat-template {name} is not the template"),
     ):
-        check_template(TEMPLATES[name], found, DATE)
+        check_template(TEMPLATES[name], found, DATE, tokenizer_of(folder))
 
 
 @pytest.mark.parametrize(
@@ -139,11 +143,11 @@ def test_chatml_takes_the_default_system_turn_of_the_folder(folder: Path, defaul
     judge = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
     with FolderTemplate(text, folder) as found:
         fitted = fitted_template(TEMPLATES["chatml"], found, DATE)
-        check_template(fitted, found, DATE)
+        check_template(fitted, found, DATE, tokenizer_of(folder))
         assert fitted_template(TEMPLATES["qwen3"], found, DATE) is TEMPLATES["qwen3"]
         if default not in ("", DEFAULT):
             with pytest.raises(InputError, match="use --chat-template chatml, which writes the"):
-                check_template(TEMPLATES["qwen2.5"], found, DATE)
+                check_template(TEMPLATES["qwen2.5"], found, DATE, tokenizer_of(folder))
     encoder = ChatEncoder(fitted, HuggingFaceTokenizer(folder / "tokenizer.json"))
     for roles in (("user", "assistant"), ("system", "user", "assistant")):
         messages = [dict(role=role, content=f"{role} says") for role in roles]
