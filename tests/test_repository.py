@@ -39,6 +39,47 @@ def test_the_changelog_begins_with_what_is_unreleased() -> None:
     assert heads[1].split()[0] == megatron_ultralong.__version__
 
 
+TOP = {
+    ".ci",
+    ".dockerignore",
+    ".github",
+    ".gitignore",
+    "CHANGELOG.md",
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+    "Dockerfile",
+    "Dockerfile.cpu",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "SECURITY.md",
+    "benchmarks",
+    "docker",
+    "docs",
+    "examples",
+    "megatron_ultralong",
+    "mkdocs.yml",
+    "pyproject.toml",
+    "requirements",
+    "setup.py",
+    "tests",
+    "tools",
+}
+"""What a visitor sees first; what is new belongs into a folder, unless a tool looks for it here."""
+
+
+def test_nothing_is_left_lying_at_the_top() -> None:
+    """Nor a package or an archive anywhere."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no checkout of git")
+    words = ["git", "-C", str(ROOT), "ls-files"]
+    files = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert {file.split("/")[0] for file in files} == TOP
+    archives = (".whl", ".tar", ".gz", ".xz", ".zip", ".safetensors", ".pt", ".bin", ".so")
+    base = "examples/demo/base/model.safetensors"
+    assert [file for file in files if file.endswith(archives)] == [base]
+
+
 @pytest.mark.parametrize("python", ["nosuch9", "./shim", "./old"])
 @pytest.mark.parametrize("is_there", [False, True])
 def test_make_says_which_python_it_takes(tmp_path: Path, python: str, is_there: bool) -> None:

@@ -37,8 +37,8 @@ def check_prompts(
         if not len(prompt):
             raise InputError(
                 f"prompt {number} has no tokens: a model continues at least one, and none is put "
-                "before the text (the tokenizer has no BOS, or --no-add-bos is given); give some "
-                "text, a line break at least"
+                "before the text (the tokenizer puts no BOS there, or --no-add-bos is given); give "
+                "some text, a line break at least; a variable of the shell that is not set is empty"
             )
         unknown = unknown_id(np.asarray(prompt), vocab_size)
         if unknown is not None:

@@ -211,6 +211,11 @@ def _key_error(flag: str, key: str, value: object, keys: Sequence[str]) -> str:
     hint = f"; perhaps you meant {flag}{near}" if near and near != key else ""
     if not hint and key not in keys:
         hint = f"; {flag}KEY names another"
+        if flag.startswith("--text-key"):
+            hint += (
+                f" for all files of the source: where some have {key!r}, give those with another "
+                "one a folder and a --source NAME=FOLDER of their own, with --text-key NAME=KEY"
+            )
     if key not in keys and {"messages", "conversations"} & {*keys}:
         hint = "; conversations are packed by `ultralong prepare chat`"
     return f"key {key!r} has {kind}, where a text belongs (keys here: {found}){hint}"
