@@ -177,7 +177,7 @@ DOCUMENTS: dict[str, tuple[Writer, str]] = {
             + repeated(LINE, 79 * MIB)
             + b'"}\n',
         ),
-        r"key 'text' has an int",
+        r"key 'text' has two values",
     ),
     "deep.jsonl": (
         lambda path: path.write_bytes(b'{"text": ' + b"[" * MIB + b"]" * MIB + b"}\n"),
