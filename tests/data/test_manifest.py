@@ -41,6 +41,9 @@ def test_manifest_adds_up(config: PrepareConfig, manifest: Manifest) -> None:
     for line in manifest.bins:
         assert line.num_documents_sampled <= line.num_documents
         assert line.num_tokens_sampled <= line.num_tokens
+    train_tokens = train.num_tokens + train.num_dropped_tokens
+    sampled = sum(line.num_tokens_sampled for line in manifest.bins)
+    assert train_tokens == sampled + train.num_documents * len(manifest.separator_ids)
     packed = sum(s.num_tokens + s.num_dropped_tokens for s in manifest.splits.values())
     separators = 60 * len(manifest.separator_ids)
     assert packed == sum(line.num_tokens for line in manifest.bins) + separators

@@ -1,6 +1,5 @@
 import dataclasses
 import gzip
-import hashlib
 import json
 import os
 import re
@@ -13,7 +12,6 @@ import pytest
 import tyro
 from tokenizers import Tokenizer
 
-from megatron_ultralong import cli
 from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.pack.sampling import LengthSampling, split_of
 from megatron_ultralong.data.prepare.documents import prepare
@@ -22,6 +20,7 @@ from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
 from megatron_ultralong.data.rows.packed import PackedRows
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import document_boundaries, document_id, document_split
+from tests.data.digests import digests
 
 DEMO = LengthSampling("ultralong", short_length=3500, long_length=6000, long_weight=2.5)
 
@@ -58,14 +57,6 @@ def test_rows_hold_every_document_once_in_its_split(
         assert 0 <= summary.num_documents - len(documents) <= summary.num_dropped_tokens
     assert not found["train"] & found["valid"]
     assert sum(s.num_documents for s in manifest.splits.values()) == 60
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
 
 
 def test_same_bytes_again_and_in_one_thread(
@@ -360,39 +351,6 @@ def test_three_splits_share_no_document(
         assert summary.num_documents == len(own) > 0
     # a test split takes nothing from the valid one
     assert digests(tmp_path / "rows")["valid.bin"] == digests(config.output)["valid.bin"]
-
-
-def test_inspect_of_what_is_there_needs_its_folder_alone(
-    config: PrepareConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    prepare(dataclasses.replace(config, output=tmp_path / "rows", inspect=True))
-    shown = capsys.readouterr().out
-    for words in (["--output", str(tmp_path / "rows")], [f"--output={tmp_path / 'rows'}"]):
-        cli.main(["prepare", *words, "--inspect"])
-        assert capsys.readouterr().out.strip() in shown
-    for words in (["--output", str(tmp_path / "rows")], ["--output", "nowhere", "--inspect"]):
-        with pytest.raises(SystemExit):
-            cli.main(["prepare", *words])
-        assert "--tokenizer is needed" in capsys.readouterr().err
-
-
-def test_inspect(config: PrepareConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = dataclasses.replace(config, output=tmp_path / "rows", inspect=True, seq_length=60_000)
-    made = prepare(config)
-    first = capsys.readouterr().out
-    assert "lengths before and after sampling" in first
-    assert "train, row 0 of" in first
-    assert "<s> [" in " ".join(first.split())  # the separator, decoded and as ids
-    picture = tmp_path / "rows" / "lengths.png"
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    picture.unlink()
-    before = digests(tmp_path / "rows")
-    assert prepare(config) == made  # of rows that are there already: nothing is made again
-    again = capsys.readouterr().out
-    assert "Tokenizing" not in again
-    assert again in first or first.endswith(again)
-    picture.unlink()
-    assert digests(tmp_path / "rows") == before
 
 
 FLAGS = """

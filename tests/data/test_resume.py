@@ -1,7 +1,6 @@
 """Killed runs, several workers, two runs at once: the same bytes or a message."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import random
@@ -27,6 +26,7 @@ from megatron_ultralong.data.store import shards
 from megatron_ultralong.data.tokenize import engines
 from megatron_ultralong.program.difference import value_difference
 from megatron_ultralong.program.errors import InputError
+from tests.data.digests import digests
 from tests.patience import patience
 
 # a process that works in small shards: the corpus has one of the usual size
@@ -39,14 +39,6 @@ if __name__ == "__main__":
     prepare.plan_shards = lambda found: plan(found, 20_000)
     prepare.prepare(tyro.cli(prepare.PrepareConfig))
 """
-
-
-def digests(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
 
 
 @pytest.fixture

@@ -225,13 +225,22 @@ def print_files(console: Console, found: InputSummary | ChatSource) -> None:
         lines.append(f"{counted(number, 'file')} {how}: {', '.join(suffixes)}")
     if found.num_cut_files:
         lines.append(f"of {counted(found.num_cut_files, 'file')} the rest could not be read")
-    refused = list(found.refused_files.items())
-    bad = [place for place in found.bad if not place.startswith(tuple(f"{p}:" for p, _ in refused))]
-    lines += [f"nothing of this file was kept: {place}" for _, place in refused[:MAX_BAD_SHOWN]]
-    if more := len(refused[MAX_BAD_SHOWN:]):
-        lines.append(f"nothing of {counted(more, 'more file')} was kept, see manifest.json")
-    for text in (*lines, *(f"unreadable: {place}" for place in bad)):
+    lines += _bad_lines(found)
+    for text in lines:
         console.print(f"{found.name}: {text}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _bad_lines(found: InputSummary | ChatSource) -> list[str]:
+    """Files of which nothing was kept, then other bad records: :data:`MAX_BAD_SHOWN` lines."""
+    refused = found.refused_files
+    shown = [f"nothing of this file was kept: {place}" for place in refused.values()]
+    if len(shown) > MAX_BAD_SHOWN:
+        more = len(shown) - (MAX_BAD_SHOWN - 1)
+        rest = f"nothing of {counted(more, 'more file')} was kept, see manifest.json"
+        return [*shown[: MAX_BAD_SHOWN - 1], rest]
+    files = tuple(f"{path}:" for path in refused)
+    shown += [f"unreadable: {place}" for place in found.bad if not place.startswith(files)]
+    return shown[:MAX_BAD_SHOWN]
 
 
 def source_table(manifest: Manifest) -> Table:
