@@ -87,7 +87,7 @@ def test_flags_offered_for_longer_rows_are_accepted(
         assert all(getattr(rope, name) != getattr(better, name) for name in changed), "no more"
         dataclasses.replace(config, rope=better).check_positions(positions, scaling)
         if better.rope_scaling == "yarn":
-            assert better.warnings(positions, scaling) == better.far
+            assert better.warnings(positions, scaling) == better.beyond_paper
 
 
 def test_a_base_of_another_context_than_the_recipes_is_told_its_flag() -> None:

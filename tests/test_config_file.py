@@ -85,11 +85,15 @@ def test_a_file_of_some_keys_is_of_the_verb_that_reads_it(kind: Any, tmp_path: P
     for other, recipe in RUNS.items():
         config = {**PRETRAIN_RECIPES, **SFT_RECIPES}[recipe]()
         whole = write(tmp_path / "whole.yaml", config_text(config))
+        short = whole.read_text().replace("log_interval:", "# log_interval:")
+        older = write(tmp_path / "older.yaml", short)  # of a release without that field
         if other is kind:
             assert type(load_config(whole, kind)) is kind
         else:
             with pytest.raises(InputError, match=f"of a {other.verb} run, but {kind.verb} needs"):
                 load_config(whole, kind)
+            with pytest.raises(InputError, match=f"of a {other.verb} run, but {kind.verb} needs"):
+                load_config(older, kind)
 
 
 COLLECTIONS = {

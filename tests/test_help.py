@@ -81,6 +81,8 @@ def test_help_needs_no_second_call(verb: str) -> None:
     text = shown("help", *verb.split())
     assert text == shown(*verb.split(), "--help") == shown(*verb.split(), "-h")
     assert text == shown("--help", *verb.split())
+    first, *second = verb.split()
+    assert text == shown(first, "--help", *second)
     everything = shown(*verb.split(), "--help-all")
     for flag in flags_of(load(cli.VERBS[verb].options), default_of(verb)):
         name = flag.usage.split()[0].rstrip(",")

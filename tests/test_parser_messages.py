@@ -101,6 +101,11 @@ from tests.edges import flags, parse, parsed_class, with_needed
             "--load stands before the kind, which comes first: write `ultralong evaluate KIND "
             "--load 'my base'`; kinds: loss, passkey",
         ),
+        *(
+            (("plan", "--seq-length", "8K", f"{dash}gpus", "8"), f"'{dash}gpus' does not begin wit")
+            for dash in ("\u2013", "\u2014", "-")
+        ),
+        (("pretrain", "\u2014load", "b"), "does not begin with two hyphens: type --load"),
         (
             ("evaluate", "--load", "b", "passkey", "--lengths", "8"),
             "write `ultralong evaluate passkey --load b --lengths 8`",

@@ -136,7 +136,7 @@ def test_a_row_fits_its_embedding(seq_length: int, original: int) -> None:
         config = recipe(seq_length, original)
         config.check_positions(original, None)
         assert config.rope.max_positions(original, None) in (seq_length, max(seq_length, original))
-        assert config.rope.warnings(original, None) == config.rope.far
+        assert config.rope.warnings(original, None) == config.rope.beyond_paper
         factor = config.rope.rope_scaling_factor
         assert math.isclose(factor, max(1.0, seq_length / original), rel_tol=1e-12)
         hf_rope_scaling(config.rope.scaling(None))  # it can be exported

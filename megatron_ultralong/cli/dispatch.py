@@ -111,9 +111,14 @@ def _run(words: list[str]) -> None:
         if not rest:
             sys.stdout.write(_usage(first))
             return
+        kinds = [name.split()[1] for name in known]
+        if asked := [word for word in words if word in HELP_FLAGS]:  # evaluate --help loss
+            kind = next((word for word in rest if word in kinds), None)
+            _run([first, kind, asked[0]] if kind else [first])
+            return
         if words[1].startswith("-"):
-            raise InputError(kind_comes_first(words, [name.split()[1] for name in known]))
-        raise InputError(not_known(first, rest[0], [name.split()[1] for name in known]))
+            raise InputError(kind_comes_first(words, kinds))
+        raise InputError(not_known(first, rest[0], kinds))
     what = not_known("verb", first, VERBS, meant_verb(words))
     raise InputError(f"{what}; see `{PROGRAM} --help`")
 
@@ -164,9 +169,9 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
         return
     if verb.is_for_ranks:
         check_start()
-    if verb.is_for_ranks and under_torchrun():  # until their first other line, half a minute later
-        ranks_there = counted(world_size(), "rank")
-        tell(f"{PROGRAM}: starting {ranks_there}: loading libraries ...")
+        if under_torchrun():  # until their first other line, half a minute later
+            ranks_there = counted(world_size(), "rank")
+            tell(f"{PROGRAM}: starting {ranks_there}: loading libraries ...")
     run = _load_run(verb)
     say_loaded()
     run(options)
@@ -185,7 +190,9 @@ def _load_run(verb: Verb) -> Any:
 def _checked(name: str, verb: Verb, words: list[str]) -> Any:
     """The options of a verb, checked as far as files and flags tell; None: a dry run was shown."""
     if not isinstance(verb, TrainingVerb):
-        options = _parse(verb, name, words, load(verb.start)(words) if verb.start else None)
+        options = _parse(
+            verb, name, words, load(verb.default_of)(words) if verb.default_of else None
+        )
         if verb.check_early:
             load(verb.check_early)(options, world_size())
         return options

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
-from megatron_ultralong.config.flags import flags_of, given_flags
+from megatron_ultralong.config.flags import check_dashes, flags_of, given_flags
 from megatron_ultralong.config.parser_errors import unknown_flag
 from megatron_ultralong.config.plain_values import with_fields
 from megatron_ultralong.program.ending import PROGRAM
@@ -30,6 +30,7 @@ def with_start_first(verb: str, its: Verb, words: Sequence[str]) -> list[str]:
         InputError: several starts are given; there is none, and a flag is misspelt.
     """
     flags = {name: flag.usage for flag in flags_of(load(its.options)) for name in flag.names}
+    check_dashes(words, flags)
     free, files, rest = _parted(words, flags)
     starts = [word for word in free if word in load("config.recipes:RECIPES")]
     starts += [f"--config {file}" for file in files]

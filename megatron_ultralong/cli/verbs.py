@@ -48,7 +48,7 @@ class Verb:
     """Works on ranks, of torchrun or ``--ranks``, which are silent while they import."""
     check_early: str = ""
     """Called with the options and the number of ranks, before seconds of imports."""
-    start: str = ""
+    default_of: str = ""
     """Called with the words: the options that its flags change, or None."""
 
 
@@ -60,8 +60,10 @@ class TrainingVerb(Verb):
     """As ``check_early``, for a dry run: gives what it shows."""
 
 
-def _prepare(options: str, run: str, text: str, start: str = "") -> Verb:
-    return Verb(text, f"data.options:{options}", f"data.prepare.{run}", _ARROW, start=start)
+def _prepare(options: str, run: str, text: str, default_of: str = "") -> Verb:
+    return Verb(
+        text, f"data.options:{options}", f"data.prepare.{run}", _ARROW, default_of=default_of
+    )
 
 
 def _convert(options: str, run: str, check: str, text: str) -> Verb:

@@ -1,7 +1,6 @@
 """The configuration that a command line asks for, by flags that are its fields."""
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
@@ -13,7 +12,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from megatron_ultralong.config.flags import Flag, flags_of, given_flags
+from megatron_ultralong.config.flags import Flag, check_dashes, flags_of, given_flags
 from megatron_ultralong.config.parser_errors import parser_errors
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_ranges, without_marks
@@ -32,9 +31,9 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
         InputError: a flag is unknown, required and missing, or its text is no value in its range.
         SystemExit: help was asked for (0).
     """
-    words = whole_names(config_class if default is None else type(default), words)
     flags = flags_of(config_class, default)
-    _check_dashes(words, flags)
+    check_dashes(words, {name for flag in flags for name in flag.names})
+    words = whole_names(words, {flag.names[0] for flag in flags if flag.is_text})
     _check_given_once(words, flags)
     units = {flag.names[0]: flag.unit for flag in flags if flag.unit}
     several = {flag.names[0] for flag in flags if flag.takes_several}
@@ -52,22 +51,6 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
     check_ranges(config)
     check_texts(config)
     return config
-
-
-_OTHER_DASHES = re.compile(
-    "(?!--[^-])[-\N{HYPHEN}-\N{HORIZONTAL BAR}\N{MINUS SIGN}]{1,3}([A-Za-z][^=]*)"
-)
-"""A name behind another number or kind of dashes than two: editors make one of two."""
-
-
-def _check_dashes(words: Sequence[str], flags: Sequence[Flag]) -> None:
-    """Raise InputError where a flag was copied with another dash: it would be a value, a prompt."""
-    known = {name for flag in flags for name in flag.names}
-    for word in words:
-        found = _OTHER_DASHES.match(word)
-        flag = f"--{found[1].replace('_', '-')}" if found else ""
-        if flag in known:
-            raise InputError(f"{word!r} does not begin with two hyphens: type {flag}")
 
 
 def _check_given_once(words: Sequence[str], flags: Sequence[Flag]) -> None:

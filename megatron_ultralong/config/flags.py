@@ -2,11 +2,13 @@
 
 import dataclasses
 import enum
+import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, Literal
 
+from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import (
     field_docstrings,
     mark_of,
@@ -16,6 +18,7 @@ from megatron_ultralong.program.fields import (
 )
 from megatron_ultralong.program.quantity import Unit
 from megatron_ultralong.program.required import NothingRequired, Required, flag_of
+from megatron_ultralong.program.texts import Text
 
 _KINDS = {bool: "", int: "N", float: "X", str: "TEXT"}
 
@@ -38,6 +41,8 @@ class Flag:
     """Description of the block of options that it is in."""
     unit: Unit | None = None
     """What texts of its numbers may end with: ``512K``."""
+    is_text: bool = False
+    """Its values are texts; those of every other one name something, or are numbers."""
 
     @property
     def names(self) -> list[str]:
@@ -92,6 +97,7 @@ def flags_of(cls: Any, default: Any = None, block: str = "", *, strict: bool = T
                 "" if required else _shown(value),
                 block,
                 unit,
+                mark_of(hint, Text) is not None,
             )
         )
     return found + inner
@@ -100,6 +106,25 @@ def flags_of(cls: Any, default: Any = None, block: str = "", *, strict: bool = T
 def given_flags(words: Sequence[str]) -> list[str]:
     """Flags on a command line, each once: ``--seq-length=4 -> --seq-length``."""
     return list(dict.fromkeys(word.split("=")[0] for word in words if word.startswith("--")))
+
+
+_OTHER_DASHES = re.compile(
+    "(?!--[^-])[-\N{HYPHEN}-\N{HORIZONTAL BAR}\N{MINUS SIGN}]{1,3}([A-Za-z][^=]*)"
+)
+"""A name behind another number or kind of dashes than two: editors make one of two."""
+
+
+def check_dashes(words: Sequence[str], known: Container[str]) -> None:
+    """Check that no flag was copied with another dash: it would be a value, a prompt.
+
+    Raises:
+        InputError: one of the ``known`` flags was.
+    """
+    for word in words:
+        found = _OTHER_DASHES.match(word)
+        flag = f"--{found[1].replace('_', '-')}" if found else ""
+        if flag in known:
+            raise InputError(f"{word!r} does not begin with two hyphens: type {flag}")
 
 
 def _default(field: dataclasses.Field[Any], configuration: Any) -> Any:

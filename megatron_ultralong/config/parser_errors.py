@@ -69,10 +69,8 @@ def parser_errors(flags: Iterable[Flag], program: str, words: Sequence[str]) -> 
     """
 
     def refuse(event: Any) -> None:
-        known, given = (
-            {name: flag.description for flag in flags for name in flag.names},
-            given_flags(words),
-        )
+        known = {name: flag.description for flag in flags for name in flag.names}
+        given = given_flags(words)
         unknown = [flag for flag in given if flag.replace("_", "-") not in known]
         text = _text(event, known, unknown, given)
         if text:

@@ -10,6 +10,7 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.quantity import LENGTH
 
 PAPER_FACTOR = 512
+"""The largest scaling factor of the paper (arXiv:2504.06214): 8,192 positions to 4,194,304."""
 AnglePrecision = Literal["exact", "float32"]
 OF_YARN = (
     "rope_scaling_factor",
@@ -140,7 +141,7 @@ class RopeConfig:
             )
 
     @property
-    def far(self) -> tuple[str, ...]:
+    def beyond_paper(self) -> tuple[str, ...]:
         """A line of a factor beyond those of the paper."""
         factor, original = self.rope_scaling_factor, self.original_max_position_embeddings
         if self.rope_scaling != "yarn" or factor <= PAPER_FACTOR:
@@ -153,7 +154,7 @@ class RopeConfig:
 
     def warnings(self, positions: int, scaling: yarn.RopeScaling) -> tuple[str, ...]:
         """What may not have been meant, given the checkpoint's positions and scaling."""
-        return (*self._not_meant(positions, scaling), *self.far)
+        return (*self._not_meant(positions, scaling), *self.beyond_paper)
 
     def _not_meant(self, positions: int, scaling: yarn.RopeScaling) -> tuple[str, ...]:
         context = yarn.raw_context(scaling, positions)

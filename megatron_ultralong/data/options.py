@@ -16,6 +16,7 @@ from megatron_ultralong.data.tokenize.chat_template import DATE, TemplateName
 from megatron_ultralong.data.tokenize.tokenising import SeparatorInText, TokenizerEngine
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import INT64, UINT32, Range, check_ranges
+from megatron_ultralong.program.names import with_home
 from megatron_ultralong.program.quantity import LENGTH, TOKENS
 from megatron_ultralong.program.texts import TEXT
 
@@ -102,7 +103,7 @@ def of_existing_rows(words: Sequence[str]) -> PrepareConfig | None:
         return None
     for word, behind in itertools.pairwise([*words, ""]):
         flag, is_one, value = word.partition("=")
-        output = Path(value if is_one else behind)
+        output = Path(with_home(value if is_one else behind))
         if flag == "--output" and (output / manifest.FILE_NAME).is_file():
             return PrepareConfig(source=(), tokenizer=Path(), output=output, seq_length=2)
     return None

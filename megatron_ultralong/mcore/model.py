@@ -159,7 +159,10 @@ def build_model(
 def work_in_tiles(
     gpt: GPTModel, recomputation: recomputed_layer.Recomputation | None, loss_tile_size: int
 ) -> None:
-    """Have a model that is built recompute its layers, see :func:`build_model`, and its loss."""
+    """Let a model that is built recompute its layers, and embed and compute its loss in tiles.
+
+    See :func:`build_model`.
+    """
     if loss_tile_size and gpt.post_process:
         tiled_loss.TiledLoss(gpt, loss_tile_size).install(gpt)
     if recomputation is None:

@@ -67,10 +67,9 @@ def show_lengths(
     for job, each in found:
         table.add_row(short_length(job.seq_length), *_cells(each))
     console.print(table)
-    far = [each.job.config.rope.far for each in fitting]
-    for line in next(filter(None, reversed(far)), ()):  # of the longest
-        console.print(line, soft_wrap=True, highlight=False)
     longest = fitting[-1]
+    for line in longest.job.config.rope.beyond_paper:
+        console.print(line, soft_wrap=True, highlight=False)
     console.print(
         f"the longest, {short_length(longest.job.seq_length)} (--seq-length plans another):",
         soft_wrap=True,

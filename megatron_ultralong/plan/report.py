@@ -131,7 +131,7 @@ def _summary(plan: Plan) -> Text:
     if plan.refusal:
         verb = job.config.verb
         text.append(f"warning: `{PROGRAM} {verb}` refuses that as it stands: {plan.refusal}\n")
-    for line in job.config.rope.far:
+    for line in job.config.rope.beyond_paper:
         text.append(f"{line}\n")
     text.append(f"rates: {estimate.hardware.source}", style="dim")
     if "one iteration" in plan.tokens_text:

@@ -5,11 +5,9 @@ an ``=``. A run would train and save nothing, or save in a new folder of the nam
 """
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Container, Sequence
 
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.texts import text_flags
 
 
 def with_home(name: str) -> str:
@@ -20,17 +18,17 @@ def with_home(name: str) -> str:
     return name
 
 
-def whole_names(config_class: Any, words: Sequence[str]) -> list[str]:
+def whole_names(words: Sequence[str], texts: Container[str]) -> list[str]:
     """A command line with ``~`` in the values of flags that name something as the home folder.
 
     Args:
-        config_class: a dataclass, with others in it.
         words: behind the verb.
+        texts: flags whose values are texts, and name nothing.
 
     Raises:
         InputError: such a value is empty.
     """
-    texts, flag, found = text_flags(config_class), "", []
+    flag, found = "", list[str]()
     for word in words:
         is_flag = word.startswith("--")
         name, equals, value = word.partition("=") if is_flag else ("", "", word)

@@ -75,9 +75,10 @@ def tasks_without_ranks() -> tuple[int, str, str]:
 
     0 where it has started one, or something has told them which ranks they are.
     """
+    if under_torchrun():
+        return 0, "", ""
     found = ((number_of(name), name, program) for name, program in _TASKS)
-    several = [one for one in found if one[0] > 1 and not under_torchrun()]
-    return several[0] if several else (0, "", "")
+    return next((one for one in found if one[0] > 1), (0, "", ""))
 
 
 def check_start() -> None:

@@ -37,19 +37,6 @@ def check_texts(config: Any) -> None:
                 _check(text, flag_of(field.name, hints[field.name]))
 
 
-def text_flags(config_class: Any) -> set[str]:
-    """Flags of the fields that hold text: of every other one a value names something."""
-    hints, found = typing.get_type_hints(config_class, include_extras=True), set()
-    for field in dataclasses.fields(config_class):
-        hint = hints[field.name]
-        inner = getattr(hint, "__origin__", hint)
-        if dataclasses.is_dataclass(inner):
-            found |= text_flags(inner)
-        elif mark_of(hint, Text):
-            found.add(flag_of(field.name, hint))
-    return found
-
-
 def _check(text: str, flag: str) -> None:
     try:
         text.encode()

@@ -53,10 +53,14 @@ def load_config(path: Path, kind: type[Config]) -> Config:
 
 
 def _kind_of(values: Mapping[str, Any], kind: type[TrainingConfig]) -> type[TrainingConfig]:
-    """Whose it is: ``num_epochs`` is the one key of instruction tuning that no other has. A file of
-    some keys, as users write them, may leave it out; a whole one of `pretrain` has all the others.
+    """Whose it is.
+
+    ``num_epochs`` is the one key of instruction tuning that no other has. A file of some keys, as
+    users write them, may leave it out; one that a run of `pretrain` wrote, of any release, has all
+    blocks.
     """
     if "num_epochs" in values:
         return SftConfig
-    is_whole = {field.name for field in dataclasses.fields(PretrainConfig)} <= values.keys()
-    return SftConfig if kind is SftConfig and not is_whole else PretrainConfig
+    fields = dataclasses.asdict(PretrainConfig()).items()
+    blocks = {name for name, value in fields if isinstance(value, dict)}
+    return SftConfig if kind is SftConfig and not blocks <= values.keys() else PretrainConfig

@@ -104,7 +104,7 @@ def check_packed_run(config: PretrainConfig, num_ranks: int) -> RunInputs:
     Raises:
         InputError: a rule between configuration, checkpoint and data is broken.
     """
-    data = Path(config.data.data_path)
+    data, length_flag = Path(config.data.data_path), config.length_flag
     if config.train_tokens:
         config = config.with_budget(config.data.seq_length or load_manifest(data).seq_length)
     config.check_fields()
@@ -128,6 +128,7 @@ def check_packed_run(config: PretrainConfig, num_ranks: int) -> RunInputs:
             PackedRowSource(train_rows, config.data.seed, ids),
             valid_rows,
             rows_record(manifest),
+            length_flag=length_flag,
         )
     )
 
@@ -171,7 +172,7 @@ def check_chat_run(config: SftConfig, num_ranks: int) -> RunInputs:
     check_required(config)
     check_ranges(config)
     source = _open_source(config)
-    data = Path(config.data.data_path)
+    data, length_flag = Path(config.data.data_path), config.length_flag
     manifest = load_chat_manifest(data)
     config = config.with_budget(config.data.seq_length or manifest.seq_length)
     config = config.with_iterations(len(ChatRows(data / "train")))
@@ -201,6 +202,7 @@ def check_chat_run(config: SftConfig, num_ranks: int) -> RunInputs:
             valid_rows,
             rows_record(manifest),
             template=trained_template(data, manifest),
+            length_flag=length_flag,
         )
     )
 

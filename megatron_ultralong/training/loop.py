@@ -184,8 +184,8 @@ class _Run:
                 yield log, bar
             finally:
                 log.close()
-                of_all = self.num_tokens, dist.get_world_size(), *self.saving.figures()
-                bar.print(run_summary(self.records, *of_all))
+                saved = self.saving.figures()
+                bar.print(run_summary(self.records, self.num_tokens, dist.get_world_size(), *saved))
 
     def _iterate(self) -> IterationRecord:
         state, config = self.state, self.config

@@ -41,8 +41,7 @@ def check_run(config: training.PretrainConfig, num_ranks: int) -> RunInputs:
     Raises:
         InputError: a rule between configuration, checkpoint and data is broken.
     """
-    run = _checked(early_checks.check_packed_run(config, num_ranks), num_ranks)
-    return dataclasses.replace(run, length_flag=config.length_flag)
+    return _checked(early_checks.check_packed_run(config, num_ranks), num_ranks)
 
 
 def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
@@ -68,7 +67,7 @@ def check_sft(config: SftConfig, num_ranks: int) -> RunInputs:
         )
     if template.doubt:
         remarks.append(f"chat template: {template.doubt}")
-    return dataclasses.replace(run, remarks=tuple(remarks), length_flag=config.length_flag)
+    return dataclasses.replace(run, remarks=tuple(remarks))
 
 
 def _checked(run: RunInputs, num_ranks: int) -> RunInputs:

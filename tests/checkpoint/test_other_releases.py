@@ -56,6 +56,7 @@ def test_a_class_that_is_not_here_does_nothing(
     assert args.b == 3
     assert isinstance(args.a, StandIn)
     assert repr(args.a) == f"{class_name}(2,)"
+    assert repr(object.__new__(type(args.a))) == f"{class_name}()"  # as a dataclass is made
 
 
 def test_a_member_that_is_not_here_does_nothing(tmp_path: Path) -> None:

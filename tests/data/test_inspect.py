@@ -12,11 +12,16 @@ from tests.data.digests import digests
 
 
 def test_inspect_of_what_is_there_needs_its_folder_alone(
-    config: PrepareConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: PrepareConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     prepare(dataclasses.replace(config, output=tmp_path / "rows", inspect=True))
     shown = capsys.readouterr().out
-    for words in (["--output", str(tmp_path / "rows")], [f"--output={tmp_path / 'rows'}"]):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    outputs = ["--output", str(tmp_path / "rows")], [f"--output={tmp_path / 'rows'}"]
+    for words in (*outputs, ["--output=~/rows"]):
         cli.main(["prepare", *words, "--inspect"])
         assert capsys.readouterr().out.strip() in shown
     for words in (["--output", str(tmp_path / "rows")], ["--output", "nowhere", "--inspect"]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -145,6 +146,9 @@ def test_chatml_takes_the_default_system_turn_of_the_folder(folder: Path, defaul
         fitted = fitted_template(TEMPLATES["chatml"], found, DATE)
         check_template(fitted, found, DATE, tokenizer_of(folder))
         assert fitted_template(TEMPLATES["qwen3"], found, DATE) is TEMPLATES["qwen3"]
+        if default == DEFAULT:  # not the other one, which needs the folder's system turn
+            with pytest.raises(InputError, match=r"use --chat-template qwen2\.5, which writes the"):
+                check_template(TEMPLATES["qwen3"], found, DATE, tokenizer_of(folder))
         if default not in ("", DEFAULT):
             with pytest.raises(InputError, match="use --chat-template chatml, which writes the"):
                 check_template(TEMPLATES["qwen2.5"], found, DATE, tokenizer_of(folder))
@@ -156,6 +160,23 @@ def test_chatml_takes_the_default_system_turn_of_the_folder(folder: Path, defaul
         for template in (text, fitted.jinja):
             ids = judge.apply_chat_template(messages, chat_template=template)["input_ids"]
             assert example.tokens.tolist() == list(ids), messages
+
+
+def test_what_a_template_looks_for_stands_in_its_tags(folder: Path) -> None:
+    """An apostrophe in the text around them is no quote; and each is passed once."""
+    text = (
+        "I'm a helper.{% for m in messages %}{# it's #}{{ m.role }}: {% if '</think>' in m.content "
+        "and not loop.last %}{{ m.content.split('</think>')[-1] }}{% endif %}{% endfor %}"
+    )
+    said = [("I'm", False), ("a }} b", False), ("t</think>a", True)]
+    with FolderTemplate(text, folder) as found:
+        for content, is_otherwise in said:
+            messages = [dict(role="user", content="q"), dict(role="assistant", content=content)]
+            conversation = parse_conversation({"messages": messages}, "auto")
+            assert found.may_treat_otherwise(conversation) == is_otherwise, content
+    for many in ("{{ " + "\\'" * 2**18, "{% '" * 2**18, "{{" + "\\" * 2**19):
+        with contextlib.suppress(InputError), FolderTemplate(many, folder):
+            pass
 
 
 def test_thoughts_are_learnt_where_the_model_writes_them() -> None:

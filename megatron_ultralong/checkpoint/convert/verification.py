@@ -162,7 +162,7 @@ def _check_dtypes(source: WeightSource, output: WeightSource, dtype: torch.dtype
     one, other = (flags.get(min(found, key=str)) for found in (first, second))
     converted = f", converted by {flags[dtype]}" if dtype in flags else ""
     wider = max(found.itemsize for found in second) > max(found.itemsize for found in first)
-    if first == second and len(first) == 1:
+    if all(source.dtype(weight) == output.dtype(weight) for weight in weights):
         way = "leave --dtype out"
     elif len(second) == 1 and other and not wider:
         way = f"give {other}"

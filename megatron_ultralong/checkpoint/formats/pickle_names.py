@@ -52,7 +52,7 @@ RECORD_CLASSES = (
     "megatron.core.transformer.enums.InferenceCudaGraphScope",
 )
 """What Megatron-LM 0.16 to 0.19 keeps besides tensors: its arguments and the states of random
-generators. It is what ``megatron.core.safe_globals`` names."""
+generators: what ``megatron.core.safe_globals`` names. These classes are looked up."""
 MEGATRON_CLASS = re.compile(r"megatron\.core(\.[a-z0-9_]+)+\.[A-Z][A-Za-z0-9]*")
 """Classes of Megatron-Core. One that is not in the list, or not in this release, is not looked up:
 an object that does nothing stands for its values."""

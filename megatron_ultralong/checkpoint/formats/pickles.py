@@ -191,8 +191,10 @@ def _allow(classes: list[Any]) -> None:
 class StandIn:
     """Stands for a value whose class this release of Megatron-Core lacks: it does nothing.
 
-    Releases add to the enums of their arguments. Nothing here reads those.
+    Releases add to the enums and dataclasses of their arguments. Nothing here reads those.
     """
+
+    values: tuple[Any, ...] = ()  # of a dataclass, which is made without __init__
 
     def __init__(self, *values: Any) -> None:
         self.values = values
@@ -205,14 +207,15 @@ def _record_class(path: str) -> Any:
     """The class, as torch wants it: with the name that files give it where it has another now."""
     module, name = path.rsplit(".", 1)
     is_megatron = bool(pickle_names.MEGATRON_CLASS.fullmatch(path))
-    if is_megatron and path not in pickle_names.RECORD_CLASSES:
+    found = None
+    if path in pickle_names.RECORD_CLASSES:
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError):
+            if not is_megatron:
+                raise
+    if found is None:
         return type(name, (StandIn,), {}), path
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError):
-        if is_megatron:
-            return type(name, (StandIn,), {}), path
-        raise
     if is_megatron and issubclass(found, enum.Enum):
         return functools.partial(_member, found), path
     return found if f"{found.__module__}.{found.__qualname__}" == path else (found, path)

@@ -63,9 +63,9 @@ def common_state(folder: Path) -> dict[str, Any] | None:
         InputError: it is damaged, or would run code.
     """
     metadata = torch_dist_metadata.read_torch_dist_metadata(folder)
-    if _COMMON_OBJECT not in metadata.state_dict_metadata:
-        return None
     place = torch_dist_metadata.place_of(metadata, _COMMON_OBJECT, None)
+    if place is None:
+        return None
     path = folder / place.relative_path
     value = _read_object(path, place.offset, place.length, _COMMON_OBJECT)
     state = value[0] if isinstance(value, list) and len(value) == 1 else value

@@ -232,15 +232,12 @@ def print_files(console: Console, found: InputSummary | ChatSource) -> None:
 
 def _bad_lines(found: InputSummary | ChatSource) -> list[str]:
     """Files of which nothing was kept, then other bad records: :data:`MAX_BAD_SHOWN` lines."""
-    refused = found.refused_files
-    shown = [f"nothing of this file was kept: {place}" for place in refused.values()]
+    shown = [f"nothing of this file was kept: {place}" for place in found.refused_files.values()]
     if len(shown) > MAX_BAD_SHOWN:
         more = len(shown) - (MAX_BAD_SHOWN - 1)
         rest = f"nothing of {counted(more, 'more file')} was kept, see manifest.json"
         return [*shown[: MAX_BAD_SHOWN - 1], rest]
-    files = tuple(f"{path}:" for path in refused)
-    shown += [f"unreadable: {place}" for place in found.bad if not place.startswith(files)]
-    return shown[:MAX_BAD_SHOWN]
+    return [*shown, *(f"unreadable: {place}" for place in found.bad)][:MAX_BAD_SHOWN]
 
 
 def source_table(manifest: Manifest) -> Table:

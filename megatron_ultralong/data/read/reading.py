@@ -71,7 +71,8 @@ class _SourceReader:
         """Of each file of which no record was kept, where the first stands and why it was not."""
         self.kept_files: list[str] = []
         """Files of which some were."""
-        self._first_reason = ""
+        self._bad_here: list[str] = []
+        """``bad`` of the file that is read."""
         self._skip_bad = options.skip_bad
         self._limit = options.max_document_bytes or MAX_DOCUMENT_BYTES
 
@@ -108,7 +109,7 @@ class _SourceReader:
     def _records(self) -> Iterator[tuple[FilePart, Record]]:
         before = 0
         for part in self.parts:
-            num_kept, self._first_reason = self.num_kept, ""
+            num_kept, self._bad_here = self.num_kept, []
             records: Iterator[Record] = iter([Record(str(part.path), 0, {}, part.problem)])
             if not part.problem:
                 records = read_records(
@@ -121,8 +122,9 @@ class _SourceReader:
             self.bytes_read = before
             if self.num_kept > num_kept:
                 self.kept_files.append(str(part.path))
-            elif self._first_reason:
-                self.refused_files[str(part.path)] = self._first_reason
+                self.bad += self._bad_here[: MAX_BAD_SHOWN - len(self.bad)]
+            elif self._bad_here:
+                self.refused_files[str(part.path)] = self._bad_here[0]
 
     def _pass_over(self, record: Record, error: BadRecordError) -> None:
         """Tell of a bad record.
@@ -137,10 +139,8 @@ class _SourceReader:
                 f"skip and count such {self.kind} with --skip-bad"
             )
         self.num_cut_files += record.is_rest_lost
-        if not self._first_reason or len(self.bad) < MAX_BAD_SHOWN:
-            text = f"{absolute_place(record)}: {error.reason}"[:MAX_REASON]
-            self._first_reason = self._first_reason or text
-            self.bad += [text] if len(self.bad) < MAX_BAD_SHOWN else []
+        if len(self._bad_here) < MAX_BAD_SHOWN:
+            self._bad_here.append(f"{absolute_place(record)}: {error.reason}"[:MAX_REASON])
 
 
 class DocumentReader(_SourceReader):

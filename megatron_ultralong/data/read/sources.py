@@ -164,8 +164,8 @@ def find_files(source: Source, options: ReadOptions | ChatReadOptions) -> FoundF
     each as one bad document.
 
     Raises:
-        InputError: where there are no files, a folder cannot be listed, or a file is not what can
-            be read, unless ``skip_bad``.
+        InputError: where there are no files, a folder cannot be listed, a pipe is named, or, unless
+            ``skip_bad``, a file is not what can be read.
     """
     suffixes = options.suffixes
     counts: Counts = collections.Counter()

@@ -23,6 +23,7 @@ from megatron_ultralong.data.read.conversation import Conversation, Conversation
 from megatron_ultralong.data.tokenize import chat_jinja
 from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.model.families.family import Turns, chatml
+from megatron_ultralong.model.families.llama import LLAMA
 
 DATE = "26 Jul 2024"
 """Date that Llama 3.1's template writes where it is given none."""
@@ -235,13 +236,7 @@ def chatml_with(default_system: str) -> ChatTemplate:
 
 
 _ROLES = ("system", "user", "assistant")
-_LLAMA3 = Turns(
-    begin="<|begin_of_text|>",
-    before={r: ("<|start_header_id|>", r, "<|end_header_id|>", "\n\n") for r in _ROLES},
-    after={role: ("<|eot_id|>",) for role in _ROLES},
-    marks=_LLAMA_TOKENS,
-    template="llama3",
-)
+_LLAMA3 = LLAMA.turns[0]._replace(template="llama3")
 _PLAIN = Turns(
     begin="",
     before={role: (f"{role}:\n",) for role in _ROLES},
@@ -250,7 +245,7 @@ _PLAIN = Turns(
     template="plain",
 )
 
-_OF_FAMILIES = (turns for family in FAMILIES.values() for turns in family.turns if turns.template)
+_OF_FAMILIES = [turns for family in FAMILIES.values() for turns in family.turns if turns.template]
 TEMPLATES: dict[TemplateName, ChatTemplate] = {
     "llama3.1": ChatTemplate(
         "llama3.1",
@@ -261,8 +256,8 @@ TEMPLATES: dict[TemplateName, ChatTemplate] = {
     ),
     "llama3": _template(_LLAMA3, chat_jinja.LLAMA3, strip=True),
     "plain": _template(_PLAIN, chat_jinja.PLAIN, strip=True),
-    CHATML: chatml_with(""),
     **{template.name: template for template in map(_template, _OF_FAMILIES)},
+    CHATML: chatml_with(""),  # behind those that write the same without the folder's system turn
 }
 """Templates by the name that ``--chat-template`` takes.
 

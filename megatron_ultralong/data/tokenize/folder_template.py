@@ -129,10 +129,16 @@ FolderDate = Literal["", "same", "fixed", "today"]
 empty: there is no template, or nobody looked."""
 
 _MARKS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-_LITERAL = re.compile(r"'((?:[^'\\\n]|\\.)*)'|\"((?:[^\"\\\n]|\\.)*)\"")
+_LITERAL = re.compile(
+    r"'((?:[^'\\]|\\(?:.|\Z))*)(?:'|\Z)" r'|"((?:[^"\\]|\\(?:.|\Z))*)(?:"|\Z)', re.DOTALL
+)
+"""A text in quotes; one without its end goes to that of the template, so that each is passed once.
+"""
+_TAG = re.compile(rf"\{{[{{%](?:{_LITERAL.pattern}|(?![%}}]\}}).)*", re.DOTALL)
+"""A tag of Jinja up to its end: quotes in the text around it pair with none of its own."""
 _SIGN = re.compile(r"[^\w\s\\]")
-_LEAST_SIGNS = 3
-"""Of what a template may look for; commas and quotes stand in every text."""
+_LEAST_CHARACTERS = 3
+"""Of what a template may look for, one of them a sign; commas and quotes stand in every text."""
 _PROBE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 _DAYS = (datetime.date(2001, 2, 3), datetime.date(2004, 5, 6))
 _ALWAYS_GIVEN = ("bos_token", "eos_token")
@@ -149,12 +155,13 @@ class FolderTemplate(TemplateProcess):
     def __init__(self, text: str, folder: Path) -> None:
         self.has_marks = _MARKS.search(text) is not None
         """What the assistant says is marked with ``{% generation %}``."""
-        literals = {one or other for one, other in _LITERAL.findall(text)}
+        tags = (tag[0] for tag in _TAG.finditer(text))
+        literals = {one or other for tag in tags for one, other in _LITERAL.findall(tag)}
         found = {part for literal in literals for part in re.split(r"\\.", literal)}
         self._looked_for = [
             part
             for part in found
-            if _SIGN.search(part) and len("".join(part.split())) >= _LEAST_SIGNS
+            if _SIGN.search(part) and len("".join(part.split())) >= _LEAST_CHARACTERS
         ]
         """Texts in it, such as ``</think>``, that it may look for in contents."""
         named = named_tokens(folder)
