@@ -87,8 +87,8 @@ def _quiet_upstream() -> None:
 def _run(words: list[str]) -> None:
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
-    if len(words) > 1 and words[0] in HELP_FLAGS:  # --help prepare
-        words = [*words[1:], words[0]]
+    if asked := [word for word in words if word in HELP_FLAGS]:  # --help prepare, prepare -h chat
+        words = [*(word for word in words if word not in HELP_FLAGS), asked[0]]
     if not words or words[0] in HELP_FLAGS:
         sys.stdout.write(_usage())
         return
@@ -112,10 +112,6 @@ def _run(words: list[str]) -> None:
             sys.stdout.write(_usage(first))
             return
         kinds = [name.split()[1] for name in known]
-        if asked := [word for word in words if word in HELP_FLAGS]:  # evaluate --help loss
-            kind = next((word for word in rest if word in kinds), None)
-            _run([first, kind, asked[0]] if kind else [first])
-            return
         if words[1].startswith("-"):
             raise InputError(kind_comes_first(words, kinds))
         raise InputError(not_known(first, rest[0], kinds))
