@@ -250,10 +250,9 @@ def read_training(name: str, verb: TrainingVerb, words: list[str]) -> tuple[Any,
         num_ranks = options.parallel.model_parallel_size  # the fewest possible; it says so
     how = ""
     if words[0] in load("config.recipes:EXTENSIONS"):
-        from megatron_ultralong.checkpoint.disk.metadata import load_metadata
         from megatron_ultralong.cli.extension import Source, derived
 
-        found = load_metadata(Path(options.load))
+        found = load("training.earlier_start:load_source")(options)
         source = Source(options.load, found.model, found.rope_scaling)
         default, told = derived(words[0], options, fields_typed(words), num_ranks, source)
         options = _parse(verb, name, flags, default)
