@@ -29,7 +29,7 @@ from megatron_ultralong.program.ranks import (
     under_torchrun,
     world_size,
 )
-from megatron_ultralong.program.starting import say_loaded
+from megatron_ultralong.program.starting import say_loaded, warn_of_gpus
 from megatron_ultralong.program.terminal import PrintableFormatter
 
 FIRST_STEPS = (
@@ -170,6 +170,8 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
             tell(f"{PROGRAM}: starting {ranks_there}: loading libraries ...")
     run = _load_run(verb)
     say_loaded()
+    if verb.is_for_ranks and (torch := sys.modules.get("torch")):
+        warn_of_gpus(torch.cuda.device_count())
     run(options)
 
 
