@@ -58,6 +58,11 @@ class RunInputs:
     """What said how long it is."""
 
     @property
+    def said(self) -> TrainingConfig:
+        """:attr:`config` as files state it."""
+        return self.config.as_said(self.length_flag)
+
+    @property
     def each_iteration(self) -> tuple[str, float]:
         """:attr:`length_flag`, and what one iteration is of it."""
         num_rows = self.config.global_batch_size
