@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from megatron_ultralong.checkpoint.disk.folder import resolve_readable
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, load_metadata
+from megatron_ultralong.config.idle import idle_notes
 from megatron_ultralong.config.plain_values import flat_fields
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.training import PretrainConfig, SftConfig, TrainingConfig
@@ -79,6 +80,7 @@ class RunInputs:
         return (
             *extension_notes(self.config.rope, self.source, self.result),
             *row_notes(taken, there),
+            *idle_notes(self.config),
         )
 
 
