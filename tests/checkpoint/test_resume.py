@@ -144,7 +144,7 @@ def test_a_finished_but_unverified_conversion_is_verified(folder: Path, tmp_path
 
 
 def test_an_output_in_the_source_is_continued(folder: Path, tmp_path: Path) -> None:
-    """Its own folder is no file of the model."""
+    """Its own folder is not a file of the model."""
     shutil.copytree(folder / "hf", tmp_path / "hf")
     out = tmp_path / "hf" / "megatron"
     interrupted_at_the_end(tmp_path, out)
