@@ -132,12 +132,17 @@ def check_same_run(
     return before
 
 
+_NOT_READ = ", whose weights are not read: the run continues from its own checkpoint"
+
+
 def changes(before: TrainingConfig, now: TrainingConfig) -> list[str]:
     """Fields that differ: ``optimizer.lr was 3e-05, is 1e-05``."""
     before, now = with_absolute_paths(before), with_absolute_paths(now)
     old, new = flat_fields(dataclasses.replace(before, save=now.save)), flat_fields(now)
     return [
-        f"{name} was {old[name]}, is {value}" for name, value in new.items() if old[name] != value
+        f"{name} was {old[name]}, is {value}{_NOT_READ if name == 'load' else ''}"
+        for name, value in new.items()
+        if old[name] != value
     ]
 
 
