@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import operator
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -60,8 +61,8 @@ def load_source(config: TrainingConfig) -> CheckpointMetadata:
     if has_run and not source.exists() and any(folders.iteration_folders(root)):
         raise InputError(
             f"--load {config.load} does not exist; the run in --save {root}, which began with it, "
-            f"resumes without: `ultralong {config.verb} --config {root / CONFIG_FILE} "
-            f"--load {root}`"
+            f"resumes without: `ultralong {config.verb} --config "
+            f"{shlex.quote(str(root / CONFIG_FILE))} --load {shlex.quote(str(root))}`"
         )
     return load_metadata(source)
 
