@@ -16,7 +16,7 @@ from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError
 from megatron_ultralong.data.read.reading import ConversationReader
 from megatron_ultralong.data.read.record import text_error
-from megatron_ultralong.data.read.sources import Source
+from megatron_ultralong.data.read.sources import Source, check_unchanged
 from megatron_ultralong.data.rows.chat_manifest import ChatLengths, ChatSource
 from megatron_ultralong.data.rows.indexed import token_dtype
 from megatron_ultralong.data.store.documents import DocumentStore
@@ -254,6 +254,7 @@ class ChatStore:
         }
         others = {field.name for field in dataclasses.fields(ChatSource)} - known.keys()
         assert self._found.keys() <= others, self._found.keys() - others
+        check_unchanged(reader.source, reader.parts)
         source = ChatSource(**known | {name: self._found[name] for name in others})
         if not source.num_examples:
             raise InputError(self._nothing(source))

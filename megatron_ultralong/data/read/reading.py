@@ -24,7 +24,7 @@ from megatron_ultralong.data.read.record import (
     absolute_place,
     text_error,
 )
-from megatron_ultralong.data.read.sources import FilePart, Source, find_files
+from megatron_ultralong.data.read.sources import FilePart, Source, check_unchanged, find_files
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.not_known import nearest
 from megatron_ultralong.program.quantity import counted, named
@@ -130,9 +130,10 @@ class _SourceReader:
         """Tell of a bad record.
 
         Raises:
-            InputError: it is not to be skipped.
+            InputError: it is not to be skipped, or its file has changed since it was found.
         """
         if not self._skip_bad:
+            check_unchanged(self.source, self.parts)  # a line that is not whole yet
             fix = "raise --max-document-bytes" if record.is_too_long else "fix it"
             raise InputError(
                 f"source {self.source.name!r}: {absolute_place(record)}: {error.reason}; {fix}, or "

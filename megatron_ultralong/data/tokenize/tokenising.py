@@ -257,11 +257,21 @@ def check_file_sizes(folder: Path) -> None:
 
 
 def copy_tokenizer(tokenizer: DocumentTokenizer, folder: Path) -> None:
-    """Copy the tokenizer's files into a new folder."""
+    """Copy the tokenizer's files into a new folder.
+
+    Raises:
+        InputError: the file that defines the ids is not what it was when it was read.
+    """
     folder.mkdir()
     # the name under which a folder's reader looks for the file: my.model -> tokenizer.model
     name = "tokenizer.json" if tokenizer.file.suffix == ".json" else "tokenizer.model"
     shutil.copyfile(tokenizer.file, folder / name)
+    if (now := hashlib.sha256((folder / name).read_bytes()).hexdigest()) != tokenizer.sha256:
+        raise InputError(
+            f"{tokenizer.file} has changed while it was used, from SHA-256 "
+            f"{tokenizer.sha256[:12]}... to {now[:12]}...: ids may be of either; give the same "
+            "command again when nothing writes to it any more"
+        )
     for name in TOKENIZER_FILES[1:]:
         if (tokenizer.file.parent / name).is_file():
             shutil.copyfile(tokenizer.file.parent / name, folder / name)
