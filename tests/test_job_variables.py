@@ -85,26 +85,39 @@ def test_one_rank_is_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     check_start()
 
 
-@pytest.mark.parametrize("value", ["", "x", "-1", "1.0", "0x1", " 1", "\u0661", "9" * 50])
-@pytest.mark.parametrize(
-    "name", ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"]
-)
+NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
+NO_NUMBERS = ("", "x", "-1", "1.0", "0x1", " 1", "\u0661", "9" * 50)
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS)
+@pytest.mark.parametrize("name", NUMBERS)
 def test_each_must_be_a_number(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     inputs: Path,
-    tmp_path: Path,
     name: str,
     value: str,
 ) -> None:
     monkeypatch.setenv(name, value)
     said = refusal(capsys, *pretrain_words(inputs))
     assert f"{name} is {value!r} in the environment" in said
-    cli.main(["plan", "llama3.1-8b-1m", "--gpus", "32"])  # no job, and none of its variables
+    assert f"{name} is {value!r} in the environment" in refusal(capsys, "doctor")
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS)
+def test_verbs_that_are_no_job_read_none_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    inputs: Path,
+    tmp_path: Path,
+    value: str,
+) -> None:
+    for name in NUMBERS:
+        monkeypatch.setenv(name, value)
+    cli.main(["plan", "llama3.1-8b-1m", "--gpus", "32"])
     assert "GiB" in capsys.readouterr().out
     cli.main(["convert", "import", str(inputs / "hf"), str(tmp_path / "model")])
     assert "tokenizer sha256" in capsys.readouterr().out
-    assert f"{name} is {value!r} in the environment" in refusal(capsys, "doctor")
 
 
 def test_ranks_are_of_one_job(

@@ -49,3 +49,19 @@ def test_the_cores_are_told_by_a_start_itself(
     monkeypatch.setenv("PYTHON_EXEC", "true")
     assert launch.run_ranks(["--version"], 2, saves=False) == 0
     assert "--ranks 2 on 1 core without a GPU" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("gpus", "rank"), [(0, None), (1, None), (8, "0")])
+def test_a_job_that_takes_all_gpus_is_not_warned(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], gpus: int, rank: str | None
+) -> None:
+    if rank:
+        monkeypatch.setenv("RANK", rank)
+    starting.warn_of_gpus(gpus)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_job_of_one_rank_on_several_gpus_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    starting.warn_of_gpus(8)
+    told = capsys.readouterr().err
+    assert told.startswith("warning: one of the 8 GPUs of this machine computes: `--ranks 8` takes")

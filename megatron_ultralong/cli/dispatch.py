@@ -29,7 +29,7 @@ from megatron_ultralong.program.ranks import (
     under_torchrun,
     world_size,
 )
-from megatron_ultralong.program.starting import say_loaded
+from megatron_ultralong.program.starting import say_loaded, warn_of_gpus
 from megatron_ultralong.program.terminal import PrintableFormatter
 
 FIRST_STEPS = (
@@ -87,8 +87,8 @@ def _quiet_upstream() -> None:
 def _run(words: list[str]) -> None:
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
-    if len(words) > 1 and words[0] in HELP_FLAGS:  # --help prepare
-        words = [*words[1:], words[0]]
+    if asked := [word for word in words if word in HELP_FLAGS]:  # --help prepare, prepare -h chat
+        words = [*(word for word in words if word not in HELP_FLAGS), asked[0]]
     if not words or words[0] in HELP_FLAGS:
         sys.stdout.write(_usage())
         return
@@ -112,10 +112,6 @@ def _run(words: list[str]) -> None:
             sys.stdout.write(_usage(first))
             return
         kinds = [name.split()[1] for name in known]
-        if asked := [word for word in words if word in HELP_FLAGS]:  # evaluate --help loss
-            kind = next((word for word in rest if word in kinds), None)
-            _run([first, kind, asked[0]] if kind else [first])
-            return
         if words[1].startswith("-"):
             raise InputError(kind_comes_first(words, kinds))
         raise InputError(not_known(first, rest[0], kinds))
@@ -174,6 +170,8 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
             tell(f"{PROGRAM}: starting {ranks_there}: loading libraries ...")
     run = _load_run(verb)
     say_loaded()
+    if verb.is_for_ranks and (torch := sys.modules.get("torch")):
+        warn_of_gpus(torch.cuda.device_count())
     run(options)
 
 
@@ -254,10 +252,9 @@ def read_training(name: str, verb: TrainingVerb, words: list[str]) -> tuple[Any,
         num_ranks = options.parallel.model_parallel_size  # the fewest possible; it says so
     how = ""
     if words[0] in load("config.recipes:EXTENSIONS"):
-        from megatron_ultralong.checkpoint.disk.metadata import load_metadata
         from megatron_ultralong.cli.extension import Source, derived
 
-        found = load_metadata(Path(options.load))
+        found = load("training.earlier_start:load_source")(options)
         source = Source(options.load, found.model, found.rope_scaling)
         default, told = derived(words[0], options, fields_typed(words), num_ranks, source)
         options = _parse(verb, name, flags, default)

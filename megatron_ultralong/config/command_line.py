@@ -33,7 +33,8 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
     """
     flags = flags_of(config_class, default)
     check_dashes(words, {name for flag in flags for name in flag.names})
-    words = whole_names(words, {flag.names[0] for flag in flags if flag.is_text})
+    texts = {flag.names[0] for flag in flags if flag.is_text}
+    words = whole_names(words, lambda flag: flag not in texts)
     _check_given_once(words, flags)
     units = {flag.names[0]: flag.unit for flag in flags if flag.unit}
     several = {flag.names[0] for flag in flags if flag.takes_several}

@@ -6,6 +6,7 @@ import argparse
 import copy
 import dataclasses
 import math
+import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -13,11 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from megatron_ultralong.config import rope, run
+from megatron_ultralong.config.flags import check_dashes
 from megatron_ultralong.dropin.cpu import set_cpu_defaults
 from megatron_ultralong.model.shape import MOST_POSITIONS
 from megatron_ultralong.model.yarn import RopeScaling, YarnConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges, field_docstrings, numbers_of
+from megatron_ultralong.program.names import whole_names
 from megatron_ultralong.program.quantity import LENGTH, Unit
 from megatron_ultralong.sequence.document_mask import DocumentMask
 
@@ -204,7 +207,31 @@ def add_ultralong_args(parser: argparse.ArgumentParser) -> argparse.ArgumentPars
     set_cpu_defaults(parser)
     add_own_group(parser)
     make_printable(parser)
+    sys.argv[1:] = checked_words(parser, sys.argv[1:])
     return parser
+
+
+def checked_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
+    """The command line, with ``~`` in names of files and folders as the home folder.
+
+    Raises:
+        InputError: such a name is empty, or a flag was copied with other dashes, which would be one
+            more value of the flag before it.
+    """
+    known = parser._option_string_actions
+    check_dashes(words, known)
+    names = {flag.replace("_", "-") for flag, action in known.items() if _is_of_names(action)}
+    return whole_names(words, names.__contains__)
+
+
+_OF_NAMES = re.compile("(?:.*_)?(?:save|load|checkpoint|dir|file|model|path)")
+"""Arguments whose values are files and folders."""
+
+
+def _is_of_names(action: argparse.Action) -> bool:
+    """Whether its values name something: an empty one is as none to Megatron-LM."""
+    is_text = action.type in (None, str) and action.nargs != 0
+    return is_text and action.default != "" and bool(_OF_NAMES.fullmatch(action.dest))
 
 
 def make_printable(parser: argparse.ArgumentParser) -> None:

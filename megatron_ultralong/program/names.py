@@ -5,7 +5,7 @@ an ``=``. A run would train and save nothing, or save in a new folder of the nam
 """
 
 import os
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Sequence
 
 from megatron_ultralong.program.errors import InputError
 
@@ -18,12 +18,12 @@ def with_home(name: str) -> str:
     return name
 
 
-def whole_names(words: Sequence[str], texts: Container[str]) -> list[str]:
+def whole_names(words: Sequence[str], is_name: Callable[[str], bool]) -> list[str]:
     """A command line with ``~`` in the values of flags that name something as the home folder.
 
     Args:
-        words: behind the verb.
-        texts: flags whose values are texts, and name nothing.
+        words: of a command line.
+        is_name: whether the values of a flag name something; of "", what stands behind no flag.
 
     Raises:
         InputError: such a value is empty.
@@ -33,7 +33,7 @@ def whole_names(words: Sequence[str], texts: Container[str]) -> list[str]:
         is_flag = word.startswith("--")
         name, equals, value = word.partition("=") if is_flag else ("", "", word)
         flag = name.replace("_", "-") or flag
-        if flag in texts or (is_flag and not equals):
+        if not is_name(flag) or (is_flag and not equals):
             found.append(word)
             continue
         if not value:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from megatron_ultralong.program.ending import PROGRAM, tell
 from megatron_ultralong.program.quantity import counted, duration
-from megatron_ultralong.program.ranks import ERROR_FILE, is_launched
+from megatron_ultralong.program.ranks import ERROR_FILE, is_launched, under_torchrun
 
 _TOLD_EVERY = 30.0
 """Seconds: libraries are loaded in a few on an idle machine."""
@@ -19,6 +19,15 @@ def say_loaded() -> None:
     if is_launched():
         with contextlib.suppress(OSError):
             _mark(Path(os.environ[ERROR_FILE])).touch()
+
+
+def warn_of_gpus(num_gpus: int) -> None:
+    """Warn of GPUs of this machine that a job without ranks leaves idle."""
+    if num_gpus > 1 and not under_torchrun():
+        tell(
+            f"warning: one of the {num_gpus} GPUs of this machine computes: `--ranks {num_gpus}` "
+            "takes all, CUDA_VISIBLE_DEVICES=0 says that one is meant"
+        )
 
 
 def warn_of_cores(num_ranks: int, cores: int) -> None:

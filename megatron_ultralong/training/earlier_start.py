@@ -49,6 +49,23 @@ def check_save(
     return None
 
 
+def load_source(config: TrainingConfig) -> CheckpointMetadata:
+    """Metadata of what a run begins with.
+
+    Raises:
+        InputError: it cannot be read; where a run in ``--save`` began with it, how that resumes.
+    """
+    source, root = Path(config.load), Path(config.save)
+    has_run = bool(config.save) and (root / CONFIG_FILE).is_file()
+    if has_run and not source.exists() and any(folders.iteration_folders(root)):
+        raise InputError(
+            f"--load {config.load} does not exist; the run in --save {root}, which began with it, "
+            f"resumes without: `ultralong {config.verb} --config {root / CONFIG_FILE} "
+            f"--load {root}`"
+        )
+    return load_metadata(source)
+
+
 def way_on(save: str | None) -> str:
     """From what the command of a run continues that has lost a rank: an end for its message."""
     if not save:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from megatron_ultralong.checkpoint.disk.folder import resolve_readable
-from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, load_metadata
+from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.config.plain_values import flat_fields
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.training import PretrainConfig, SftConfig, TrainingConfig
@@ -26,7 +26,7 @@ from megatron_ultralong.program.fields import check_ranges
 from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.required import check_required
 from megatron_ultralong.sequence.document_mask import DocumentMask
-from megatron_ultralong.training.earlier_start import check_save
+from megatron_ultralong.training.earlier_start import check_save, load_source
 from megatron_ultralong.training.row_source import ChatRowSource, PackedRowSource, RowSource
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -274,7 +274,7 @@ def rows_record(manifest: Manifest | ChatManifest) -> dict[str, object]:
 
 def _open_source(config: TrainingConfig) -> CheckpointMetadata:
     """What the run starts from."""
-    source = load_metadata(Path(config.load))
+    source = load_source(config)
     resolve_readable(config.load)
     return source
 

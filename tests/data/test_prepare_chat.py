@@ -325,4 +325,4 @@ def test_files_of_a_folder_are_looked_at_and_told_as_those_of_documents_are(
         "cut.jsonl.gz:1: unreadable: cannot",
     ):
         assert name in said
-        assert name in "\n".join(source.bad)
+        assert name in "\n".join([*source.bad, *source.refused_files.values()])

@@ -47,6 +47,7 @@ OTHERWISE = {
     "MegatronCheckpoint": "dropin/checkpoints.py looks through all files",
     "check_nobodys": "Megatron-LM saves into any folder",
     "iteration_folders": "of check_nobodys",
+    "load_source": "Megatron-LM resumes from what --load names",
     "load_config": "dropin/stored_arguments.py: Megatron-LM's checkpoints hold the arguments",
     "attrgetter": "of load_config",
     "flat_fields": "Identity.write compares all",
