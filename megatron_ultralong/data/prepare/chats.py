@@ -25,6 +25,7 @@ from megatron_ultralong.data.rows import chat_manifest as manifests
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSplit
 from megatron_ultralong.data.rows.indexed import IndexedWriter
 from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER, write_manifest
+from megatron_ultralong.data.rows.packed import checksums_of
 from megatron_ultralong.data.rows.stored import targets_prefix
 from megatron_ultralong.data.store.documents import RowWriter
 from megatron_ultralong.data.tokenize import engines
@@ -128,6 +129,7 @@ def _write(
             num_target_tokens=_write_targets(folder / name, plans[name], store),
             num_padding_tokens=written.num_padding_tokens,
             longest=int(documents.lengths[plans[name].kept].max()),
+            checksums=checksums_of(folder / name, ["boundaries", "targets"]),
         )
         for name, written in writer.write(folder, plans).items()
     }

@@ -87,6 +87,8 @@ class ChatSplit(manifest.Record):
     num_padding_tokens: int
     longest: int
     """Tokens of its longest conversation."""
+    checksums: dict[str, str] = field(default_factory=dict, repr=False)
+    """As those of :class:`~megatron_ultralong.data.rows.manifest.SplitSummary`; also of targets."""
 
 
 @dataclass(frozen=True)
