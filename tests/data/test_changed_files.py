@@ -45,7 +45,7 @@ def cut(path: Path) -> None:
 
 CHANGES = {
     "grown": (grow, r"from \d[\d,]* bytes to \d[\d,]* bytes: its"),
-    "replaced": (replace, r"from (\d[\d,]*) bytes to \1 bytes, written anew"),
+    "replaced": (replace, r"from (\d[\d,]*) bytes to \1 bytes, written again"),
     "cut": (cut, r"from \d[\d,]* bytes to \d[\d,]* bytes: its"),
     "removed": (Path.unlink, r"from \d[\d,]* bytes to nothing"),
 }

@@ -216,7 +216,7 @@ def check_unchanged(source: Source, parts: Iterable[FilePart]) -> None:
         state = _state(_status(part.path))
         if state != part.state:
             was, now = (f"{each[0]:,} bytes" if each else "nothing" for each in (part.state, state))
-            now = f"{now}, written anew" if was == now else now
+            now = f"{now}, written again" if was == now else now
             raise InputError(
                 f"source {source.name!r}: {part.path} has changed while it was read, from {was} to "
                 f"{now}: its documents may be of either; give the same command again when nothing "

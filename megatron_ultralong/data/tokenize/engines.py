@@ -248,6 +248,27 @@ def open_reference(path: Path) -> tokenising.DocumentTokenizer:
     return tokenizer_model.SentencePieceTokenizer(file)
 
 
+_RARE = "\U0010fffd"
+"""A character that no vocabulary has: it is for private use."""
+
+
+def lost_letters(tokenizer: tokenising.DocumentTokenizer) -> str:
+    """What a user must know of a tokenizer that cannot write every text; empty: it can.
+
+    One of bytes, or with a fallback to them, writes what it does not know in several tokens. Others
+    have one token for all of it, or none: no model can learn what stood there.
+    """
+    ids = tokenizer.encode_documents([f"a{_RARE}"])[0].tolist()
+    if _RARE in tokenizer.decode(ids):
+        return ""
+    left = tokenizer.decode(ids[tokenizer.encode_documents(["a"])[0].size :])
+    return (
+        f"warning: {tokenizer.file} writes letters that it does not know as "
+        f"{repr(left) if left else 'nothing'}: they are lost from the rows; a tokenizer of bytes, "
+        "or with a fallback to them, writes every text"
+    )
+
+
 def choose_tokenizer(path: Path, engine: tokenising.TokenizerEngine) -> ChosenTokenizer:
     """The tokenizer of a file or folder under ``--tokenizer-engine``.
 
