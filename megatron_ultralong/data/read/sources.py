@@ -234,8 +234,8 @@ def _each_once(source: Source, suffixes: tuple[str, ...]) -> list[tuple[Entry, S
     Of several names of one file that is taken which tells what it is, and stands there itself.
     """
     found: list[tuple[Entry, State, str]] = []
-    best: dict[tuple[int, int], tuple[bool, bool, str]] = {}
-    places: list[tuple[int, int] | None] = []
+    best: dict[tuple[int, ...], tuple[bool, bool, str]] = {}
+    places: list[tuple[int, ...] | None] = []
     entries = list(_entries(source))
     folders = {entry.path.parent for entry in entries if entry.path.name in MANIFESTS}
     rows = {folder for folder in folders if (folder / "train.idx").is_file()}
@@ -244,7 +244,7 @@ def _each_once(source: Source, suffixes: tuple[str, ...]) -> list[tuple[Entry, S
         reason = _reason(source, entry, status, suffixes)
         if not reason and not _is_itself(source, entry) and not rows.isdisjoint(entry.path.parents):
             reason = ROWS
-        place = None if status is None or reason else (status.st_dev, status.st_ino)
+        place = None if status is None or reason else _place(status)
         if place is not None:
             best[place] = min(best.get(place, _rank(entry)), _rank(entry))
         found.append((entry, _state(status), reason))
@@ -254,6 +254,11 @@ def _each_once(source: Source, suffixes: tuple[str, ...]) -> list[tuple[Entry, S
         for (entry, state, reason), place in zip(found, places, strict=True)
     ]
     return sorted(once, key=lambda each: each[0].path)
+
+
+def _place(status: os.stat_result) -> tuple[int, ...]:
+    """What all names of one file have; servers give several files one number."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _rank(entry: Entry) -> tuple[bool, bool, str]:
