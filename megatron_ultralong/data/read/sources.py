@@ -214,7 +214,7 @@ def check_unchanged(source: Source, parts: Iterable[FilePart]) -> None:
     """
     for part in parts:
         state = _state(_status(part.path))
-        if state != part.state:
+        if _in_seconds(state) != _in_seconds(part.state):
             was, now = (f"{each[0]:,} bytes" if each else "nothing" for each in (part.state, state))
             now = f"{now}, written again" if was == now else now
             raise InputError(
@@ -222,6 +222,11 @@ def check_unchanged(source: Source, parts: Iterable[FilePart]) -> None:
                 f"{now}: its documents may be of either; give the same command again when nothing "
                 "writes to it any more"
             )
+
+
+def _in_seconds(state: State) -> State:
+    """Object stores give a file's time to the second or finer, by what they were asked."""
+    return state and (state[0], state[1] // 10**9)
 
 
 def _state(status: os.stat_result | None) -> State:
