@@ -60,8 +60,9 @@ class FastTokenizer:
         # the one vocabulary whose special tokens gigatoken cannot be kept from knowing
         is_model = isinstance(reference, tokenizer_model.SentencePieceTokenizer)
         self._not_in_text = reference.special_texts if is_model else []
-        is_json = isinstance(reference, tokenising.HuggingFaceTokenizer)
-        self._compose = reference.compose if is_json else None
+        self._compose: Callable[[str], str] | None = None
+        if isinstance(reference, tokenising.HuggingFaceTokenizer):
+            self._compose = reference.compose
         self.file = reference.file
         self.sha256 = reference.sha256
         self.vocab_size = reference.vocab_size
