@@ -9,8 +9,10 @@ from typing import Any
 from megatron_ultralong.data.read.arrow_values import num_kept_nulls
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError, Problem
 from megatron_ultralong.data.read.conversation_formats import (
+    CHOSEN,
     KEYS,
     SPELLINGS,
+    VERDICTS,
     keys_read,
     parse_conversation,
 )
@@ -244,7 +246,9 @@ def _value(fields: Mapping[str, Any], key: str) -> Any:
     return _value(inner, rest) if dot and isinstance(inner, Mapping) else None
 
 
-_COLUMNS = tuple(dict.fromkeys(itertools.chain(*KEYS.values(), *SPELLINGS.values())))
+_COLUMNS = tuple(
+    dict.fromkeys(itertools.chain(*KEYS.values(), *SPELLINGS.values(), VERDICTS, [CHOSEN]))
+)
 
 MAX_UNREAD_KEYS = 1000
 OTHER_KEYS = "(other keys)"
