@@ -175,10 +175,13 @@ def test_an_empty_text_is_not_read_before_its_other_name() -> None:
 
 def test_keys_that_a_record_has_beside_its_own_are_told(tmp_path: Path) -> None:
     """Also those that another format would read."""
-    write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b", "context": "c", "x": 1}])
-    reader = ConversationReader(Source("s", str(tmp_path / "a.jsonl")), ChatReadOptions())
-    assert len(list(reader)) == 1
-    assert reader.unread_keys == {"context": 1, "x": 1}
+    records = [{"prompt": "a", "completion": "b", "context": "c", "x": 1}]
+    write_jsonl(tmp_path / "a.jsonl", records)
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet")
+    for suffix in (".jsonl", ".parquet"):
+        reader = ConversationReader(Source("s", f"{tmp_path}/a{suffix}"), ChatReadOptions())
+        assert len(list(reader)) == 1
+        assert reader.unread_keys == {"context": 1, "x": 1}
 
 
 USER, ANSWER = ("user", "a"), ("assistant", "b")

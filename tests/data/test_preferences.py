@@ -87,7 +87,7 @@ def test_an_answer_under_another_key(
         read(path)
     assert read(path, skip_bad=True).num_conversations == 2
     assert read(path, ignore_keys=("chosen",)).num_conversations == 3
-    if suffix == ".jsonl" and shutil.which("jq"):  # the way out leads out
+    if suffix == ".jsonl" and shutil.which("jq"):  # the fix fixes it
         query = str(told.value).partition("jq -c '")[2].partition("'")[0]
         lines = path.read_text().splitlines()[1]
         new = subprocess.run(["jq", "-c", query], input=lines, text=True, capture_output=True)

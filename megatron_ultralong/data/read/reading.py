@@ -275,7 +275,7 @@ class ConversationReader(_SourceReader):
         self.num_conversations = 0
         self.num_bad: collections.Counter[Problem] = collections.Counter()
         self.unread_keys: collections.Counter[str] = collections.Counter()
-        """Keys of records that are not read, and how many records have them (of JSON)."""
+        """Keys (in parquet columns) that are not read, and how many records have them."""
         self.num_kept_nulls = 0
         """Nulls of tools in Arrow's structs that were kept."""
         for part in found.files:
@@ -321,10 +321,15 @@ class ConversationReader(_SourceReader):
 
     def _count_unread(self, record: Record) -> None:
         read = keys_read(record.fields, self.options.chat_format)[1].values()
-        for key, value in record.fields.items():
-            if key not in read and (value is not None or key not in _COLUMNS):
-                known = key in self.unread_keys or len(self.unread_keys) < MAX_UNREAD_KEYS
-                self.unread_keys[key if known else OTHER_KEYS] += 1
+        unread = [
+            key
+            for key, value in record.fields.items()
+            if key not in read and (value is not None or key not in _COLUMNS)
+        ]
+        unread += (column for column in record.keys if column not in record.fields)
+        for key in unread:
+            known = key in self.unread_keys or len(self.unread_keys) < MAX_UNREAD_KEYS
+            self.unread_keys[key if known else OTHER_KEYS] += 1
 
     def _parsed(self, record: Record) -> Conversation:
         if record.error:
