@@ -79,6 +79,9 @@ def _add_of_peers(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--contestants", nargs="+", default=[""], help="words of the names that take part")
     add("--check-tokens", type=int, default=4096, help="of the row over which all is compared")
+    add(
+        "--profile", action="store_true", help="print the longest kernels of each, beside the table"
+    )
     add("--rows", type=int, default=512, help="queries that are compared at every length")
     add("--seconds-of-a-call", type=float, default=180.0, help="after which it has failed")
 

@@ -32,11 +32,11 @@ from tools.attention_benchmark.torch_flex_attention import FlexAttention
 from tools.attention_benchmark.transformer_engine_attention import padded, padded_positions
 
 ROOT = Path(__file__).parents[2]
-SIZES = {"heads": 4, "kv_heads": 2, "head_dim": 16, "contestants": [""], "repeat": 1}
+SIZES = {"heads": 4, "kv_heads": 2, "head_dim": 16, "contestants": [""], "repeat": 1, "profile": 0}
 # Of float32 over 512 keys: its rounding is 6e-8, and a result is a sum of many.
 FLOAT32 = 1e-6
 RUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-SMALL = "--device cpu --head-dim 32 --check-tokens 512 --rows 32 --lengths 512 1024 --repeat 1"
+SMALL = "--device cpu --profile --head-dim 32 --check-tokens 512 --rows 32 --lengths 512 1024"
 
 
 def _cells(output: str) -> list[list[str]]:
@@ -71,7 +71,13 @@ def test_all_that_runs_on_a_cpu_is_exact_and_the_rest_says_why():
 
 @pytest.mark.slow
 def test_the_program_under_torchrun():
-    words = [str(ROOT / "tools" / "benchmark_attention.py"), "peers", *SMALL.split()]
+    words = [
+        str(ROOT / "tools" / "benchmark_attention.py"),
+        "peers",
+        "--repeat",
+        "1",
+        *SMALL.split(),
+    ]
     run = subprocess.run(
         [*RUN, *words], capture_output=True, text=True, timeout=patience(240), check=False
     )

@@ -6,7 +6,9 @@ import argparse
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -18,7 +20,7 @@ from .contest import Contestant, Groups, Task
 from .exact_rows import all_rows
 from .own_attention import own_contestants
 from .peer_table import COLUMNS, Ratio, Table, block, verdict
-from .race import Clock, Race, able
+from .race import Clock, Race, able, one_call
 from .recipe_lengths import recipe_lengths
 from .torch_attention import torch_contestants
 from .torch_flex_attention import FlexAttention
@@ -81,8 +83,23 @@ def compare(arguments: argparse.Namespace, device: torch.device, field: Field) -
     for length in arguments.lengths:
         for (documents, kernel), its in chosen.items():
             found += block(table, race, task(length, documents), kernel, its)
+            if arguments.profile:
+                _profile(agreement, task(length, documents), kernel, its)
     verdict(table, found)
     return groups.renewals > 0
+
+
+def _profile(agreement: Agreement, task: Task, kernel: str, its: Sequence[Contestant]) -> None:
+    """Print where the device time of each goes, of one more forward and backward pass."""
+    from rank_benchmark.kernels import print_kernels  # beside this package, in a program alone
+
+    for each in its:
+        run = partial(one_call, task, each)
+        if task.groups.rank == 0:
+            title = f"{task.length:,} tokens, {task.mask}, {kernel}, {each.name}"
+            run = partial(print_kernels, title, run)
+        with suppress(AttemptError):  # a row of the table has said so
+            agreement.attempt(run)
 
 
 def document_edges(length: int) -> list[int]:
