@@ -326,3 +326,21 @@ def test_files_of_a_folder_are_looked_at_and_told_as_those_of_documents_are(
     ):
         assert name in said
         assert name in "\n".join([*source.bad, *source.refused_files.values()])
+
+
+def test_conversations_that_were_in_a_template_before_are_told(
+    config: PrepareChatConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = "<|start_header_id|>user<|end_header_id|>\n\nq<|eot_id|>"
+    records = [{"prompt": before, "completion": "a"}, {"prompt": "q", "completion": "<s>a</s>"}]
+    write_jsonl(tmp_path / "a.jsonl", records)
+    source = f"x={tmp_path / 'a.jsonl'}"
+    manifest = prepare_chat(
+        dataclasses.replace(
+            config, source=(source,), output=tmp_path / "rows", valid_fraction=0.0, packing="none"
+        )
+    )
+    assert manifest.sources[0].num_with_marks == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "x: 1 conversation with special tokens of template llama3.1 in their texts" in told
+    assert load_chat_manifest(tmp_path / "rows") == manifest

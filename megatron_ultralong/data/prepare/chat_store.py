@@ -27,7 +27,12 @@ from megatron_ultralong.data.tokenize.chat_encoder import (
     checked_rendering,
     marked_pieces,
 )
-from megatron_ultralong.data.tokenize.chat_template import ChatTemplate, Piece, rendered_text
+from megatron_ultralong.data.tokenize.chat_template import (
+    END,
+    ChatTemplate,
+    Piece,
+    rendered_text,
+)
 from megatron_ultralong.data.tokenize.engines import SAMPLE_CHARACTERS, FastTokenizer
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
@@ -88,6 +93,9 @@ class ChatStore:
         self.dtype = token_dtype(self.tokenizer.vocab_size)
         self.is_marked = self.its_template is not None and self.its_template.has_marks
         self.encoder = ChatEncoder(self.template, self.tokenizer, self.is_marked)
+        special, eos = self.template.special, self.tokenizer.eos_text
+        self._marks = [eos() if name == END else name for name in special]
+        """Texts of its special tokens."""
         self._found: collections.Counter[str] = collections.Counter()
         """What is counted of the source, by the names of :class:`ChatSource`."""
         self._bins: dict[int, list[int]] = {}
@@ -179,6 +187,12 @@ class ChatStore:
             for message in conversation.messages
         )
         self._found["num_with_reasoning"] += conversation.has_reasoning
+        self._found["num_with_marks"] += any(
+            mark in message.content
+            for message in conversation.messages
+            if isinstance(message.content, str)
+            for mark in self._marks
+        )
 
     def _add(self, batch: list[tuple[str, list[Piece]]]) -> None:
         if not batch:
