@@ -344,3 +344,18 @@ def test_conversations_that_were_in_a_template_before_are_told(
     told = " ".join(capsys.readouterr().out.split())
     assert "x: 1 conversation with special tokens of template llama3.1 in their texts" in told
     assert load_chat_manifest(tmp_path / "rows") == manifest
+
+
+def test_the_date_holds_out_no_others(config: PrepareChatConfig, manifest: ChatManifest) -> None:
+    """A model is measured on what it has not learnt, also in rows of another day."""
+    date = again(config, "dated", date_string="28 Nov 2026")
+    assert date.date_string != manifest.date_string
+    for split, summary in manifest.splits.items():
+        assert date.splits[split].num_examples == summary.num_examples
+        found: list[set[str]] = []
+        for folder in (config.output, config.output.with_name("dated")):
+            rows, decode = ChatRows(folder / split), HuggingFaceTokenizer(config.tokenizer).decode
+            numbers = range(len(rows))
+            texts = (decode(t.tolist()) for number in numbers for t, _ in rows.examples(number))
+            found.append({text.partition("Today Date: ")[2][11:] for text in texts})
+        assert found[0] == found[1]

@@ -28,6 +28,7 @@ from megatron_ultralong.data.tokenize.chat_encoder import (
     marked_pieces,
 )
 from megatron_ultralong.data.tokenize.chat_template import (
+    DATE,
     END,
     ChatTemplate,
     Piece,
@@ -134,7 +135,11 @@ class ChatStore:
         self._close_source(reader)
 
     def _rendered(self, conversation: Conversation) -> tuple[list[Piece], str]:
-        """A conversation's pieces, and the identity of what they say."""
+        """A conversation's pieces, and the identity of what they say on any day.
+
+        It decides what is held out: with ``--date-string today`` a model would be measured on what
+        it has learnt in rows of the day before.
+        """
         pieces = self.template.render(conversation, self.config.date_string)
         text = rendered_text(pieces)
         if error := text_error(text):  # in a tool's result, or a call
@@ -144,7 +149,8 @@ class ChatStore:
             pieces = marked_pieces(pieces, conversation, its, date)
         elif its is not None and its.may_treat_otherwise(conversation):
             checked_rendering(pieces, conversation, its, date)
-        return pieces, document_id(text)
+        said = text if date == DATE else rendered_text(self.template.render(conversation, DATE))
+        return pieces, document_id(said)
 
     def targets(self, example: int) -> npt.NDArray[np.int32]:
         """Tokens ``[start, stop)`` of an example to be learnt, shape [num, 2]."""
