@@ -346,3 +346,13 @@ def test_a_conversation_inside_a_record_is_told_with_what_takes_it_out(name: str
     (command,) = re.findall("`([^`]*)`", str(error.value))
     words = shlex.split(command)
     assert words == ["jq", "-c", f".[{json.dumps(key)}]", "FILE", ">", "new.jsonl"]
+
+
+def test_a_conversation_whose_answer_stands_beside_it_is_not_taken_out_alone() -> None:
+    turn = {"role": "assistant", "content": "a"}
+    record = {"input": {"messages": [turn]}, "preferred_output": [turn], "id": "1"}
+    with pytest.raises(
+        ConversationError, match="perhaps more turns under 'preferred_output'"
+    ) as error:
+        parse_conversation(record, "auto")
+    assert "jq" not in str(error.value)

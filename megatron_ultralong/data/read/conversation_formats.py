@@ -99,8 +99,11 @@ def keys_read(record: Fields, chat_format: ChatFormat) -> tuple[str, dict[str, s
     )
     if key := next(inner, ""):
         query = f".[{json.dumps(key)}]"
-        text += (
-            f"; one is under {key!r}: `jq -c {shlex.quote(query)} FILE > new.jsonl` takes it out"
+        beside = [k for k, its in record.items() if k != key and its and isinstance(its, list)]
+        text += f"; one is under {key!r}" + (
+            f", and perhaps more turns under {beside[0]!r}: join those that are to be learnt"
+            if beside
+            else f": `jq -c {shlex.quote(query)} FILE > new.jsonl` takes it out"
         )
     if "text" in record:
         text += "; documents are packed by `ultralong prepare`"
