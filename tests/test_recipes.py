@@ -264,6 +264,7 @@ def test_a_run_has_one_length(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_typed_end_wins_over_the_end_of_a_recipe_or_a_file(recipe: str, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("train_iters: 7\ntrain_tokens: 9000\nnum_epochs: 5.0\n")
+    whole = (("--train-iters 4", 1.0), ("--train-tokens 4K", 1.0), ("--num-epochs 2", 2.0))
     ends = {
         "--num-epochs 3": (0, 0.0, 3.0),
         "--num-epochs=3 --train-iters=0": (0, 0.0, 3.0),
@@ -284,6 +285,20 @@ def test_a_typed_end_wins_over_the_end_of_a_recipe_or_a_file(recipe: str, tmp_pa
             )
             assert (found.train_iters, found.train_tokens) == (iterations, tokens)
             assert epochs in (None, found.num_epochs)
+        for flags, its in whole:  # nothing is left that says another length
+            words = [*start, "--load", "l", "--data-path", "d", *flags.split()]
+            assert read_training("sft", verb, words)[0].num_epochs == its
+
+
+def test_a_file_has_one_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, words = tmp_path / "config.yaml", ("--load", "l", "--data-path", "d")
+    for verb in ("pretrain", "sft"):
+        file.write_text("train_iters: 7\ntrain_tokens: 9000\n")
+        error = refusal(capsys, verb, "--config", str(file), *words)
+        assert "train_iters (7) and train_tokens (9,000) both say how long the run is" in error
+        for flags in ("--train-iters 4", "--train-tokens 1K"):
+            error = refusal(capsys, verb, "--config", str(file), *words, *flags.split())
+            assert "both say" not in error
 
 
 def test_the_line_tells_what_the_flags_made(inputs: Path) -> None:

@@ -15,9 +15,8 @@ from megatron_ultralong import cli
 PACKAGE = Path(__file__).parents[1] / "megatron_ultralong"
 PROGRAMS = r"(\{PROGRAM\}|ultralong|python|jq|rm|cp|mv|make|pip|torchrun)(?![\w-])"
 WORDS = re.compile(
-    r"PROGRAM|verb|name|other|starts\[0\]|length\[0\]\.upper\(\)|usage|word|words\[0\]|kind|flags"
+    r"PROGRAM|verb|config\.verb|name|other|starts\[0\]|length\[0\]\.upper\(\)|usage|word|words\[0\]|kind|flags"
     r"|delimiter"
-    r""
 )
 """Verbs, recipes, flags and numbers; ``usage`` is quoted where it is made."""
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_ultralong.cli.origin import fields_typed
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
 from megatron_ultralong.config.flags import check_dashes, flags_of, given_flags
 from megatron_ultralong.config.parser_errors import unknown_flag
@@ -101,7 +102,13 @@ def begin(
 
         if len(words) < 2 or words[1].startswith("--"):
             raise InputError("--config needs a file: the config.yaml of an earlier run")
-        return _with_typed_end(load_config(Path(with_home(words[1])), kind), words[2:]), words[2:]
+        run = _with_typed_end(load_config(Path(with_home(words[1])), kind), words[2:])
+        if run.train_iters and run.train_tokens and "train_tokens" not in fields_typed(words):
+            raise InputError(
+                f"{words[1]}: train_iters ({run.train_iters}) and train_tokens "
+                f"({run.train_tokens:,.9g}) both say how long the run is: set one of them to 0"
+            )
+        return run, words[2:]
     if words[0] not in recipes:
         raise InputError(_no_recipe(verb, words[0], recipes))
     return _with_typed_end(recipes[words[0]](), words[1:]), words[1:]
@@ -128,6 +135,8 @@ def _with_typed_end(run: Any, flags: Sequence[str]) -> Any:
         raise InputError(f"{first} and {second} both say how long the run is: give one of them")
     if "num_epochs" in ends:
         return with_fields(run, train_iters=0, train_tokens=0.0)
+    if ends and hasattr(run, "num_epochs"):
+        run = with_fields(run, num_epochs=type(run).num_epochs)
     return with_fields(run, train_tokens=0.0) if "train_iters" in ends else run
 
 

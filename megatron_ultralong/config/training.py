@@ -89,6 +89,10 @@ class TrainingConfig:
         """What says how long the run is, before that is worked out."""
         return "--train-tokens" if self.train_tokens else "--train-iters"
 
+    def as_said(self: Self, length_flag: str) -> Self:
+        """The same as its file states it: the length of the run by ``length_flag`` alone."""
+        return self
+
     def with_budget(self: Self, seq_length: int) -> Self:
         """The same with the iterations that hold ``train_tokens``, where those are given."""
         if not self.train_tokens:
@@ -281,15 +285,28 @@ class SftConfig(TrainingConfig):
         """What says how long the run is, before that is worked out."""
         return super().length_flag if self.train_tokens or self.train_iters else "--num-epochs"
 
+    def as_said(self, length_flag: str) -> SftConfig:
+        """See :class:`TrainingConfig`: passes stay passes for other rows, or another batch."""
+        if length_flag == "--num-epochs":
+            return dataclasses.replace(self, train_iters=0)
+        return dataclasses.replace(self, num_epochs=SftConfig.num_epochs)
+
     def with_iterations(self, num_rows: int) -> SftConfig:
         """The same with ``train_iters`` set: the last one may begin another pass.
 
         Raises:
-            InputError: ``num_epochs`` makes no iteration.
+            InputError: ``num_epochs`` makes no iteration, or others than are given.
         """
-        if self.train_iters:
-            return self
         iterations = math.ceil(self.num_epochs * num_rows / max(self.global_batch_size, 1))
+        if self.train_iters:
+            if self.num_epochs != SftConfig.num_epochs and iterations != self.train_iters:
+                raise InputError(
+                    f"train_iters ({self.train_iters}) and num_epochs ({self.num_epochs:g}, which "
+                    f"is {iterations} iterations of {self.global_batch_size} of {num_rows} rows) "
+                    "both say how long the run is: remove one from the file, or give --num-epochs "
+                    "or --train-iters"
+                )
+            return self
         if iterations < 1:
             raise InputError(
                 f"num_epochs ({self.num_epochs:g}) must be above 0, or train_iters at least 1"

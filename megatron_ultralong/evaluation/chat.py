@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
-from megatron_ultralong.data.rows.stored import ChatRows, Int64Array
+from megatron_ultralong.data.rows.chat_manifest import ChatManifest, load_chat_manifest
+from megatron_ultralong.data.rows.stored import Int64Array, chat_rows_of
 from megatron_ultralong.data.tokenize.trained_template import trained_template
 from megatron_ultralong.evaluation.asking.questions import Entries, run_benchmark
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, scoring
@@ -54,7 +54,7 @@ def evaluate_chat(config: ChatConfig, subject: Subject[interface.Scorer]) -> Res
             f"({manifest.tokenizer_sha256[:12]}...) than the one of checkpoint '{scorer.name}' "
             f"({tokenizer.sha256[:12]}...): prepare them with {tokenizer.folder}"
         )
-    asked = _conversations(config, scorer.vocab_size)
+    asked = _conversations(config, manifest, scorer.vocab_size)
     longest = max(sample.rows[0].num_tokens for sample in asked)
     interface.check_length(
         scorer,
@@ -84,8 +84,10 @@ def evaluate_chat(config: ChatConfig, subject: Subject[interface.Scorer]) -> Res
     )
 
 
-def _conversations(config: ChatConfig, vocab_size: int) -> list[Sample[interface.Scores]]:
-    rows = ChatRows(Path(config.data_path) / config.split, vocab_size)
+def _conversations(
+    config: ChatConfig, manifest: ChatManifest, vocab_size: int
+) -> list[Sample[interface.Scores]]:
+    rows = chat_rows_of(config.data_path, config.split, manifest, vocab_size)
     examples = itertools.chain.from_iterable(map(rows.examples, range(len(rows))))
     found = [_sample(*one) for one in itertools.islice(examples, config.num_samples or None)]
     what = f"conversations of {config.data_path} ({config.split})"

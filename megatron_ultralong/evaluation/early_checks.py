@@ -4,8 +4,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_ultralong.checkpoint.disk.metadata import load_metadata
+from megatron_ultralong.checkpoint.formats.hugging_face_config import tokenizer_sha256
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest, load_chat_manifest
-from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
+from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER, Manifest, load_manifest
+from megatron_ultralong.data.tokenize.tokenising import load_tokenizer
 from megatron_ultralong.evaluation.commands import benchmark_of
 from megatron_ultralong.evaluation.models import facts
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
@@ -34,24 +37,52 @@ def check_command(command: Any, num_ranks: int) -> None:
     check_ranges(command)
     named = facts.named_folders(models, num_ranks)
     _check_names([name for name, _ in named], are_folders=name != "loss")
+    manifest = _MANIFESTS[name](config.data_path) if name in _MANIFESTS else None
     for load, (_, folder) in zip(models.load, named, strict=True):
         facts.shape_and_weights(folder)
-        if name != "loss":  # it compares ids alone
+        if name != "loss":
             PromptTokenizer(facts.tokenizer_folder(load))
+        elif manifest:  # ids alone are compared, and a model needs no tokenizer
+            _check_ids(config.data_path, manifest.tokenizer_sha256, load, folder)
     output = getattr(config, "output", "")
     if len(models.load) == 1 and output:  # of several some may be finished
         check_output(output)
-    if name in _MANIFESTS:
-        splits = _MANIFESTS[name](config.data_path).splits
-        if config.split not in splits:
-            raise InputError(
-                f"{config.data_path} has no split {config.split!r}, only {', '.join(splits)}: take "
-                f"that one with --split, or prepare one with a --{config.split}-fraction above 0"
-            )
+    if manifest and config.split not in manifest.splits:
+        raise InputError(
+            f"{config.data_path} has no split {config.split!r}, only {', '.join(manifest.splits)}: "
+            f"take that one with --split, or prepare one with a --{config.split}-fraction above 0"
+        )
     data = getattr(config, "data", ())
     for path in (data,) if isinstance(data, str) else data:
         if not Path(path).exists():
             raise InputError(f"--data {missing(path)}: name a file or folder of questions")
+
+
+def _check_ids(data_path: str, stated: str, load: str, folder: Path) -> None:
+    """Check that ids of the rows mean to a model what they mean to the rows.
+
+    Raises:
+        InputError: they are of a tokenizer with another vocabulary.
+    """
+    is_for_others = facts.is_hugging_face(folder)
+    found = tokenizer_sha256(folder) if is_for_others else load_metadata(folder).tokenizer_sha256
+    its, own = facts.tokenizer_folder(load), Path(data_path) / TOKENIZER_FOLDER
+    if found in (None, stated) or _has_same_vocabulary(its, own):
+        return
+    raise InputError(
+        f"the rows of {data_path} were made by another tokenizer ({stated[:12]}...) than the one "
+        f"of --load {load} ({str(found)[:12]}...), with another vocabulary: the same ids would "
+        f"mean other text; prepare rows with {its}"
+    )
+
+
+def _has_same_vocabulary(*folders: Path) -> bool:
+    """Whether tokenizers that were written otherwise have the same ids for the same tokens."""
+    files = [folder / "tokenizer.json" for folder in folders]
+    if not all(file.is_file() for file in files):
+        return False
+    first, second = (load_tokenizer(file)[0].get_vocab(with_added_tokens=True) for file in files)
+    return bool(first == second)
 
 
 def _check_names(names: Sequence[str], *, are_folders: bool) -> None:

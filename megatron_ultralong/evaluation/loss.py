@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.rows.manifest import FILE_NAME
-from megatron_ultralong.data.rows.packed import PackedRows
+from megatron_ultralong.data.rows.manifest import FILE_NAME, load_manifest
+from megatron_ultralong.data.rows.packed import PackedRows, rows_of
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, ask, scoring
 from megatron_ultralong.evaluation.models import interface
 from megatron_ultralong.evaluation.options import LossConfig, check_num_samples
@@ -72,7 +72,7 @@ def measure_position_loss(
             "document_mask 'block' needs the ids that separate documents, and the rows have none: "
             "use --document-mask none, or rows from `ultralong prepare`"
         )
-    rows = PackedRows(Path(config.data_path) / config.split)
+    manifest, rows = Path(config.data_path) / FILE_NAME, _rows(config)
     where = f"{config.data_path} ({config.split})"
     check_num_samples(config.num_samples, len(rows), f"rows of {where}", ", or prepare more text")
     seq_length, num_rows = config.seq_length or rows.seq_length, config.num_samples or len(rows)
@@ -85,7 +85,6 @@ def measure_position_loss(
         interface.check_length(scorer, seq_length, config.beyond_trained_positions)
     edges = bin_edges(seq_length, config.smallest_bin, [one.max_positions for one in scorers])
     # Equal manifests are of equal rows; rows from elsewhere have none.
-    manifest = Path(config.data_path) / FILE_NAME
     material = {FILE_NAME: file_sha256(manifest)} if manifest.is_file() else {}
     results = []
     for scorer in scorers:
@@ -103,6 +102,14 @@ def measure_position_loss(
             )
         )
     return results
+
+
+def _rows(config: LossConfig) -> PackedRows:
+    """Rows of `prepare`, as their manifest has them, or of another program, which have none."""
+    folder = Path(config.data_path)
+    if (folder / FILE_NAME).is_file():
+        return rows_of(folder, config.split, load_manifest(folder), searchable=True)
+    return PackedRows(folder / config.split)
 
 
 def _row_sums(

@@ -90,12 +90,14 @@ def console() -> Console:
 def _train_tokens(command: PlanConfig, job: Job, rows: Rows | None) -> tuple[float, str]:
     """Tokens of the run, and what they are counted by."""
     config, an_iteration = command.run, job.tokens_per_iteration
-    if config.train_tokens:
-        return config.train_tokens, ""
-    if isinstance(config, SftConfig) and not config.train_iters and rows is not None:
+    if isinstance(config, SftConfig) and rows is not None:
+        config = config.with_budget(config.data.seq_length)
         iterations = config.with_iterations(rows.num_rows).train_iters
-        passes = counted(f"{config.num_epochs:g}", "pass")
-        return float(iterations * an_iteration), f", {passes} over the rows"
+        if not config.train_iters:
+            passes = counted(f"{config.num_epochs:g}", "pass")
+            return float(iterations * an_iteration), f", {passes} over the rows"
+    if command.run.train_tokens:
+        return command.run.train_tokens, ""
     if not config.train_iters:
         return float(an_iteration), ", one iteration"
     return float(config.train_iters * an_iteration), ""

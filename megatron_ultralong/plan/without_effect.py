@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from megatron_ultralong.config.idle import idle_fields
 from megatron_ultralong.config.rope import OF_YARN
 from megatron_ultralong.plan.job import Job
 
@@ -40,28 +41,11 @@ says of each (``tests/plan/test_flags.py``)."""
 
 def idle_flags(job: Job) -> Iterator[tuple[str, str]]:
     """Fields that were typed and change nothing in this plan, and why."""
-    config, memory = job.config, job.memory
-    host = "there is no --optimizer-cpu-offload"
-    idle = {
-        "optimizer_offload_fraction": (not config.optimizer.optimizer_cpu_offload, host),
-        "overlap_cpu_optimizer_d2h_h2d": (not config.optimizer.optimizer_cpu_offload, host),
-        "fp8_recipe": (config.layers.fp8_format == "none", "there is no --fp8-format"),
-        "eval_iters": (not config.eval_interval, "there is no --eval-interval"),
-        "max_host_memory_gib": (
-            not memory.offload_activations,
-            "this layout offloads no activations",
-        ),
-        "sequence_tile_size": (
-            memory.recompute_granularity == "none",
-            "this layout recomputes nothing, and only recomputed layers work in tiles",
-        ),
-        "num_epochs": (
-            bool(config.train_iters) or not config.data.data_path,
-            "iterations are given, or the rows are not (--data-path)",
-        ),
-    }
+    config, idle = job.config, idle_fields(job.config)
+    if config.train_iters or not config.data.data_path:
+        idle["num_epochs"] = "iterations are given, or the rows are not (--data-path)"
     for name in sorted(job.pinned):
         if name in WITHOUT_EFFECT:
             yield name, WITHOUT_EFFECT[name]
-        elif name in idle and idle[name][0]:
-            yield name, idle[name][1]
+        elif name in idle:
+            yield name, idle[name]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import operator
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -60,8 +61,8 @@ def load_source(config: TrainingConfig) -> CheckpointMetadata:
     if has_run and not source.exists() and any(folders.iteration_folders(root)):
         raise InputError(
             f"--load {config.load} does not exist; the run in --save {root}, which began with it, "
-            f"resumes without: `ultralong {config.verb} --config {root / CONFIG_FILE} "
-            f"--load {root}`"
+            f"resumes without: `ultralong {config.verb} --config "
+            f"{shlex.quote(str(root / CONFIG_FILE))} --load {shlex.quote(str(root))}`"
         )
     return load_metadata(source)
 
@@ -132,12 +133,17 @@ def check_same_run(
     return before
 
 
+_NOT_READ = ", whose weights are not read: the run continues from its own checkpoint"
+
+
 def changes(before: TrainingConfig, now: TrainingConfig) -> list[str]:
     """Fields that differ: ``optimizer.lr was 3e-05, is 1e-05``."""
     before, now = with_absolute_paths(before), with_absolute_paths(now)
     old, new = flat_fields(dataclasses.replace(before, save=now.save)), flat_fields(now)
     return [
-        f"{name} was {old[name]}, is {value}" for name, value in new.items() if old[name] != value
+        f"{name} was {old[name]}, is {value}{_NOT_READ if name == 'load' else ''}"
+        for name, value in new.items()
+        if old[name] != value
     ]
 
 

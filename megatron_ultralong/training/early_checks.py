@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from megatron_ultralong.checkpoint.disk.folder import resolve_readable
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
+from megatron_ultralong.config.idle import idle_notes
 from megatron_ultralong.config.plain_values import flat_fields
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.training import PretrainConfig, SftConfig, TrainingConfig
@@ -58,6 +59,11 @@ class RunInputs:
     """What said how long it is."""
 
     @property
+    def said(self) -> TrainingConfig:
+        """:attr:`config` as files state it."""
+        return self.config.as_said(self.length_flag)
+
+    @property
     def each_iteration(self) -> tuple[str, float]:
         """:attr:`length_flag`, and what one iteration is of it."""
         num_rows = self.config.global_batch_size
@@ -74,6 +80,7 @@ class RunInputs:
         return (
             *extension_notes(self.config.rope, self.source, self.result),
             *row_notes(taken, there),
+            *idle_notes(self.config),
         )
 
 

@@ -264,7 +264,7 @@ class Saving:
                 *(state.chunks, state.optimizer, state.scheduler, position),
                 state.inputs.result.model,
             ),
-            {config_file.CONFIG_FILE: config_file.config_text(config)},
+            {config_file.CONFIG_FILE: config_file.config_text(state.inputs.said)},
             waits=waits,
         )
 

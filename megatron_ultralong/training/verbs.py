@@ -105,4 +105,4 @@ def dry_run(run: RunInputs, num_ranks: int | None = None) -> str:
     notes += validation.validation_notes(run)
     notes += [folder.what_is_saved] * bool(folder.what_is_saved)
     comments = "".join(f"# {note}\n" for note in notes) + comments
-    return f"# a dry run: this one {start}\n{config_file.config_text(run.config)}{comments}"
+    return f"# a dry run: this one {start}\n{config_file.config_text(run.said)}{comments}"

@@ -68,6 +68,22 @@ def test_exports_leave_them_out(source: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob("*.py"))
 
 
+@pytest.mark.parametrize(
+    ("name", "is_told"),
+    [("AutoModelForCausalLM", True), ("AutoModel", True), ("AutoTokenizer", False)],
+)
+def test_code_that_is_not_run_is_told_of(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, is_told: bool
+) -> None:
+    shutil.copytree(source, tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "auto_map": {name: "modeling_mine.Mine"}}))
+    HuggingFaceFolder(tmp_path / "hf")
+    told = "names code of the model's own (modeling_mine.Mine), which is not run"
+    assert (told in capsys.readouterr().err) == is_told
+
+
 def test_inner_objects_lose_them_too() -> None:
     assert without_code({"a": {"auto_map": 1, "b": [1]}, "attn_implementation": "x"}) == {
         "a": {"b": [1]}

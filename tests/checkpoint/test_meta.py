@@ -179,3 +179,34 @@ def test_bad_meta_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds tensor layers\.0\.router\.weight"):
         import_checkpoint(ImportConfig(tmp_path / "moe", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+OTHER_MODELS: list[dict[str, Any]] = [
+    {"sliding_window": 4096},  # Mistral 7B v0.1, in files of Meta's format
+    {"head_dim": 16},
+    {"hidden_dim": 2 * FFN},
+    {"moe": {"num_experts": 8}},
+    {"rope_high_freq_factor": 8.0, **SCALED},
+    {"quantization_args": {"scheme": "int8"}},
+    {"attention_scale": 0},
+]
+NO_OTHERS: list[dict[str, Any]] = [
+    {"sliding_window": None, "head_dim": DIM // HEADS, "hidden_dim": FFN},
+    {"vision_chunk_size": -1, "quantization_args": None, "tied_embeddings": False},
+    {"rope_high_freq_factor": 4, **SCALED, "max_batch_size": 32, "max_seq_len": 512},
+]
+
+
+@pytest.mark.parametrize("keys", OTHER_MODELS, ids=lambda keys: next(iter(keys)))
+def test_keys_of_other_models_are_refused(tmp_path: Path, keys: dict[str, Any]) -> None:
+    save_meta(tmp_path / "meta", small_tensors(), **keys)
+    name = next(iter(keys))
+    with pytest.raises(InputError, match=rf"params\.json: {name} is .*: (Meta's code|it must be)"):
+        import_checkpoint(ImportConfig(tmp_path / "meta", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("keys", NO_OTHERS, ids=lambda keys: next(iter(keys)))
+def test_keys_that_change_nothing_are_taken(tmp_path: Path, keys: dict[str, Any]) -> None:
+    save_meta(tmp_path / "meta", small_tensors(), **keys)
+    import_checkpoint(ImportConfig(tmp_path / "meta", tmp_path / "out"))

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -140,6 +141,14 @@ def test_a_finished_but_unverified_conversion_is_verified(folder: Path, tmp_path
     assert report.num_resumed_tensors == NUM_WEIGHTS
     assert report.verified
     assert files(out) == files(tmp_path / "whole")
+
+
+def test_an_output_in_the_source_is_continued(folder: Path, tmp_path: Path) -> None:
+    """Its own folder is not a file of the model."""
+    shutil.copytree(folder / "hf", tmp_path / "hf")
+    out = tmp_path / "hf" / "megatron"
+    interrupted_at_the_end(tmp_path, out)
+    assert convert(tmp_path, "torch_dist", out).num_resumed_tensors == NUM_WEIGHTS
 
 
 def test_a_damaged_line_of_the_journal_is_converted_again(folder: Path, tmp_path: Path) -> None:

@@ -175,10 +175,13 @@ def test_an_empty_text_is_not_read_before_its_other_name() -> None:
 
 def test_keys_that_a_record_has_beside_its_own_are_told(tmp_path: Path) -> None:
     """Also those that another format would read."""
-    write_jsonl(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b", "context": "c", "x": 1}])
-    reader = ConversationReader(Source("s", str(tmp_path / "a.jsonl")), ChatReadOptions())
-    assert len(list(reader)) == 1
-    assert reader.unread_keys == {"context": 1, "x": 1}
+    records = [{"prompt": "a", "completion": "b", "context": "c", "x": 1}]
+    write_jsonl(tmp_path / "a.jsonl", records)
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet")
+    for suffix in (".jsonl", ".parquet"):
+        reader = ConversationReader(Source("s", f"{tmp_path}/a{suffix}"), ChatReadOptions())
+        assert len(list(reader)) == 1
+        assert reader.unread_keys == {"context": 1, "x": 1}
 
 
 USER, ANSWER = ("user", "a"), ("assistant", "b")
@@ -364,3 +367,13 @@ def test_a_conversation_inside_a_record_is_told_with_what_takes_it_out(name: str
     (command,) = re.findall("`([^`]*)`", str(error.value))
     words = shlex.split(command)
     assert words == ["jq", "-c", f".[{json.dumps(key)}]", "FILE", ">", "new.jsonl"]
+
+
+def test_a_conversation_whose_answer_stands_beside_it_is_not_taken_out_alone() -> None:
+    turn = {"role": "assistant", "content": "a"}
+    record = {"input": {"messages": [turn]}, "preferred_output": [turn], "id": "1"}
+    with pytest.raises(
+        ConversationError, match="perhaps more turns under 'preferred_output'"
+    ) as error:
+        parse_conversation(record, "auto")
+    assert "jq" not in str(error.value)

@@ -84,10 +84,9 @@ def check(corpus: Corpus, tokenizer: Path, capsys: pytest.CaptureFixture[str]) -
     assert summary.num_bad >= len(corpus.bad), told
     assert summary.num_bad or not lost, (lost, told)
     if len(corpus.bad) <= 2 and summary.num_bad <= 5:
+        told_bad = "".join([*summary.bad, *summary.refused_files.values()])
         for bad in corpus.bad:
-            shown = [
-                name for name in names_of(bad, corpus) if written(name) in "".join(summary.bad)
-            ]
+            shown = [name for name in names_of(bad, corpus) if written(name) in told_bad]
             assert shown, (bad, told)
             assert escaped(shown[0]) in said.out, told
     read = sum(n.num_files for n in summary.counts if n.read_as or n.reason == REFUSED)

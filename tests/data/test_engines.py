@@ -10,12 +10,13 @@ import llama_models
 import numpy as np
 import pytest
 import sentencepiece
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from megatron_ultralong.data.tokenize.engines import (
     FastPathError,
     FastTokenizer,
     choose_tokenizer,
+    lost_letters,
     open_reference,
 )
 from megatron_ultralong.data.tokenize.tokenising import (
@@ -245,3 +246,18 @@ def test_a_sentencepiece_model_that_normalises_goes_to_the_reference(
     assert "gigatoken's ids differ from those of sentencepiece" in chosen.reason
     with pytest.raises(InputError, match="--tokenizer-engine gigatoken: gigatoken's ids differ"):
         choose_tokenizer(tmp_path, "gigatoken")
+
+
+def test_letters_that_a_tokenizer_cannot_write_are_told(
+    tokenizer_folder: Path, llama3: Llama3Tokenizer, tmp_path: Path
+) -> None:
+    assert lost_letters(HuggingFaceTokenizer(tokenizer_folder)) == lost_letters(llama3) == ""
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.train_from_iterator(["alpha beta"] * 9, trainers.BpeTrainer(show_progress=False))
+    words.save(str(tmp_path / "tokenizer.json"))
+    told = rf"warning: {tmp_path}/tokenizer\.json writes letters that it does not know as "
+    assert re.match(told + "nothing: ", lost_letters(HuggingFaceTokenizer(tmp_path)))
+    words.model.unk_token = "a"
+    words.save(str(tmp_path / "tokenizer.json"))
+    assert re.match(told + "'a': ", lost_letters(HuggingFaceTokenizer(tmp_path)))

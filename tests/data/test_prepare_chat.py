@@ -338,3 +338,36 @@ def test_files_of_a_folder_are_looked_at_and_told_as_those_of_documents_are(
     ):
         assert name in said
         assert name in "\n".join([*source.bad, *source.refused_files.values()])
+
+
+def test_conversations_that_were_in_a_template_before_are_told(
+    config: PrepareChatConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = "<|start_header_id|>user<|end_header_id|>\n\nq<|eot_id|>"
+    records = [{"prompt": before, "completion": "a"}, {"prompt": "q", "completion": "<s>a</s>"}]
+    write_jsonl(tmp_path / "a.jsonl", records)
+    source = f"x={tmp_path / 'a.jsonl'}"
+    manifest = prepare_chat(
+        dataclasses.replace(
+            config, source=(source,), output=tmp_path / "rows", valid_fraction=0.0, packing="none"
+        )
+    )
+    assert manifest.sources[0].num_with_marks == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "x: 1 conversation with special tokens of template llama3.1 in their texts" in told
+    assert load_chat_manifest(tmp_path / "rows") == manifest
+
+
+def test_the_date_holds_out_no_others(config: PrepareChatConfig, manifest: ChatManifest) -> None:
+    """A model is measured on what it has not learnt, also in rows of another day."""
+    date = again(config, "dated", date_string="28 Nov 2026")
+    assert date.date_string != manifest.date_string
+    for split, summary in manifest.splits.items():
+        assert date.splits[split].num_examples == summary.num_examples
+        found: list[set[str]] = []
+        for folder in (config.output, config.output.with_name("dated")):
+            rows, decode = ChatRows(folder / split), HuggingFaceTokenizer(config.tokenizer).decode
+            numbers = range(len(rows))
+            texts = (decode(t.tolist()) for number in numbers for t, _ in rows.examples(number))
+            found.append({text.partition("Today Date: ")[2][11:] for text in texts})
+        assert found[0] == found[1]

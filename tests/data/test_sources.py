@@ -100,6 +100,34 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     assert repeated >= 4  # e.txt, f.txt, self, deep/loop
 
 
+class _WithoutNumber:
+    """What is known of a file where the server gives all of them one number."""
+
+    st_ino = 0
+
+    def __init__(self, status: os.stat_result) -> None:
+        self._status = status
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._status, name)
+
+
+def test_files_and_folders_of_one_number_are_all_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        (tmp_path / f"folder-{number}/inner").mkdir(parents=True)
+        for name in ("a.txt", "inner/b.txt"):
+            (tmp_path / f"folder-{number}" / name).write_text("x" * (1 + number))
+    stat = os.stat
+    monkeypatch.setattr(os, "stat", lambda *args, **kw: _WithoutNumber(stat(*args, **kw)))
+    for pattern in ("", "/*", "/**", "/*/*.txt", "/**/*.txt"):
+        found = find_files(Source("x", f"{tmp_path}{pattern}"), ReadOptions())
+        names = sorted(str(part.path.relative_to(tmp_path)) for part in found.files)
+        expected = [f"folder-{n}/{name}" for n in range(3) for name in ("a.txt", "inner/b.txt")]
+        assert names == (expected if pattern != "/*/*.txt" else expected[::2]), pattern
+
+
 def test_the_name_that_says_what_a_file_is_comes_first(tmp_path: Path) -> None:
     """As a hub's cache: the file under its hash, and a link by its name."""
     (tmp_path / "blobs").mkdir()

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from megatron_ultralong.data.tokenize.engines import choose_tokenizer
 from megatron_ultralong.data.tokenize.tokenising import (
     HuggingFaceTokenizer,
     copy_tokenizer,
@@ -83,3 +84,14 @@ def test_bad_tokenizers(tmp_path: Path, tokenizer_folder: Path) -> None:
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": "<|added|>"}))
     with pytest.raises(InputError, match=r"'<\|added\|>', the EOS .* is no token of it, but \d of"):
         separator_ids(HuggingFaceTokenizer(tmp_path), "eos")
+
+
+def test_merges_are_left_out_nowhere(tokenizer: HuggingFaceTokenizer, tmp_path: Path) -> None:
+    data = json.loads(tokenizer.file.read_text())
+    data["model"]["dropout"] = 0.5  # as files of models that were trained with it may have it
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    texts = ["def function(argument): return argument\n" * 20]
+    for engine in ("auto", "reference"):
+        found = choose_tokenizer(tmp_path, engine).tokenizer
+        (ids,), (expected,) = found.encode_documents(texts), tokenizer.encode_documents(texts)
+        assert ids.tolist() == expected.tolist()

@@ -74,3 +74,21 @@ def test_it_is_asked_resumed_written_and_reported(
     dear = dataclasses.replace(COST, max_cost=1e-15)
     with pytest.raises(InputError, match="above --max-cost"):
         evaluate_sums(SumsConfig(), Subject(second, facts, tokenizer, dear))
+
+
+def test_results_below_the_model_are_none_of_its_weights(tmp_path: Path) -> None:
+    """So work into such a folder is taken up again; other bytes of a file are other weights."""
+    folder = tmp_path / "tiny"
+    write_llama(folder, num_hidden_layers=1, max_position_embeddings=64)
+    before = model_facts(str(folder), "bf16").record
+    killed = Mortal(HuggingFaceModel(folder, name="tiny"), 1)
+    config, tokenizer = SumsConfig(output=str(folder / "results")), PromptTokenizer(folder)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_sums(config, Subject(killed, model_facts(str(folder), "bf16"), tokenizer, COST))
+    assert (folder / ".results.partial" / "finished.jsonl").read_text()
+    second = Mortal(HuggingFaceModel(folder, name="tiny"))
+    evaluate_sums(config, Subject(second, model_facts(str(folder), "bf16"), tokenizer, COST))
+    assert len(second.prompts) == 5
+    assert model_facts(str(folder), "bf16").record == before
+    write_llama(folder, seed=1, num_hidden_layers=1, max_position_embeddings=64)
+    assert model_facts(str(folder), "bf16").record.weights != before.weights

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
+from megatron_ultralong.config.convert import ImportConfig
 from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
 from megatron_ultralong.evaluation import early_checks
 from megatron_ultralong.evaluation.commands import LossCommand
@@ -21,6 +23,7 @@ from megatron_ultralong.evaluation.results.file import read_results
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.program.errors import InputError
 from tests.evaluation.results import record
+from tests.models import TEXT, prepare_rows, write_llama, write_tokenizer
 
 from .conftest import SEPARATOR, VOCAB_SIZE, make_llama
 
@@ -223,7 +226,7 @@ def test_what_is_told_before_a_loss_is_measured(tmp_path, monkeypatch):
         loss = LossConfig(data_path="rows", split=split)
         early_checks.check_command(LossCommand(ModelsConfig(load=load), loss), 1)
 
-    splits = SimpleNamespace(splits={"train": None})
+    splits = SimpleNamespace(splits={"train": None}, tokenizer_sha256="0")
     monkeypatch.setitem(early_checks._MANIFESTS, "loss", lambda path: splits)
     check(paths[0], f"after={paths[1]}")
     for load in (paths, [f"a={path}" for path in paths]):
@@ -231,3 +234,28 @@ def test_what_is_told_before_a_loss_is_measured(tmp_path, monkeypatch):
             check(*load)
     with pytest.raises(InputError, match=r"rows has no split 'valid', only train: .* --split, or"):
         check(paths[0], split="valid")
+
+
+@pytest.mark.parametrize("is_imported", [False, True])
+def test_rows_of_another_tokenizer_are_refused(tmp_path, is_imported):
+    """Their ids mean other text: the losses were those of noise."""
+    write_llama(tmp_path / "hf", num_hidden_layers=1)
+    texts = [TEXT * (1 + n) + str(n) for n in range(60)]
+    prepare_rows(tmp_path, texts, tmp_path / "hf", 64, valid_fraction=0.0)
+    write_tokenizer(tmp_path / "others", TEXT[::-1])
+    prepare_rows(tmp_path, texts, tmp_path / "others", 64, "other-rows", valid_fraction=0.0)
+    # written otherwise, and the same tokens
+    tokenizer = tmp_path / "hf" / "tokenizer.json"
+    tokenizer.write_text(json.dumps(json.loads(tokenizer.read_text()), indent=3))
+    model = tmp_path / "hf"
+    if is_imported:
+        model = tmp_path / "base"
+        import_checkpoint(ImportConfig(tmp_path / "hf", model))
+
+    def check(rows: str) -> None:
+        loss = LossConfig(data_path=str(tmp_path / rows), split="train")
+        early_checks.check_command(LossCommand(ModelsConfig(load=(str(model),)), loss), 1)
+
+    check("rows")
+    with pytest.raises(InputError, match=r"were made by another tokenizer .* with another vocab"):
+        check("other-rows")

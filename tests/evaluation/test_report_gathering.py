@@ -57,6 +57,10 @@ def test_results_are_found_whatever_their_names_and_in_order(tmp_path):
         ("passkey", "a"),
     ]
     assert found.notices == ()
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "manifest.json").write_text("{}")
+    found = gather([tmp_path / "a.json", tmp_path / "rows"])
+    assert found.notices == (f"{tmp_path / 'rows'} holds no results of an evaluation",)
 
 
 def test_other_files_are_left_alone(tmp_path):

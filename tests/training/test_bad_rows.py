@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.data.rows.indexed import IndexedWriter
-from megatron_ultralong.data.rows.packed import PackedRows, global_row_index
+from megatron_ultralong.data.rows.packed import PackedRows, checksums_of, global_row_index
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.training.verbs import pretrain
 from tests.ranks import run_on_ranks
@@ -55,6 +56,10 @@ def spoil(folder: Path, row: int, position: int = 100, token_id: int = 320) -> N
     with IndexedWriter(folder / "train", np.dtype("<i4")) as writer:
         for tokens in rows:
             writer.add(tokens)
+    file = folder / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["splits"]["train"]["checksums"] = checksums_of(folder / "train", ["boundaries"])
+    file.write_text(json.dumps(manifest))
 
 
 def test_an_unknown_id_ends_every_rank_with_one_message(config: PretrainConfig) -> None:

@@ -109,6 +109,11 @@ def test_what_differs_from_the_start_before_is_named_by_its_flag(
     optimizer = dataclasses.replace(config.optimizer, lr=5e-4)
     text = dry_run(check_run(dataclasses.replace(config, optimizer=optimizer), 1))
     assert "# changed since the start before: optimizer.lr was 0.001, is 0.0005\n" in text
+    moved = Path(config.load).parent / "moved"
+    moved.symlink_to(config.load)
+    text = dry_run(check_run(dataclasses.replace(config, load=str(moved)), 1))
+    assert f"load was {config.load}, is {moved}, whose weights are not read: the run" in text
+    moved.unlink()
     assert "no --save: nothing of this run is kept" in dry_run(
         check_run(make_config(None, train_iters=4), 1)
     )

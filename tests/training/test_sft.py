@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch.distributed as dist
+import yaml
 from transformers import PreTrainedTokenizerFast
 
 from megatron_ultralong import cli
@@ -26,7 +27,7 @@ from megatron_ultralong.data.rows.stored import ChatRow, ChatRows
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import causal_area
-from megatron_ultralong.training.config_file import save_config
+from megatron_ultralong.training.config_file import load_config, save_config
 from megatron_ultralong.training.saving.run_folder import RunFolder
 from megatron_ultralong.training.state import TrainingState
 from megatron_ultralong.training.step import LanguageModelStep
@@ -244,6 +245,51 @@ def test_more_epochs_are_advised_where_epochs_gave_the_length(inputs: Path, tmp_
         assert ("trains on" not in said) == is_enough
     iters = dataclasses.replace(config, train_iters=done)
     assert f": --train-iters above {done} trains on" in dry_run(check_sft(iters, 1))
+
+
+def file_of(config: SftConfig, path: Path, **changes: object) -> SftConfig:
+    """What is read from the file that a run of ``config`` leaves, with values changed by hand."""
+    values = yaml.safe_load(dry_run(check_sft(config, 1)))
+    path.write_text(yaml.safe_dump({**values, **changes}))
+    return load_config(path, SftConfig)
+
+
+def test_epochs_of_a_file_count(inputs: Path, tmp_path: Path) -> None:
+    """They were beside the iterations that they had made, which counted alone."""
+    config = make_config(inputs, "alone", ParallelConfig(), global_batch_size=4)
+    config = dataclasses.replace(config, train_iters=0, num_epochs=2.0)
+    assert check_sft(config, 1).config.train_iters == 6
+    file = tmp_path / "config.yaml"
+    assert file_of(config, file) == dataclasses.replace(config, data=file_of(config, file).data)
+    for changes, iterations in (
+        ({}, 6),
+        ({"num_epochs": 5.0}, 15),
+        ({"global_batch_size": 2}, 12),
+        ({"num_epochs": 1.0, "train_iters": 4}, 4),
+    ):
+        assert check_sft(file_of(config, file, **changes), 1).config.train_iters == iterations
+    # as releases before wrote it
+    assert check_sft(file_of(config, file, train_iters=6), 1).config.train_iters == 6
+    with pytest.raises(
+        InputError,
+        match=r"train_iters \(7\) and num_epochs \(2, which is 6 iterations of 4 of 12 rows\) both",
+    ):
+        check_sft(file_of(config, file, train_iters=7), 1)
+
+
+def test_a_run_by_epochs_resumes_as_it_began(inputs: Path, tmp_path: Path) -> None:
+    config = make_config(inputs, "alone", ParallelConfig(), save=str(tmp_path / "run"))
+    config = dataclasses.replace(config, train_iters=0, num_epochs=1.0, global_batch_size=6)
+    sft(config)
+    written = load_config(tmp_path / "run" / "config.yaml", SftConfig)
+    assert (written.train_iters, written.num_epochs) == (0, 1.0)
+    assert "changed since" not in dry_run(check_sft(config, 1))
+    assert "changed since" not in dry_run(check_sft(written, 1))
+    more = dataclasses.replace(written, num_epochs=2.0)
+    assert "changed since the start before: num_epochs was 1.0, is 2.0\n" in dry_run(
+        check_sft(more, 1)
+    )
+    assert [record.iteration for record in sft(more)] == [3, 4]
 
 
 @pytest.mark.parametrize(

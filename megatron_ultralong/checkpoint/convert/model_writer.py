@@ -19,6 +19,7 @@ from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo, read_a
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
 from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
 from megatron_ultralong.program.journal import Journal
+from megatron_ultralong.program.listing import files_in
 from megatron_ultralong.program.progress import progress
 
 
@@ -132,7 +133,8 @@ def describe(action: str, source: DiskModel, **flags: object) -> dict[str, Any]:
     A source file is known by its size and the time of its last change.
     """
     folder = source.path if isinstance(source, MegatronCheckpoint) else source.folder
-    states = {f"file {path.name}": path.stat() for path in sorted(folder.iterdir())}
+    # The output may be a folder in it, and changes meanwhile.
+    states = {f"file {path.name}": path.stat() for path in files_in(folder)}
     return {
         "action": action,
         "source": str(folder.resolve()),

@@ -18,6 +18,7 @@ from megatron_ultralong.checkpoint.formats.rope_block import rope_scaling
 from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope
 from megatron_ultralong.checkpoint.formats.tensor_file import DTYPES, TensorFile, TensorInfo
 from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD, Weight
+from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.quantity import counted
 
@@ -63,6 +64,7 @@ class HuggingFaceFolder:
         }
         self._check_tied()
         self._check_tensors()
+        self._tell_of_code()
 
     @property
     def rope(self) -> Rope:
@@ -119,6 +121,18 @@ class HuggingFaceFolder:
             raise InputError(
                 f"{file.path}: tensor {name} is {found.dtype}; float32, bfloat16 and float16 are "
                 "converted: dequantize the model first"
+            )
+
+    def _tell_of_code(self) -> None:
+        """As transformers, no code of the folder is run; what it computes nobody knows."""
+        named = self.config.object("auto_map", None) or {}
+        own = {name: place for name, place in named.items() if name.startswith("AutoModel")}
+        if own:
+            tell(
+                f"warning: {self.folder}: auto_map in config.json names code of the model's own "
+                f"({weight_files.some(map(str, own.values()))}), which is not run: the weights are "
+                f"read as the {self.model.family.title} that config.json says. If that code "
+                "computes something else, this is another model"
             )
 
     def _why_missing(self) -> str:

@@ -13,6 +13,7 @@ from megatron_ultralong.checkpoint.formats.weight_map import LM_HEAD, Weight, mo
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.model.yarn import RopeScaling, YarnConfig
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import shown
 from megatron_ultralong.program.json_file import JsonObject, read_json
 from megatron_ultralong.program.listing import files_in
 from megatron_ultralong.program.quantity import counted
@@ -86,6 +87,15 @@ _EMBEDDING = "tok_embeddings.weight"
 _OUTPUT = "output.weight"
 _GATE = "layers.0.feed_forward.w1.weight"
 _BUFFERS = {"rope.freqs"}
+_KEYS = frozenset(
+    (
+        *("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "norm_eps", "rope_theta"),
+        *("multiple_of", "ffn_dim_multiplier"),  # the tensors have the width that they make
+        *("use_scaled_rope", "rope_scaling_factor", "max_batch_size", "max_seq_len"),
+    )
+)
+"""Of ``params.json`` of a Llama; Meta's code takes no others than these and those of no effect."""
+_HIGH_FREQ_FACTOR = 4.0
 META_FACTOR = 8.0
 """Scale of the frequencies in Meta's code for Llama 3.1 and 3.3."""
 _SMALL_MODEL = 3072
@@ -107,6 +117,7 @@ class MetaFolder:
         self.params = read_params(self.folder)
         self.files = _open_shards(self.folder)
         self.model = self._read_shape()
+        self._check_keys()
         self.rope_scaling = _rope_scaling(self.params)
         self._check_tensors()
 
@@ -183,6 +194,29 @@ class MetaFolder:
         )
         model.check(str(self.folder / PARAMS_FILE))
         return model
+
+    def _check_keys(self) -> None:
+        """Raise InputError for a key that may make it another model than tensors and shape say.
+
+        Mistral's first files are of this format, and their ``sliding_window`` limits attention.
+        """
+        model = self.model
+        same: dict[str, Any] = {
+            "head_dim": model.kv_channels,
+            "hidden_dim": model.ffn_hidden_size,
+            "rope_high_freq_factor": _HIGH_FREQ_FACTOR,
+        }
+        for key, value in self.params.items():
+            without_effect = value is None or value is False or value in (-1, same.get(key))
+            if key in _KEYS or without_effect:
+                continue
+            expected = f"it must be {same.get(key)} or absent"
+            if key not in same:
+                expected = (
+                    "Meta's code for Llama has no such key, so this may be another model, which "
+                    "would compute other numbers here; remove the key if it changes nothing"
+                )
+            raise InputError(f"{self.params.where}: {key} is {shown(value)}: {expected}")
 
     def _is_tied(self) -> bool:
         """Whether the output is absent or a copy of the embedding, as in Llama 3.2's 1B and 3B."""

@@ -76,6 +76,13 @@ def _notes(manifest: ChatManifest) -> list[str]:
             what = ", ".join(f"{count:,} {problem}" for problem, count in source.num_bad.items())
             lines.append(f"{source.name}: bad conversations skipped: {what}")
         lines += [f"{source.name}: {line}" for line in _left_out(manifest, source)]
+        if source.num_with_marks:
+            number = counted(source.num_with_marks, "conversation")
+            lines.append(
+                f"{source.name}: {number} with special tokens of template {manifest.chat_template} "
+                "in their texts, written as text: if they were put in a template before, give the "
+                "turns instead"
+            )
         if source.unread_keys:
             what = ", ".join(f"{key} ({count:,})" for key, count in source.unread_keys.items())
             lines.append(f"{source.name}: keys of records that are not read: {what}")

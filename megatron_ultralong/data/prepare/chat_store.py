@@ -16,7 +16,7 @@ from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError
 from megatron_ultralong.data.read.reading import ConversationReader
 from megatron_ultralong.data.read.record import text_error
-from megatron_ultralong.data.read.sources import Source
+from megatron_ultralong.data.read.sources import Source, check_unchanged
 from megatron_ultralong.data.rows.chat_manifest import ChatLengths, ChatSource
 from megatron_ultralong.data.rows.indexed import token_dtype
 from megatron_ultralong.data.store.documents import DocumentStore
@@ -27,7 +27,13 @@ from megatron_ultralong.data.tokenize.chat_encoder import (
     checked_rendering,
     marked_pieces,
 )
-from megatron_ultralong.data.tokenize.chat_template import ChatTemplate, Piece, rendered_text
+from megatron_ultralong.data.tokenize.chat_template import (
+    DATE,
+    END,
+    ChatTemplate,
+    Piece,
+    rendered_text,
+)
 from megatron_ultralong.data.tokenize.engines import SAMPLE_CHARACTERS, FastTokenizer
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
@@ -88,6 +94,9 @@ class ChatStore:
         self.dtype = token_dtype(self.tokenizer.vocab_size)
         self.is_marked = self.its_template is not None and self.its_template.has_marks
         self.encoder = ChatEncoder(self.template, self.tokenizer, self.is_marked)
+        special, eos = self.template.special, self.tokenizer.eos_text
+        self._marks = [eos() if name == END else name for name in special]
+        """Texts of its special tokens."""
         self._found: collections.Counter[str] = collections.Counter()
         """What is counted of the source, by the names of :class:`ChatSource`."""
         self._bins: dict[int, list[int]] = {}
@@ -126,7 +135,11 @@ class ChatStore:
         self._close_source(reader)
 
     def _rendered(self, conversation: Conversation) -> tuple[list[Piece], str]:
-        """A conversation's pieces, and the identity of what they say."""
+        """A conversation's pieces, and the identity of what they say on any day.
+
+        It decides what is held out: with ``--date-string today`` a model would be measured on what
+        it has learnt in rows of the day before.
+        """
         pieces = self.template.render(conversation, self.config.date_string)
         text = rendered_text(pieces)
         if error := text_error(text):  # in a tool's result, or a call
@@ -136,7 +149,8 @@ class ChatStore:
             pieces = marked_pieces(pieces, conversation, its, date)
         elif its is not None and its.may_treat_otherwise(conversation):
             checked_rendering(pieces, conversation, its, date)
-        return pieces, document_id(text)
+        said = text if date == DATE else rendered_text(self.template.render(conversation, DATE))
+        return pieces, document_id(said)
 
     def targets(self, example: int) -> npt.NDArray[np.int32]:
         """Tokens ``[start, stop)`` of an example to be learnt, shape [num, 2]."""
@@ -179,6 +193,12 @@ class ChatStore:
             for message in conversation.messages
         )
         self._found["num_with_reasoning"] += conversation.has_reasoning
+        self._found["num_with_marks"] += any(
+            mark in message.content
+            for message in conversation.messages
+            if isinstance(message.content, str)
+            for mark in self._marks
+        )
 
     def _add(self, batch: list[tuple[str, list[Piece]]]) -> None:
         if not batch:
@@ -254,6 +274,7 @@ class ChatStore:
         }
         others = {field.name for field in dataclasses.fields(ChatSource)} - known.keys()
         assert self._found.keys() <= others, self._found.keys() - others
+        check_unchanged(reader.source, reader.parts)
         source = ChatSource(**known | {name: self._found[name] for name in others})
         if not source.num_examples:
             raise InputError(self._nothing(source))

@@ -32,6 +32,7 @@ from megatron_ultralong.data.rows import chat_manifest as manifests
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSplit
 from megatron_ultralong.data.rows.indexed import IndexedWriter
 from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER, write_manifest
+from megatron_ultralong.data.rows.packed import checksums_of
 from megatron_ultralong.data.rows.stored import targets_prefix
 from megatron_ultralong.data.store.documents import RowWriter
 from megatron_ultralong.data.tokenize import engines
@@ -75,6 +76,8 @@ def _tokenise(
 ) -> tuple[ChatStore, dict[str, Any]]:
     """Every conversation, and what the manifest says of template and tokenizer."""
     chosen = engines.choose_tokenizer(config.tokenizer, config.tokenizer_engine)
+    if lost := engines.lost_letters(chosen.tokenizer):
+        tell(lost)
     with _open_template(config, chosen.tokenizer) as (template, folder):
         folder_date = "" if folder is None else folder.own_date(config.date_string)
         (_, reason), store = engines.tokenise_by(
@@ -134,6 +137,7 @@ def _write(
             num_target_tokens=_write_targets(folder / name, plans[name], store),
             num_padding_tokens=written.num_padding_tokens,
             longest=int(documents.lengths[plans[name].kept].max()),
+            checksums=checksums_of(folder / name, ["boundaries", "targets"]),
         )
         for name, written in writer.write(folder, plans).items()
     }

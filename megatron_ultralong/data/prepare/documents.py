@@ -111,6 +111,8 @@ def prepare(config: PrepareConfig) -> Manifest:
 def _plan(config: PrepareConfig, sources: tuple[Source, ...]) -> _Plan:
     chosen = engines.choose_tokenizer(config.tokenizer, config.tokenizer_engine)
     separator = separator_ids(chosen.tokenizer, config.separator)
+    if lost := engines.lost_letters(chosen.tokenizer):
+        _say(lost)
     found = [find_files(source, config.reading) for source in sources]
     for its in found:
         DocumentReader(its.source, config.reading, its.files).check_first_records()

@@ -117,6 +117,4 @@ def _text_keys(sources: Sequence[Source]) -> str:
 
 def _file_key(part: FilePart) -> list[Any]:
     """What tells a file from an earlier one of its name; of a link to nothing there is no more."""
-    status = part.path.stat() if part.path.exists() else None
-    known: Sequence[Any] = [status.st_size, status.st_mtime_ns] if status else []
-    return [str(part.path), part.file_format, part.problem, *known]
+    return [str(part.path), part.file_format, part.problem, *(part.state or ())]

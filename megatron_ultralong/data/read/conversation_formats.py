@@ -52,6 +52,13 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
 }
 """Other names of a key, one of which is read where the key is not there (Dolly, GSM8K, Orca)."""
 
+VERDICTS = ("label", "kto_tag")
+"""Keys of a record that say of its answer, with false, that it is not to be learnt: KTO's data have
+one, in TRL and in LLaMA-Factory."""
+
+CHOSEN = "chosen"
+"""Key of the better answer in data of preferences, whose turns end with the question."""
+
 _SIDES = {"prompt-completion": ("prompt", "completion"), "alpaca": ("instruction", "output")}
 _TEXTS = ("instruction", "context", "input", "history")
 """Keys of texts that belong to a question, whatever format reads them."""
@@ -92,8 +99,11 @@ def keys_read(record: Fields, chat_format: ChatFormat) -> tuple[str, dict[str, s
     )
     if key := next(inner, ""):
         query = f".[{json.dumps(key)}]"
-        text += (
-            f"; one is under {key!r}: `jq -c {shlex.quote(query)} FILE > new.jsonl` takes it out"
+        beside = [k for k, its in record.items() if k != key and its and isinstance(its, list)]
+        text += f"; one is under {key!r}" + (
+            f", and perhaps more turns under {beside[0]!r}: join those that are to be learnt"
+            if beside
+            else f": `jq -c {shlex.quote(query)} FILE > new.jsonl` takes it out"
         )
     if "text" in record:
         text += "; documents are packed by `ultralong prepare`"
@@ -156,6 +166,7 @@ def parse_conversation(
         ConversationError: it is none, or none to train on.
     """
     name, keys = keys_read(record, chat_format)
+    _check_verdict(record, ignore_keys)
     options = TurnOptions(frozenset(ignore_keys), reasoning)
     read = {key: record[its] for key, its in keys.items()}
     if name in _PARSERS:
@@ -171,8 +182,37 @@ def parse_conversation(
         builtin_tools,
         has_reasoning=any(message.has_reasoning for message in messages),
     ).learnable()
+    if messages[-1].role == "user" and record.get(CHOSEN) and CHOSEN not in ignore_keys:
+        raise _answer_beside(record, name)
     conversation.check()
     return conversation
+
+
+def _check_verdict(record: Fields, ignore_keys: Collection[str]) -> None:
+    """Refuse a record that says of itself that it is not to be learnt.
+
+    Raises:
+        ConversationError: it does.
+    """
+    for key in VERDICTS:
+        if record.get(key) is False and key not in ignore_keys:
+            raise chat.ConversationError(
+                "bad weight",
+                f"a record has {key} false, as one of KTO's whose answer is not to be learnt: "
+                f"leave those out with jq -c 'select(.{key} != false)', or pass over the key, if "
+                f"it means something else, with --ignore-keys {key}",
+            )
+
+
+def _answer_beside(record: Fields, name: str) -> chat.ConversationError:
+    """Of turns that end with a question, whose answer stands under another key."""
+    mark = MARKS[name][0]
+    turns = f".{CHOSEN}" if isinstance(record[CHOSEN], list) else f"[.{CHOSEN}]"
+    return chat.ConversationError(
+        "unknown keys",
+        f"a record has its last answer under {CHOSEN!r}, which would be left out: if it is a turn, "
+        f"append it with jq -c '.{mark} += {turns}'; --ignore-keys {CHOSEN} trains without it",
+    )
 
 
 def _prompt_completion(fields: Fields, options: TurnOptions) -> list[chat.Message]:

@@ -157,6 +157,7 @@ class _Walk:
         self.folders: list[Path] = []
         self._hidden = hidden
         self._seen: set[tuple[int, int]] = set()
+        self._paths: set[Path] = set()
         self._plain: list[Entry] = []
         self._linked: list[Entry] = []
         self._last: list[Entry] = []
@@ -167,8 +168,11 @@ class _Walk:
             folder = queue.pop()
             status = os.stat(folder.path)
             place = status.st_dev, status.st_ino
-            if place not in self._seen:
-                self._seen.add(place)
+            # no path without a link comes back to a folder, and servers give several one number
+            is_known = place in self._seen if folder.is_linked else folder.path in self._paths
+            self._seen.add(place)
+            self._paths.add(folder.path)
+            if not is_known:
                 self._list(folder)
             elif folder.is_linked:
                 self.entries.append(folder._replace(is_repeated=True))

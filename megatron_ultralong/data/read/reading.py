@@ -9,8 +9,10 @@ from typing import Any
 from megatron_ultralong.data.read.arrow_values import num_kept_nulls
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError, Problem
 from megatron_ultralong.data.read.conversation_formats import (
+    CHOSEN,
     KEYS,
     SPELLINGS,
+    VERDICTS,
     keys_read,
     parse_conversation,
 )
@@ -24,7 +26,7 @@ from megatron_ultralong.data.read.record import (
     absolute_place,
     text_error,
 )
-from megatron_ultralong.data.read.sources import FilePart, Source, find_files
+from megatron_ultralong.data.read.sources import FilePart, Source, check_unchanged, find_files
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.not_known import nearest
 from megatron_ultralong.program.quantity import counted, named
@@ -130,9 +132,10 @@ class _SourceReader:
         """Tell of a bad record.
 
         Raises:
-            InputError: it is not to be skipped.
+            InputError: it is not to be skipped, or its file has changed since it was found.
         """
         if not self._skip_bad:
+            check_unchanged(self.source, self.parts)  # a line that is not whole yet
             fix = "raise --max-document-bytes" if record.is_too_long else "fix it"
             raise InputError(
                 f"source {self.source.name!r}: {absolute_place(record)}: {error.reason}; {fix}, or "
@@ -255,7 +258,9 @@ def _value(fields: Mapping[str, Any], key: str) -> Any:
     return _value(inner, rest) if dot and isinstance(inner, Mapping) else None
 
 
-_COLUMNS = tuple(dict.fromkeys(itertools.chain(*KEYS.values(), *SPELLINGS.values())))
+_COLUMNS = tuple(
+    dict.fromkeys(itertools.chain(*KEYS.values(), *SPELLINGS.values(), VERDICTS, [CHOSEN]))
+)
 
 MAX_UNREAD_KEYS = 1000
 OTHER_KEYS = "(other keys)"
@@ -282,7 +287,7 @@ class ConversationReader(_SourceReader):
         self.num_conversations = 0
         self.num_bad: collections.Counter[Problem] = collections.Counter()
         self.unread_keys: collections.Counter[str] = collections.Counter()
-        """Keys of records that are not read, and how many records have them (of JSON)."""
+        """Keys (in parquet columns) that are not read, and how many records have them."""
         self.num_kept_nulls = 0
         """Nulls of tools in Arrow's structs that were kept."""
         for part in found.files:
@@ -328,10 +333,15 @@ class ConversationReader(_SourceReader):
 
     def _count_unread(self, record: Record) -> None:
         read = keys_read(record.fields, self.options.chat_format)[1].values()
-        for key, value in record.fields.items():
-            if key not in read and (value is not None or key not in _COLUMNS):
-                known = key in self.unread_keys or len(self.unread_keys) < MAX_UNREAD_KEYS
-                self.unread_keys[key if known else OTHER_KEYS] += 1
+        unread = [
+            key
+            for key, value in record.fields.items()
+            if key not in read and (value is not None or key not in _COLUMNS)
+        ]
+        unread += (column for column in record.keys if column not in record.fields)
+        for key in unread:
+            known = key in self.unread_keys or len(self.unread_keys) < MAX_UNREAD_KEYS
+            self.unread_keys[key if known else OTHER_KEYS] += 1
 
     def _parsed(self, record: Record) -> Conversation:
         if record.error:

@@ -27,6 +27,8 @@ MAX_COUNTS = 60
 """Lines of :attr:`FoundFiles.counts`; suffixes beyond them are counted together."""
 
 Counts = collections.Counter[tuple[str, FileFormat | None, str]]
+State = tuple[int, int] | None
+"""Bytes of a file, and the time of its last change in ns; None: nothing is there."""
 
 UNKNOWN = "of no known suffix, and no JSON lines: --suffix or --file-format text reads it as text"
 REPEATED = "the same as another one, by another name"
@@ -127,6 +129,8 @@ class FilePart:
     """The one after the last; None: the end of the file."""
     problem: str = ""
     """Why it is not read: it is one bad document."""
+    state: State = None
+    """Of the whole file, as it was found."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ def find_files(source: Source, options: ReadOptions | ChatReadOptions) -> FoundF
     suffixes = options.suffixes
     counts: Counts = collections.Counter()
     files: list[FilePart] = []
-    for entry, size, found in _each_once(source, suffixes):
+    for entry, state, found in _each_once(source, suffixes):
         reason, path = found, entry.path
         if reason == NO_FILE and _is_itself(source, entry):
             raise InputError(
@@ -191,7 +195,8 @@ def find_files(source: Source, options: ReadOptions | ChatReadOptions) -> FoundF
                 f"source {source.name!r}: {path} {kind.problem}; or name the files wanted with "
                 "--suffix, or skip and count such files with --skip-bad"
             )
-        files.append(FilePart(path, size, kind.file_format, problem=kind.problem))
+        size = state[0] if state else 0
+        files.append(FilePart(path, size, kind.file_format, problem=kind.problem, state=state))
     if not files:
         among = f" ending in {' or '.join(suffixes)}" if suffixes else ""
         raise InputError(
@@ -201,14 +206,41 @@ def find_files(source: Source, options: ReadOptions | ChatReadOptions) -> FoundF
     return FoundFiles(source, files, _merged(counts))
 
 
-def _each_once(source: Source, suffixes: tuple[str, ...]) -> list[tuple[Entry, int, str]]:
-    """What stands at a source, by path: its size, and why it is left out.
+def check_unchanged(source: Source, parts: Iterable[FilePart]) -> None:
+    """Check that files are those that were found: they are read in parts, some of them twice.
+
+    Raises:
+        InputError: one was written to, replaced or removed since.
+    """
+    for part in parts:
+        state = _state(_status(part.path))
+        if _in_seconds(state) != _in_seconds(part.state):
+            was, now = (f"{each[0]:,} bytes" if each else "nothing" for each in (part.state, state))
+            now = f"{now}, written again" if was == now else now
+            raise InputError(
+                f"source {source.name!r}: {part.path} has changed while it was read, from {was} to "
+                f"{now}: its documents may be of either; give the same command again when nothing "
+                "writes to it any more"
+            )
+
+
+def _in_seconds(state: State) -> State:
+    """Object stores give a file's time to the second or finer, by what they were asked."""
+    return state and (state[0], state[1] // 10**9)
+
+
+def _state(status: os.stat_result | None) -> State:
+    return None if status is None else (status.st_size, status.st_mtime_ns)
+
+
+def _each_once(source: Source, suffixes: tuple[str, ...]) -> list[tuple[Entry, State, str]]:
+    """What stands at a source, by path: its state, and why it is left out.
 
     Of several names of one file that is taken which tells what it is, and stands there itself.
     """
-    found: list[tuple[Entry, int, str]] = []
-    best: dict[tuple[int, int], tuple[bool, bool, str]] = {}
-    places: list[tuple[int, int] | None] = []
+    found: list[tuple[Entry, State, str]] = []
+    best: dict[tuple[int, ...], tuple[bool, bool, str]] = {}
+    places: list[tuple[int, ...] | None] = []
     entries = list(_entries(source))
     folders = {entry.path.parent for entry in entries if entry.path.name in MANIFESTS}
     rows = {folder for folder in folders if (folder / "train.idx").is_file()}
@@ -217,16 +249,21 @@ def _each_once(source: Source, suffixes: tuple[str, ...]) -> list[tuple[Entry, i
         reason = _reason(source, entry, status, suffixes)
         if not reason and not _is_itself(source, entry) and not rows.isdisjoint(entry.path.parents):
             reason = ROWS
-        place = None if status is None or reason else (status.st_dev, status.st_ino)
+        place = None if status is None or reason else _place(status)
         if place is not None:
             best[place] = min(best.get(place, _rank(entry)), _rank(entry))
-        found.append((entry, 0 if status is None else status.st_size, reason))
+        found.append((entry, _state(status), reason))
         places.append(place)
     once = [
-        (entry, size, reason if place is None or best[place] == _rank(entry) else REPEATED)
-        for (entry, size, reason), place in zip(found, places, strict=True)
+        (entry, state, reason if place is None or best[place] == _rank(entry) else REPEATED)
+        for (entry, state, reason), place in zip(found, places, strict=True)
     ]
     return sorted(once, key=lambda each: each[0].path)
+
+
+def _place(status: os.stat_result) -> tuple[int, ...]:
+    """What all names of one file have; servers give several files one number."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _rank(entry: Entry) -> tuple[bool, bool, str]:

@@ -60,6 +60,8 @@ class ChatSource(manifest.Record):
     """Keys of records that are not read, and how many records have them."""
     refused_files: dict[str, str] = field(default_factory=dict, repr=False)
     """Files of which no conversation could be read: where the first stands, and what is wrong."""
+    num_with_marks: int = field(default=0, repr=False)
+    """Conversations that have texts of the template's special tokens, which are written as text."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ class ChatSplit(manifest.Record):
     num_padding_tokens: int
     longest: int
     """Tokens of its longest conversation."""
+    checksums: dict[str, str] = field(default_factory=dict, repr=False)
+    """As those of :class:`~megatron_ultralong.data.rows.manifest.SplitSummary`; also of targets."""
 
 
 @dataclass(frozen=True)

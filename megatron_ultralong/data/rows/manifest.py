@@ -142,6 +142,9 @@ class SplitSummary(Record):
     """Copies that stand in more than one row."""
     num_padding_tokens: int
     """Tokens that only fill rows up, the waste of packing ``whole``."""
+    checksums: dict[str, str] = dataclasses.field(default_factory=dict, repr=False)
+    """CRC-32 of the files ``.crc32`` of the rows and of what stands beside them, by the end of the
+    name, ``{"boundaries.crc32": "0a1b2c3d"}``: all are of one run. Empty: of an earlier version."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Packed rows as training and evaluation read them, and the order in which a run takes them."""
 
 import functools
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.sequence.documents import Row, document_boundaries
 
 Int64Array = npt.NDArray[np.int64]
+
+
+BOUNDARIES = "boundaries.crc32"
 
 
 def boundaries_prefix(path_prefix: str | Path) -> Path:
@@ -168,6 +172,51 @@ class PackedRows:
         return self._last[1]
 
 
+def checksums_of(path_prefix: str | Path, parts: Sequence[str]) -> dict[str, str]:
+    """CRC-32 of ``PREFIX.crc32`` and of ``PREFIX.PART.crc32`` of each part, by the end of the name.
+
+    Raises:
+        InputError: a file is not there.
+    """
+    found = {}
+    for name in ("crc32", *(f"{part}.crc32" for part in parts)):
+        file = Path(f"{path_prefix}.{name}")
+        try:
+            found[name] = f"{zlib.crc32(file.read_bytes()):08x}"
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{file} is not there, and the manifest beside it states what it holds: copy it "
+                "too, or prepare again"
+            ) from error
+    return found
+
+
+def check_one_run(path_prefix: str | Path, stated: Mapping[str, str]) -> None:
+    """Check that rows and what stands beside them are those of their manifest.
+
+    Boundaries may be missing: separators may tell the documents.
+
+    Args:
+        path_prefix: of the rows, ``out/train``.
+        stated: ``checksums`` of the split in the manifest; empty: of an earlier version.
+
+    Raises:
+        InputError: files of another run lie among them, or one is not there.
+    """
+    names = [
+        name for name in stated if name != BOUNDARIES or Path(f"{path_prefix}.{name}").exists()
+    ]
+    parts = [name.removesuffix(".crc32") for name in names if name != "crc32"]
+    for name, found in checksums_of(path_prefix, parts).items() if stated else ():
+        if found != stated[name]:
+            files = f"{path_prefix}.{name.removesuffix('crc32')}"
+            raise InputError(
+                f"{files}* are not of the run that wrote the manifest beside them: {files}crc32 "
+                f"has the CRC-32 {found}, and the manifest states {stated[name]}; copy the whole "
+                "folder of one run, or prepare again"
+            )
+
+
 def rows_of(
     folder: str | Path,
     split: str,
@@ -200,6 +249,7 @@ def rows_of(
                 f"{rows.path_prefix}.idx is of {found} {name}, and {where} of {wanted}: files of "
                 "two runs, or one is damaged; copy all of one again or prepare again"
             )
+    check_one_run(rows.path_prefix, stated.checksums)
     if not rows.has_boundaries and not searchable:
         raise InputError(
             f"{boundaries_prefix(rows.path_prefix)}.idx and .bin are not there, and separators do "

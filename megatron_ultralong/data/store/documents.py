@@ -17,7 +17,7 @@ from megatron_ultralong.data.read.reading import MAX_BAD_SHOWN, require_text
 from megatron_ultralong.data.read.sources import FoundFiles
 from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
 from megatron_ultralong.data.rows.manifest import FileSummary, InputSummary, SplitSummary
-from megatron_ultralong.data.rows.packed import boundaries_prefix
+from megatron_ultralong.data.rows.packed import boundaries_prefix, checksums_of
 from megatron_ultralong.data.store.shards import Shard
 from megatron_ultralong.program.progress import ProgressBar, progress
 
@@ -245,6 +245,7 @@ class RowWriter:
             num_dropped_tokens=plan.num_dropped_tokens,
             num_documents_cut=plan.num_documents_cut,
             num_padding_tokens=plan.num_padding_tokens,
+            checksums=checksums_of(prefix, ["boundaries"]),
         )
 
     def _tokens(self, row: Int64Array) -> npt.NDArray[np.int32]:

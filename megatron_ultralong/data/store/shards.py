@@ -27,7 +27,7 @@ from megatron_ultralong.data.read.formats import is_plain_jsonl
 from megatron_ultralong.data.read.options import ReadOptions
 from megatron_ultralong.data.read.parquet import row_group_sizes
 from megatron_ultralong.data.read.reading import Document, DocumentReader, require_text
-from megatron_ultralong.data.read.sources import FilePart, FoundFiles, Source
+from megatron_ultralong.data.read.sources import FilePart, FoundFiles, Source, check_unchanged
 from megatron_ultralong.data.rows.indexed import token_dtype
 from megatron_ultralong.data.rows.manifest import FileSummary
 from megatron_ultralong.data.tokenize import engines, tokenising
@@ -187,7 +187,7 @@ class ShardJob:
         """Write ``FOLDER/shard-NNNNN``; ``advance`` is told the bytes read.
 
         Raises:
-            InputError: at a document that cannot be read.
+            InputError: at a document that cannot be read; a file has changed since it was found.
             FastPathError: where the fast engine differs from the reference on a sample of it.
         """
         aside = self.folder / f"{shard.name}.partial-{os.getpid()}"
@@ -220,6 +220,7 @@ class ShardJob:
             # of a file in several shards, the first one has it
             "files": [asdict(summarise(part.path)) for part in shard.parts if part.start == 0],
         }
+        check_unchanged(source, shard.parts)
         (aside / "counts.json").write_text(json.dumps(counts))
         np.save(aside / "table.npy", np.array(result.table, dtype=TABLE))
         os.replace(aside, self.folder / shard.name)

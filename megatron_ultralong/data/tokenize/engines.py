@@ -16,6 +16,7 @@ import numpy.typing as npt
 from megatron_ultralong import __version__
 from megatron_ultralong.data.read.record import MAX_DOCUMENT_BYTES
 from megatron_ultralong.data.tokenize import refused_tokenizer, tokenising, tokenizer_model
+from megatron_ultralong.data.tokenize.composition import is_composed
 from megatron_ultralong.data.tokenize.refused_tokenizer import NAMES
 from megatron_ultralong.program.errors import InputError, missing
 
@@ -59,6 +60,9 @@ class FastTokenizer:
         # the one vocabulary whose special tokens gigatoken cannot be kept from knowing
         is_model = isinstance(reference, tokenizer_model.SentencePieceTokenizer)
         self._not_in_text = reference.special_texts if is_model else []
+        self._compose: Callable[[str], str] | None = None
+        if isinstance(reference, tokenising.HuggingFaceTokenizer):
+            self._compose = reference.compose
         self.file = reference.file
         self.sha256 = reference.sha256
         self.vocab_size = reference.vocab_size
@@ -86,6 +90,13 @@ class FastTokenizer:
     def _encode_one(self, text: str) -> npt.NDArray[np.int32]:
         if any(special in text for special in self._not_in_text):
             return self.reference.encode_documents([text])[0]
+        if self._compose and not is_composed(text):
+            # the libraries know marks and compositions of different versions of Unicode
+            composed = self._compose(tokenising.well_formed(text))
+            is_split = any(added in each for added in self.added_texts for each in (text, composed))
+            if is_split or not is_composed(composed):
+                return self.reference.encode_documents([text])[0]
+            text = composed
         # as bytes: half the memory of a str inside the library
         data = tokenising.well_formed(text).encode()
         with _failing("gigatoken fails on a document"):
@@ -236,6 +247,27 @@ def open_reference(path: Path) -> tokenising.DocumentTokenizer:
     if TIKTOKEN_LINE.fullmatch(first):
         return tokenizer_model.Llama3Tokenizer(file)
     return tokenizer_model.SentencePieceTokenizer(file)
+
+
+_RARE = "\U0010fffd"
+"""A character that no vocabulary has: it is for private use."""
+
+
+def lost_letters(tokenizer: tokenising.DocumentTokenizer) -> str:
+    """What a user must know of a tokenizer that cannot write every text; empty: it can.
+
+    One of bytes, or with a fallback to them, writes what it does not know in several tokens. Others
+    have one token for all of it, or none: no model can learn what stood there.
+    """
+    ids = tokenizer.encode_documents([f"a{_RARE}"])[0].tolist()
+    if _RARE in tokenizer.decode(ids):
+        return ""
+    left = tokenizer.decode(ids[tokenizer.encode_documents(["a"])[0].size :])
+    return (
+        f"warning: {tokenizer.file} writes letters that it does not know as "
+        f"{repr(left) if left else 'nothing'}: they are lost from the rows; a tokenizer of bytes, "
+        "or with a fallback to them, writes every text"
+    )
 
 
 def choose_tokenizer(path: Path, engine: tokenising.TokenizerEngine) -> ChosenTokenizer:

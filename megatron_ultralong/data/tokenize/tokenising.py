@@ -3,13 +3,13 @@
 import functools
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from megatron_ultralong.data.tokenize import refused_tokenizer
 from megatron_ultralong.program.errors import InputError
@@ -95,6 +95,13 @@ class HuggingFaceTokenizer:
         self.special_texts = [token.content for token in added if token.special]
         self.added_texts = [token.content for token in added if not token.special]
 
+    @property
+    def compose(self) -> Callable[[str], str] | None:
+        """Brings a text into the form NFC, as the tokenizer does; None: it does not."""
+        normalizer = self._tokenizer.normalizer
+        is_composing = normalizer is not None and b'"NFC"' in normalizer.__getstate__()
+        return normalizer.normalize_str if is_composing else None
+
     def encode_documents(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """Ids of every text, see :class:`DocumentTokenizer`."""
         return _encoded(self._tokenizer, texts)
@@ -156,6 +163,8 @@ def load_tokenizer(file: Path) -> tuple[Tokenizer, bytes]:
         raise InputError(refused_tokenizer.not_a_tokenizer(file, data, error)) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    if isinstance(tokenizer.model, models.BPE):
+        tokenizer.model.dropout = None  # merges left out at random: no two runs had the same ids
     return tokenizer, data
 
 
@@ -248,11 +257,21 @@ def check_file_sizes(folder: Path) -> None:
 
 
 def copy_tokenizer(tokenizer: DocumentTokenizer, folder: Path) -> None:
-    """Copy the tokenizer's files into a new folder."""
+    """Copy the tokenizer's files into a new folder.
+
+    Raises:
+        InputError: the file that defines the ids is not what it was when it was read.
+    """
     folder.mkdir()
     # the name under which a folder's reader looks for the file: my.model -> tokenizer.model
     name = "tokenizer.json" if tokenizer.file.suffix == ".json" else "tokenizer.model"
     shutil.copyfile(tokenizer.file, folder / name)
+    if (now := hashlib.sha256((folder / name).read_bytes()).hexdigest()) != tokenizer.sha256:
+        raise InputError(
+            f"{tokenizer.file} has changed while it was used, from SHA-256 "
+            f"{tokenizer.sha256[:12]}... to {now[:12]}...: ids may be of either; give the same "
+            "command again when nothing writes to it any more"
+        )
     for name in TOKENIZER_FILES[1:]:
         if (tokenizer.file.parent / name).is_file():
             shutil.copyfile(tokenizer.file.parent / name, folder / name)

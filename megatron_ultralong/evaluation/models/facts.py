@@ -18,7 +18,7 @@ from megatron_ultralong.evaluation.results.result import ModelRecord, plain_valu
 from megatron_ultralong.model.parameters import num_parameters
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError, missing
-from megatron_ultralong.program.listing import files_below
+from megatron_ultralong.program.listing import files_in
 from megatron_ultralong.program.required import check_required
 
 
@@ -123,11 +123,11 @@ def model_facts(argument: str, precision: str) -> ModelFacts:
     engine = "megatron"
     if is_hugging_face(folder):
         engine, precision = "transformers", "fp32"
-    files = files_below(weights)
-    stats = [(str(path.relative_to(weights)), path.stat()) for path in files]
+    files = files_in(weights)  # results of evaluations may stand in a folder below
+    stats = [(path.name, path.stat()) for path in files]
     listing = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
     stamp = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
-    digest = _digest([path for path in files if path.parent == weights], model)
+    digest = _digest(files, model)
     record = ModelRecord(str(folder), engine, precision, stamp, num_parameters(model), digest)
     return ModelFacts(name, model, positions, record)
 

@@ -49,20 +49,25 @@ def gather(runs: Sequence[str | Path]) -> Gathered:
             "RUN is needed: folders that `ultralong evaluate ... --output` wrote, or files in them"
         )
     found: list[Measurement] = []
-    notices: list[str] = []
+    notices, empty = list[str](), list[str]()
     seen: set[Path] = set()
     for run in map(Path, runs):
-        for path in _result_files(run, notices):
+        num_notices = len(notices)
+        files = list(_result_files(run, notices))
+        for path in files:
             if path.resolve() not in seen:
                 seen.add(path.resolve())
                 results = load_results(path)
                 found += [Measurement(result.checkpoint, result, path) for result in results]
+        if not files and len(notices) == num_notices:
+            empty.append(f"{run} holds no results of an evaluation")
     if not found:
         left_out = f"; {'; '.join(notices)}" if notices else ""
         raise InputError(
             f"no results in {', '.join(map(str, runs))}: name folders that `ultralong evaluate "
             f"... --output` wrote, or files in them{left_out}"
         )
+    notices += empty
     found = _without_copies(found, notices)
     kinds = list(dict.fromkeys((*KINDS, *(one.result.kind.name for one in found))))
     found.sort(key=lambda one: (kinds.index(one.result.kind.name), one.result.max_positions))

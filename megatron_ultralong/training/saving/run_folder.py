@@ -76,6 +76,7 @@ class RunFolder:
         self._metadata = metadata
         self._template = template
         self._each_iteration = each_iteration
+        self._said = config.as_said(each_iteration[0])
         self._data = {name: str(value) for name, value in (data or {}).items()}
 
     def check(self, rank: int = 0, world_size: int = 1) -> Resumed:
@@ -96,7 +97,9 @@ class RunFolder:
         resumed = newest_good(root, rank, world_size)
         if resumed.folder is not None:
             self.resumed_iteration = folders.resolve(resumed.folder)[1]
-            self.changes = changes(before, self._config)
+            # files of earlier releases have the iterations that follow from passes, too
+            now = self._config if before.train_iters else self._said
+            self.changes = changes(before, now)
         return resumed
 
     @property
@@ -188,7 +191,7 @@ class RunFolder:
                 for name in (DATA_FILE, metadata.FILE_NAME, metadata.SOURCE_FOLDER):
                     remove(root / name)
             if not self.nothing_left:  # else the file would not be that of any iteration
-                save_config(root / CONFIG_FILE, self._config)
+                save_config(root / CONFIG_FILE, self._said)
             self.write_identity()
             if self.resumed_iteration:
                 folders.write_latest(root, self.resumed_iteration)  # not one that was refused
@@ -201,7 +204,7 @@ class RunFolder:
         """
         root = self._root
         if not (root / CONFIG_FILE).is_file():
-            save_config(root / CONFIG_FILE, self._config)
+            save_config(root / CONFIG_FILE, self._said)
         if not (root / DATA_FILE).is_file():
             save_rows(root, self._data)
         source = root / metadata.SOURCE_FOLDER

@@ -1,0 +1,69 @@
+"""A normalizer to NFC: the fast engine has the reference's ids, whatever Unicode each knows."""
+
+import random
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, normalizers
+
+from megatron_ultralong.data.tokenize import composition
+from megatron_ultralong.data.tokenize.composition import is_composed
+from megatron_ultralong.data.tokenize.engines import FastTokenizer, choose_tokenizer
+from tests.models import write_tokenizer
+
+NEW = ["\U00010f46", "\u089e", "\U0001e4ec", "\U00010efd", "\u1acf", "\U000105d2\u0307"]
+"""Marks of Unicode 11 to 16, and letters that its version 16 composes."""
+OLD = ["\u0327", "\u0301", "\u0323", "\u0338", "\u093c", "\u0655", "\u3099", "\u11a8"]
+LETTERS = ["e", "E", "\u0928", "\u06d5", "\u304b", "\uac00", "\u212a", ">", " ", "\n", "\U0001f642"]
+CODES = [code for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000]
+MARKS = [
+    chr(c)
+    for c in CODES
+    if unicodedata.category(chr(c)) in ("Mn", "Me") or c in range(0x10D40, 0x11600)
+]
+
+
+def texts(seed: int, count: int) -> list[str]:
+    generator = random.Random(seed)
+    pool = (NEW, OLD, LETTERS, LETTERS, MARKS, ["<tool>", "K>", "abc", "def f(x):"])
+    return [
+        "".join(generator.choice(generator.choice(pool)) for _ in range(generator.randint(1, 12)))
+        for _ in range(count)
+    ]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "added"])
+def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("composing")
+    write_tokenizer(folder)
+    known = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    known.normalizer = normalizers.NFC()
+    if request.param:
+        known.add_tokens([AddedToken("<tool>", normalized=False), AddedToken("K>")])
+    known.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_ids_are_those_of_the_reference(tokenizer: Path) -> None:
+    fast = choose_tokenizer(tokenizer, "gigatoken").tokenizer
+    assert isinstance(fast, FastTokenizer)
+    for behind in (False, True):
+        some = texts(seed=behind, count=4000)
+        encode = "encode_behind" if behind else "encode_documents"
+        found, expected = (getattr(each, encode)(some) for each in (fast, fast.reference))
+        for text, ids, its in zip(some, found, expected, strict=True):
+            assert ids.tolist() == its.tolist(), [hex(ord(letter)) for letter in text]
+
+
+def test_composed_is_what_no_library_changes() -> None:
+    assert is_composed("a > b")
+    assert is_composed("caf\xe9 \u0928\u093f")
+    assert not is_composed("cafe\u0301")
+    assert not is_composed("\u212a")  # the sign of kelvin is K
+    assert not is_composed("x\U0005ffff")  # a character of none of the versions
+    assert not is_composed("\xe9" * composition.BLOCK + "\U0005ffff")
+    for text in texts(seed=2, count=4000):
+        if is_composed(text):
+            assert normalizers.NFC().normalize_str(text) == text, text
