@@ -49,7 +49,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile
 COMPILE := $(BIN)/python -m compileall -qq --workers 0 $(VENV)/lib || true
 LOCKED := --no-deps --no-build-isolation --require-hashes --requirement
 
-STARTS = $(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || \
+STARTS = $(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
 	    { echo "PYTHON '$(PYTHON)' is not a Python 3.10-3.13 that starts: name one with make $(MAKECMDGOALS) PYTHON=..." >&2; exit 2; }
 
 $(VENV)/installed: setup.py requirements/constraints.txt requirements/build.txt requirements/lock.txt

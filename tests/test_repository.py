@@ -95,7 +95,10 @@ def test_make_says_which_python_it_takes(tmp_path: Path, python: str, is_there: 
     done = make(tmp_path, "install", f"PYTHON={python}")
     assert done.returncode == 2
     said = f"PYTHON '{python}' is not a Python 3.10-3.13 that starts: name one with make install "
-    assert done.stderr.startswith(f"{said}PYTHON=...\n")
+    own, line, _ = done.stderr.partition(f"{said}PYTHON=...\n")
+    assert line
+    assert {"nosuch9": "nosuch9: ", "./shim": "not found\n", "./old": ""}[python] in own
+    assert own.count("\n") == (python != "./old")
     assert "rm -r" not in done.stderr
     assert (tmp_path / ".venv").exists() == is_there
 

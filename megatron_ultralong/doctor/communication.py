@@ -75,7 +75,7 @@ def communication_findings(megabytes: int) -> Iterator[Finding]:
         )
     skew = float(measured["clock_skew_s"])
     if skew > 1.0:
-        fix = "synchronise the hosts' clocks (chrony)"
+        fix = "synchronize the hosts' clocks (chrony)"
         yield Finding("warning", "clocks", f"of the ranks are {skew:.1f} s apart", fix)
 
 

@@ -146,10 +146,10 @@ def _clock() -> Finding:
     try:
         state = ctypes.CDLL(None, use_errno=True).adjtimex(buffer)
     except (AttributeError, OSError) as error:  # not Linux
-        return Finding("note", "clock", f"whether it is synchronised cannot be read ({error})")
+        return Finding("note", "clock", f"whether it is synchronized cannot be read ({error})")
     if state == _TIME_ERROR:
         fix = "start chrony or systemd-timesyncd on the host: logs of hosts are compared by time"
-        return Finding("note", "clock", "is not synchronised", fix)
+        return Finding("note", "clock", "is not synchronized", fix)
     if state < 0:
-        return Finding("note", "clock", "whether it is synchronised may not be read here")
-    return Finding("ok", "clock", "is synchronised")
+        return Finding("note", "clock", "whether it is synchronized may not be read here")
+    return Finding("ok", "clock", "is synchronized")

@@ -20,6 +20,7 @@ from megatron_ultralong.checkpoint.formats.hugging_face_config import export_con
 from megatron_ultralong.data.rows.manifest import Manifest
 from megatron_ultralong.dropin.arguments import ASKED, DropInConfig
 from megatron_ultralong.dropin.described import check_shape, model_of, not_of_a_family, vocabulary
+from megatron_ultralong.dropin.schedule import check_schedule
 from megatron_ultralong.dropin.stored_arguments import (
     check_has_metadata,
     check_same_run,
@@ -27,6 +28,7 @@ from megatron_ultralong.dropin.stored_arguments import (
     stored_arguments,
     stored_context,
     stored_scaling,
+    stored_schedule,
 )
 from megatron_ultralong.model import yarn
 from megatron_ultralong.model.families import titles
@@ -180,6 +182,8 @@ def find_identity(config: DropInConfig, args: Any, manifest: Manifest | None) ->
             _check_resume(config, source, weights.resumed, manifest)
         if weights.stored is not None:
             check_same_run(args, weights.stored, weights.resumed)
+            step = getattr(args, "ckpt_step", None)
+            check_schedule(args, stored_schedule(weights.resumed, step), weights.resumed)
     config.check_scaling(source.rope_scaling)
     positions, has_rope = (
         source.model.max_position_embeddings,

@@ -51,6 +51,16 @@ def stored_arguments(folder: Path, step: int | None) -> argparse.Namespace | Non
     return found
 
 
+def stored_schedule(folder: Path, step: int | None) -> dict[str, Any]:
+    """State of the scheduler in a checkpoint that has arguments; empty: it was saved without.
+
+    Raises:
+        InputError: as :func:`stored_arguments`.
+    """
+    found: dict[str, Any] = load_common(resolve(folder, step)[0]).get("opt_param_scheduler") or {}
+    return found
+
+
 def check_stored(
     args: Any, stored: argparse.Namespace, folder: Path, *, scales: bool
 ) -> tuple[str, ...]:

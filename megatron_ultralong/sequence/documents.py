@@ -175,7 +175,12 @@ def document_id(text: str) -> str:
 
 def document_split(identity: str, valid_fraction: float, seed: int) -> Literal["train", "valid"]:
     """The split a document belongs to, by its identity: equal texts never stand in both."""
-    return "valid" if unit_hash(seed, f"split:{identity}") < valid_fraction else "train"
+    return "valid" if split_place(identity, seed) < valid_fraction else "train"
+
+
+def split_place(identity: str, seed: int) -> float:
+    """Fraction held out, in [0, 1), above which a document is among them."""
+    return unit_hash(seed, f"split:{identity}")
 
 
 class Boundaries(tuple[int, ...]):

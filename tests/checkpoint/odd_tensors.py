@@ -64,7 +64,7 @@ def choose_dtypes(folder: Folder) -> None:
     else:
         full = "model.layers.0.mlp.down_proj.weight"
         stored[full] = stored[full].mul(8).to(torch.int8)
-        folder.odd("quantised", "torch.int8", "dequantise")
+        folder.odd("quantised", "torch.int8", "dequantize")
 
 
 def _differ(stored: Tensors) -> bool:

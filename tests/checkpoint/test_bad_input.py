@@ -141,7 +141,7 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "quantised": (
         "single",
         lambda f: change_tensors(f, lambda t: t.update({K: t[K].to(torch.int8)})),
-        r"k_proj\.weight is torch\.int8; .*dequantise",
+        r"k_proj\.weight is torch\.int8; .*dequantize",
     ),
 }
 

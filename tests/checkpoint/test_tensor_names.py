@@ -150,7 +150,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     ),
     "quantised": (
         lambda t: t.update({LAYER + "mlp.up_proj.qweight": t.pop(LAYER + "mlp.up_proj.weight")}),
-        r"1 of 12 tensors are a quantised model's .*dequantise it first",
+        r"1 of 12 tensors are a quantized model's .*dequantize it first",
     ),
     "flat": (
         lambda t: t.update({"_fsdp_wrapped_module._flat_param": t.pop(NORM)}),

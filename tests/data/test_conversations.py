@@ -189,7 +189,7 @@ CALL = [{"function": {"name": "f", "arguments": {}}}]
 BAD: list[tuple[dict[str, Any], str, str]] = [
     (chat(ANSWER, USER), "no assistant turn", "no turn of the assistant's follows one of the us"),
     (chat(ANSWER), "no assistant turn", "no turn of the assistant's follows one of the user's"),
-    (chat(USER, USER, ANSWER), "roles out of order", "turn 1 is 'user' after 'user', where 'assis"),
+    (chat(USER, USER, ANSWER), "roles out of order", "turn 1 is 'user' after 'user', not 'assis"),
     (chat(USER, ("system", "s"), ANSWER), "roles out of order", "turn 1 is 'system' after 'user'"),
     (chat(USER, ANSWER, ANSWER), "roles out of order", "turn 2 is 'assistant' after 'assistant'"),
     (chat(USER, ("tool", "x"), ANSWER), "roles out of order", "turn 1 is 'tool' after 'user'"),
@@ -243,7 +243,28 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
             ]
         },
         "bad tool call",
-        "turn 1 has 2 tool calls: Llama 3.1 makes one",
+        "turn 1 has 2 tool calls: --chat-template llama3.1, .* write each in a turn of its own",
+    ),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}},
+            ]
+        },
+        "unknown keys",
+        "turn 1 has function_call, OpenAI's old form: write a call as .*tool_calls",
+    ),
+    (
+        {
+            "messages": [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "tool_calls": CALL},
+                {"role": "function", "name": "f", "content": "1"},
+            ]
+        },
+        "roles out of order",
+        "turn 2 has role 'function', OpenAI's old form: .*, its result as a turn of role tool",
     ),
     (
         {

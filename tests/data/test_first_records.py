@@ -56,7 +56,10 @@ def test_documents(
     config = dataclasses.replace(
         config, source=(config.source[0], f"c={tmp_path / name}"), output=tmp_path / "rows"
     )
-    message = rf"source 'c': .*{name}.*: key 'text' has no value.*keys here: content"
+    message = (
+        rf"source 'c': .*{name}.*: key 'text' has no value \(keys here: content, id\); "
+        "--text-key c=content names another"
+    )
     with pytest.raises(InputError, match=message):
         prepare(dataclasses.replace(config, reading=ReadOptions()))
     assert "Tokenizing" not in capsys.readouterr().err

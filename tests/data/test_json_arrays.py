@@ -183,7 +183,7 @@ A, B = '{"text": "a"}', '{"text": "b"}'
         (f"[{A},, {B}]", "ab", 1, "not JSON .*nothing stands before or behind a comma", False),
         (f"[, {B}]", "b", 0, "not JSON .*nothing stands before or behind a comma", False),
         (f"[{A} {B}, {A}]", "a", 0, "not JSON .Extra data at line 1.; is a comma missing", False),
-        (f"[{A}, 7, {B}]", "ab", 1, "an int, where one JSON object belongs", False),
+        (f"[{A}, 7, {B}]", "ab", 1, "an int, not one JSON object", False),
         (f"[{A},\n{{'text': 'b'}}, {B}]", "ab", 1, "line 2.*Python writes a dict", False),
         (f"[{A},\n\n{{\n\"text\": b}}, {B}]", "ab", 1, "Expecting value at line 4", False),
         (f"[{A}, {{\"text\": \"b\"], {B}]", "ab", 1, "a quote or bracket missing", False),

@@ -1,17 +1,22 @@
 """Plans against the definition: the stream of documents, cut."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.data.pack.packing import (
     PADDING,
     RowPlan,
+    not_splittable,
     num_real_tokens,
     plan_rows,
     row_boundaries,
 )
+from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.documents import document_boundaries
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=8)
@@ -155,3 +160,31 @@ def test_boundaries_where_a_search_goes_wrong() -> None:
     assert document_boundaries(np.array([7, 9, 7, 9, 5, 9]), [9]).tolist() == [0, 2, 4, 6]
     # without a separator there is nothing to search for
     assert row_boundaries(row, lengths, 0).tolist() == [0, 4, 6]
+
+
+@given(st.integers(2, 1 << 22))
+def test_rows_that_nothing_splits_are_told(seq_length: int) -> None:
+    sizes = [n for n in range(2, 65) if not refused_by(n, seq_length)]
+    said = not_splittable(seq_length)
+    assert bool(said) == (not sizes)
+    if said:
+        better = int(re.search(r"([\d,]+) would do", said)[1].replace(",", ""))
+        assert any(not refused_by(n, better) for n in range(2, 65))
+        assert abs(better - seq_length) <= 64
+        assert f"rows of {seq_length:,} tokens" in said
+
+
+def refused_by(context_parallel_size: int, seq_length: int) -> bool:
+    layout = ParallelConfig(context_parallel_size=context_parallel_size)
+    try:
+        layout.check_seq_length(seq_length)
+    except InputError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("seq_length", "better"), [(2047, "2,048"), (2, "4"), (7, "8"), (131071, "131,072")]
+)
+def test_a_better_length_is_named(seq_length: int, better: str) -> None:
+    assert f"; {better} would do" in not_splittable(seq_length)

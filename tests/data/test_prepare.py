@@ -286,6 +286,9 @@ def test_the_lengths_of_sampling_are_said_before_tokenising(
     assert said.index(line) < said.index("Tokenizing")
     assert result.length_sampling["short_length"] == 32
     assert {line.length_bin for line in result.bins} == {"<32", "32-63", ">=64"}
+    assert "would do" not in said
+    prepare(dataclasses.replace(config, output=tmp_path / "odd", seq_length=511))
+    assert "no CP from 2 to 64 divides them" in capsys.readouterr().err
 
 
 def test_an_output_that_is_not_empty_is_refused(config: PrepareConfig, tmp_path: Path) -> None:

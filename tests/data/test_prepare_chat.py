@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -217,8 +218,19 @@ def test_a_source_without_anything_to_train_on_is_refused(
         again(config, "nothing", max_length=8)
     with pytest.raises(InputError, match=r"max_length .2000. must be at most seq_length .1024."):
         again(config, "longer", max_length=2000)
-    with pytest.raises(InputError, match="split 'valid' has none of the"):
+    begin = r"split 'valid' has none of the 72 conversations \(1 duplicate left out\) at "
+    with pytest.raises(InputError, match=f"{begin}.*: raise it to") as refused:
         again(config, "none held out", valid_fraction=1e-9)
+    said = re.search(r"raise it to ([\d.]+), which holds out ([\d,]+) of them", str(refused.value))
+    assert said
+    found = again(config, "some held out", valid_fraction=float(said[1])).splits
+    assert found["valid"].num_examples == int(said[2])
+    with pytest.raises(InputError, match=rf"'train' .*: lower it to {re.escape(said[1])}, which"):
+        again(config, "all held out", valid_fraction=0.99999999)
+    line = Path(config.source[0].partition("=")[2])
+    (tmp_path / "one.jsonl").write_text(line.read_text().splitlines()[0] + "\n")
+    with pytest.raises(InputError, match=r"none of the 1 conversation at .*: set it to 0, or add"):
+        again(config, "one", source=(f"a={tmp_path / 'one.jsonl'}",), valid_fraction=1e-9)
 
 
 def test_templates_that_do_not_fit_are_refused(config: PrepareChatConfig, tmp_path: Path) -> None:

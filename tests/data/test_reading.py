@@ -101,10 +101,10 @@ def cut(data: bytes) -> bytes:
 GOOD = jsonl([{"text": text} for text in TEXTS])
 BAD_FILES = {
     "cut_json.jsonl": (GOOD[:-4], r"cut_json\.jsonl:4: not JSON .* is the file cut short"),
-    "number.jsonl": (GOOD + b"7\n", r"number\.jsonl:5: an int, where one JSON object"),
+    "number.jsonl": (GOOD + b"7\n", r"number\.jsonl:5: an int, not one JSON object"),
     "no_key.jsonl": (
         jsonl([{"text": "a"}, {"body": "b"}]),
-        r"no_key\.jsonl:2: key 'text' has no value, .* \(keys here: body\)",
+        r"no_key\.jsonl:2: key 'text' has no value \(keys here: body\)",
     ),
     "list.jsonl": (jsonl([{"text": ["a"]}]), r"list\.jsonl:1: key 'text' has a list"),
     "latin.jsonl": (GOOD + b'{"text": "\xe9"}\n', r"latin\.jsonl:5: not UTF-8 .*iconv -f LATIN1"),
@@ -283,7 +283,7 @@ def test_nested_columns(tmp_path: Path, what: str) -> None:
 )
 def test_columns_that_hold_no_text(tmp_path: Path, column: pa.Array, kind: str) -> None:
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
-    message = rf"a\.parquet:1: key 'text' has {kind}, where a text belongs \(keys here: text\)"
+    message = rf"a\.parquet:1: key 'text' has {kind}(, not a text)? \(keys here: text\)"
     with pytest.raises(InputError, match=message):
         texts_of(tmp_path)
     reader = reader_of(tmp_path, skip_bad=True)

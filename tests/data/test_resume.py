@@ -308,7 +308,7 @@ def test_shards_are_kept_where_only_the_packing_must_change(
     config = dataclasses.replace(
         plain_config, reading=ReadOptions(suffixes=(".py", ".jsonl")), valid_fraction=0.001
     )
-    with pytest.raises(InputError, match=r"split 'valid' .* The tokenised shards stay in .*rows"):
+    with pytest.raises(InputError, match=r"split 'valid' .* The tokenized shards stay in .*rows"):
         prepare(config)
     assert not config.output.exists()
     prepare(dataclasses.replace(config, valid_fraction=0.2))
@@ -337,7 +337,7 @@ def test_the_reference_takes_over_where_the_fast_engine_differs(
     result = prepare(dataclasses.replace(config, output=tmp_path / "rows"))
     assert result.tokenizer_engine == "tokenizers"
     assert "gigatoken's ids differ from those of tokenizers" in result.tokenizer_engine_reason
-    assert "documents were tokenised by tokenizers: gigatoken's ids" in capsys.readouterr().err
+    assert "documents were tokenized by tokenizers: gigatoken's ids" in capsys.readouterr().err
     for name in ("train.bin", "valid.bin", "train.boundaries.bin"):
         assert digests(tmp_path / "rows")[name] == digests(config.output)[name]
     with pytest.raises(InputError, match="--tokenizer-engine gigatoken: gigatoken's ids differ"):

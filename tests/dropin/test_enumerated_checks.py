@@ -51,6 +51,7 @@ OTHERWISE = {
     "load_config": "dropin/stored_arguments.py: Megatron-LM's checkpoints hold the arguments",
     "attrgetter": "of load_config",
     "flat_fields": "Identity.write compares all",
+    "idle_notes": "warns of options without effect, nearly all of which are Megatron-LM's own here",
     "_short": "of a message",
     **dict.fromkeys(("open", "close", "exists", "is_dir"), "of the folder of a run"),
 }

@@ -67,3 +67,49 @@ def test_other_rows_are_refused(begun: PretrainConfig, tmp_path: Path, what: str
 def test_a_resume_need_not_say_the_context_again(begun: PretrainConfig, tmp_path: Path) -> None:
     name = "--ultralong-original-max-position-embeddings"
     assert len(run_on_ranks(1, trained, begun, tmp_path, name, "0")[0]) == 2
+
+
+SCHEDULES = {
+    "longer": (("--train-iters", "6"), "--train-iters times --global-batch-size ({}) is {}, there"),
+    "decay": (("--lr-decay-iters", "9"), "--lr-decay-iters times --global-batch-size ({}) is {}"),
+    "warm-up": (("--lr-warmup-iters", "3"), "--lr-warmup-iters times --global-batch-size ({}) is"),
+    "fraction": (
+        ("--lr-warmup-iters", "0", "--lr-warmup-fraction", "0.75"),
+        "--lr-warmup-fraction",
+    ),
+    "batch": (
+        ("--global-batch-size", "8"),
+        "--train-iters times --global-batch-size (8) is 32, th",
+    ),
+    "rate": (("--lr", "0.125"), "--lr is 0.125, there"),
+    "least": (("--min-lr", "1e-9"), "--min-lr is 1e-09, there"),
+    "style": (("--lr-decay-style", "linear"), "--lr-decay-style is linear, there"),
+    "weight decay": (("--weight-decay", "0.25"), "--weight-decay is 0.25, there"),
+    "growing": (
+        (
+            *("--weight-decay-incr-style", "linear", "--start-weight-decay", "0.25"),
+            *("--end-weight-decay", "0.5"),
+        ),
+        "--end-weight-decay is 0.5, there",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SCHEDULES)
+def test_another_schedule_is_refused(begun: PretrainConfig, tmp_path: Path, what: str) -> None:
+    words, said = SCHEDULES[what]
+    [found] = run_on_ranks(1, refused, [[*flags(begun), *words]], tmp_path)[0]
+    size = begun.global_batch_size
+    assert said.format(size, int(words[1]) * size if "{}" in said else 0) in found
+    assert "--override-opt-param-scheduler" in found
+    assert "--use-checkpoint-opt-param-scheduler" in found
+
+
+OF_COMMAND_LINE = "--override-opt-param-scheduler"
+OF_CHECKPOINT = "--use-checkpoint-opt-param-scheduler"
+
+
+@pytest.mark.parametrize("flag", [OF_COMMAND_LINE, OF_CHECKPOINT, "--finetune", "--no-load-optim"])
+def test_another_schedule_can_be_meant(begun: PretrainConfig, tmp_path: Path, flag: str) -> None:
+    losses = run_on_ranks(1, trained, begun, tmp_path, "--train-iters", "6", flag)[0]
+    assert len(losses) == (6 if flag == "--finetune" else 4)

@@ -120,7 +120,7 @@ class HuggingFaceFolder:
         if not found.dtype.is_floating_point or found.dtype.itemsize < 2:
             raise InputError(
                 f"{file.path}: tensor {name} is {found.dtype}; float32, bfloat16 and float16 are "
-                "converted: dequantise the model first"
+                "converted: dequantize the model first"
             )
 
     def _tell_of_code(self) -> None:

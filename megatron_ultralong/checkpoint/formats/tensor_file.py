@@ -182,7 +182,7 @@ def _dtype(name: str, tensor: str, path: Path) -> torch.dtype:
     if name not in DTYPES:
         raise InputError(
             f"{path}: tensor {tensor} has dtype {name}; {', '.join(DTYPES)} are known: load and "
-            "save the model in one of them, if it is a quantised one without its quantisation"
+            "save the model in one of them, if it is a quantized one without its quantization"
         )
     return DTYPES[name]
 

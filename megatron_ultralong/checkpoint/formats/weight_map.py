@@ -238,8 +238,8 @@ def why_unknown(stored: Sequence[str], known: Collection[str]) -> str:
     quantised = [name for name in stored if name.endswith(_QUANTISED)]
     if quantised:
         return (
-            f"; {len(quantised)} of {counted(len(stored), 'tensor')} are a quantised model's "
-            f"({quantised[0]}): dequantise it first"
+            f"; {len(quantised)} of {counted(len(stored), 'tensor')} are a quantized model's "
+            f"({quantised[0]}): dequantize it first"
         )
     flat = [name for name in stored if "_flat_param" in name]
     if flat:

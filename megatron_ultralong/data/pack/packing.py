@@ -21,6 +21,25 @@ PADDING = -1
 """Document number of a segment that only fills its row up."""
 
 
+MOST_RANKS = 64
+"""Context-parallel ranks that a note about the length of rows looks at."""
+
+
+def not_splittable(seq_length: int) -> str:
+    """A note about rows that no context parallelism can split; empty: some can.
+
+    Each of its ranks has two chunks of a row, all of one length: ``2047 -> "... 2,048 would"``.
+    """
+    if any(seq_length % (2 * ranks) == 0 for ranks in range(2, MOST_RANKS + 1)):
+        return ""
+    unit = 2 * MOST_RANKS if seq_length >= 2 * MOST_RANKS else 4
+    better = max(1, round(seq_length / unit)) * unit
+    return (
+        f"rows of {seq_length:,} tokens train on one context-parallel rank alone: no CP from 2 to "
+        f"{MOST_RANKS} divides them (two chunks of equal length a rank); {better:,} would do"
+    )
+
+
 @dataclass
 class RowPlan:
     """Rows, and what did not get into one."""

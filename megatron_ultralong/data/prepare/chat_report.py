@@ -51,7 +51,7 @@ def print_chat_summary(manifest: ChatManifest, output: Path, tokenizer: Document
 
 def source_table(manifest: ChatManifest) -> Table:
     """One line for each source: what was found, and how it was used."""
-    columns = ("found", "bad", "equal", "too long", "cut", "nothing left", "kept", "tokens")
+    columns = ("found", "bad", "duplicates", "too long", "cut", "no answer", "kept", "tokens")
     table = report.new_table("conversations", (*columns, "learnt"), padding=(0, 1, 0, 0))
     for source in manifest.sources:
         counts = (
@@ -101,7 +101,7 @@ def _notes(manifest: ChatManifest) -> list[str]:
         )
     if manifest.tokenizer_engine_reason:
         lines.append(
-            f"tokenised by {manifest.tokenizer_engine}: {manifest.tokenizer_engine_reason}"
+            f"tokenized by {manifest.tokenizer_engine}: {manifest.tokenizer_engine_reason}"
         )
     return lines
 

@@ -9,14 +9,21 @@ conversations of every row, and ``.targets``, the tokens to be learnt), ``tokeni
 import contextlib
 import dataclasses
 import datetime
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from megatron_ultralong.data.options import PrepareChatConfig
-from megatron_ultralong.data.pack.packing import PADDING, Int64Array, RowPlan, plan_rows
+from megatron_ultralong.data.pack.packing import (
+    PADDING,
+    Int64Array,
+    RowPlan,
+    not_splittable,
+    plan_rows,
+)
 from megatron_ultralong.data.pack.sampling import mixed_order
 from megatron_ultralong.data.prepare.chat_report import draw_chat_lengths, print_chat_summary
 from megatron_ultralong.data.prepare.chat_store import ChatStore, tokenise_chats
@@ -38,7 +45,7 @@ from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.output import OutputFolder, output_folder
 from megatron_ultralong.program.quantity import counted
-from megatron_ultralong.sequence.documents import document_split
+from megatron_ultralong.sequence.documents import document_split, split_place
 
 
 def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
@@ -49,6 +56,8 @@ def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
             template, a split without any, an output folder that is not empty, a full disk.
     """
     config.check()
+    if note := not_splittable(config.seq_length):
+        tell(note)
     date = resolved_date(config.date_string, datetime.date.today())
     config = dataclasses.replace(config, date_string=date)
     sources = parse_sources(config.source)
@@ -118,11 +127,7 @@ def _write(
     for name in names:
         order = mixed_order((splits == name).astype(np.int64), documents.ids, config.seed)
         if not order.size:
-            way_out = "raise it, or set it to 0" if name == "valid" else "lower it"
-            raise InputError(
-                f"split {name!r} has none of the {counted(len(documents.ids), 'conversation')} at "
-                f"--valid-fraction ({config.valid_fraction}): {way_out}, or add conversations"
-            )
+            raise _empty_split(config, name, store)
         plans[name] = _plan(config, order, documents.lengths)
     found = {
         name: ChatSplit(
@@ -163,6 +168,41 @@ def _write(
         template.put(folder / TOKENIZER_FOLDER)
     write_manifest(folder / manifests.FILE_NAME, manifest)
     return manifest
+
+
+def _empty_split(config: PrepareChatConfig, name: str, store: ChatStore) -> InputError:
+    """Of a split without conversations: how many there are, and a fraction that holds some out."""
+    ids = store.documents.ids
+    places = sorted(split_place(i, config.seed) for i in ids)
+    fraction = _round_fraction(places)
+    if fraction is None:
+        way_out = "set it to 0"
+    else:
+        held_out = sum(place < fraction for place in places)
+        verb = "raise" if name == "valid" else "lower"
+        way_out = f"{verb} it to {fraction}, which holds out {held_out:,} of them, or set it to 0"
+    num_duplicates = sum(source.num_duplicates for source in store.sources)
+    others = f" ({counted(num_duplicates, 'duplicate')} left out)" * bool(num_duplicates)
+    return InputError(
+        f"split {name!r} has none of the {counted(len(ids), 'conversation')}{others} at "
+        f"--valid-fraction ({config.valid_fraction}): {way_out}, or add conversations"
+    )
+
+
+def _round_fraction(places: Sequence[float]) -> float | None:
+    """A fraction of two digits that holds out few, and not all; None: there is none.
+
+    ``places``: of all, in order: ``[0.0312, 0.2, 0.9] -> 0.032``.
+    """
+    first = places[0]
+    rest = next((place for place in places if place > first), None)
+    if rest is None:
+        return None
+    scale = 10
+    while first * scale < 10 and scale < 10**16:
+        scale *= 10
+    fraction = (math.floor(first * scale) + 1) / scale
+    return fraction if fraction <= places[-1] else rest
 
 
 def _plan(config: PrepareChatConfig, order: Int64Array, lengths: Int64Array) -> RowPlan:

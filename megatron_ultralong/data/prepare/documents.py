@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from megatron_ultralong.data.options import PrepareConfig
-from megatron_ultralong.data.pack.packing import RowPlan, plan_rows
+from megatron_ultralong.data.pack.packing import RowPlan, not_splittable, plan_rows
 from megatron_ultralong.data.pack.sampling import mixed_order
 from megatron_ultralong.data.prepare import report
 from megatron_ultralong.data.prepare.selection import Selection, select_documents, source_shares
@@ -96,7 +96,7 @@ def prepare(config: PrepareConfig) -> Manifest:
                 raise  # made again in seconds
             work.keep = True
             raise InputError(
-                f"{error}. The tokenised shards stay in {work.path}: other options of sampling and "
+                f"{error}. The tokenized shards stay in {work.path}: other options of sampling and "
                 "packing continue from there; remove it if you give up"
             ) from error
     report.print_summary(manifest, config.output)
@@ -123,6 +123,8 @@ def _plan(config: PrepareConfig, sources: tuple[Source, ...]) -> _Plan:
             f"sampling: documents of {short} tokens are short, of {long} long in rows of "
             f"{config.seq_length:,} (--short-length, --long-length, --length-sampling none)"
         )
+    if note := not_splittable(config.seq_length):
+        _say(note)
     return _Plan(found, shards, chosen, separator)
 
 
@@ -142,7 +144,7 @@ def _tokenise(
         work.keep = True
         raise
     if chosen.reason:
-        _say(f"documents were tokenised by {chosen.tokenizer.engine}: {chosen.reason}")
+        _say(f"documents were tokenized by {chosen.tokenizer.engine}: {chosen.reason}")
     dtype, is_dropped = token_dtype(chosen.tokenizer.vocab_size), config.separator_in_text == "drop"
     store = merge_shards(plan.shards, plan.found, folder, dtype, drop_separators=is_dropped)
     return plan._replace(chosen=chosen), store

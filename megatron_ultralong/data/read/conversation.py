@@ -144,8 +144,8 @@ class Conversation:
                 place = f"after {last.role!r}" if last else "at the beginning"
                 raise ConversationError(
                     "roles out of order",
-                    f"turn {number} is {message.role!r} {place}, where "
-                    f"{' or '.join(map(repr, allowed))} belongs",
+                    f"turn {number} is {message.role!r} {place}, not "
+                    f"{' or '.join(map(repr, allowed))}",
                 )
             _check_content(number, message)
             last = message
@@ -153,7 +153,7 @@ class Conversation:
         if last.role != "assistant":
             raise ConversationError(
                 "roles out of order",
-                f"the last turn is {last.role!r}, where 'assistant' belongs: nothing after the "
+                f"the last turn is {last.role!r}, not 'assistant': nothing after the "
                 "assistant's last turn can be trained on",
             )
 

@@ -47,6 +47,12 @@ OPENAI_ROLES: dict[str, chat.Role] = {
 }
 """Role by ``role``: those of OpenAI and Llama, and what others say instead."""
 
+_OLD_FORM = (
+    'OpenAI\'s old form: write a call as "tool_calls": [{"function": {"name": ..., "arguments": '
+    "...}}], its result as a turn of role tool, and functions as tools"
+)
+"""What is said of ``function_call``, and of role ``function`` for a result."""
+
 _PART_TYPES = ("text", "input_text", "output_text")
 
 _OPENAI_KEYS = {"role", "content", "tool_calls", "tool_call_id", "name", *WEIGHTS, *REASONING}
@@ -120,12 +126,18 @@ def _sharegpt_message(number: int, turn: Mapping[str, Any], options: TurnOptions
 def _role(begin: str, name: Any, known: Mapping[str, chat.Role]) -> chat.Role:
     if not isinstance(name, str) or name not in known:
         text = f"{begin} {name!r:.80}; known are {', '.join(known)}"
+        if name == "function":
+            text = f"{begin} 'function', {_OLD_FORM}"
         raise chat.ConversationError("roles out of order", text)
     return known[name]
 
 
 def _check_keys(number: int, turn: Mapping[str, Any], known: set[str]) -> None:
     unknown = sorted(set(turn) - known)
+    if "function_call" in unknown:
+        raise chat.ConversationError(
+            "unknown keys", f"turn {number} has function_call, {_OLD_FORM}"
+        )
     if unknown:
         raise chat.ConversationError(
             "unknown keys",
@@ -148,7 +160,8 @@ def _only_call(number: int, role: str, calls: Any, texts: chat.JsonTexts) -> cha
     if len(calls) != 1:
         raise chat.ConversationError(
             "bad tool call",
-            f"turn {number} has {len(calls)} tool calls: Llama 3.1 makes one in a turn",
+            f"turn {number} has {len(calls)} tool calls: --chat-template llama3.1, which alone "
+            "writes calls, has one in a turn; write each in a turn of its own, before its result",
         )
     return _call_of(number, calls[0], texts)
 

@@ -81,7 +81,7 @@ def _json_record(
         return record.Record(place, position, {}, f"not JSON ({not_json(error)}")
     if not isinstance(fields, dict):
         kind = named(type(fields).__name__)
-        return record.Record(place, position, {}, f"{kind}, where one JSON object belongs")
+        return record.Record(place, position, {}, f"{kind}, not one JSON object")
     for key in keys:
         if reason := record.value_error(fields.get(key)):
             return record.Record(place, position, {}, f"key {key!r} has {reason}")

@@ -59,6 +59,9 @@ def read_parquet(
             names = tuple(file.schema_arrow.names)
             columns = [key for key in keys if key in names]
             lacks = () if len(columns) == len(keys) else names
+            texts = tuple(
+                field.name for field in file.schema_arrow if lacks and _is_text(field.type)
+            )
             if twice := [name for name in columns if names.count(name) > 1]:
                 what = f"{names.count(twice[0])} columns {twice[0]!r}, and other programs read"
                 error = f"the file has {what} another one: remove those that are not meant"
@@ -68,9 +71,15 @@ def read_parquet(
                 for found in _group_rows(file, group, columns, limit):
                     place, at = f"{path}:{row + 1}", size * (row + 1 - before) // max(num_rows, 1)
                     row += found.num_records
-                    yield found._replace(place=place, position=at, keys=lacks)
+                    yield found._replace(place=place, position=at, keys=lacks, text_columns=texts)
     except (OSError, pa.ArrowException) as error:
         yield unreadable(f"{path}:{row + 1}", error)
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a column is of texts."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return str(kind) in ("string", "large_string", "string_view")
 
 
 def row_group_sizes(path: Path) -> list[int]:

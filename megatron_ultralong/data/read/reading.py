@@ -198,7 +198,7 @@ class DocumentReader(_SourceReader):
         for flag, key, value in wanted:
             if not isinstance(value, str):
                 keys = record.keys or tuple(map(str, record.fields))
-                raise BadRecordError(_key_error(flag, str(key), value, keys))
+                raise BadRecordError(_key_error(flag, str(key), value, keys, _texts(record)))
         if record.is_text_file and self.options.file_format == "auto" and "\0" in text:
             raise BadRecordError(nul_problem(text.index("\0")))
         if error := text_error(text):
@@ -206,14 +206,26 @@ class DocumentReader(_SourceReader):
         return text, name
 
 
-def _key_error(flag: str, key: str, value: object, keys: Sequence[str]) -> str:
-    """What is said of a key under which there is no text; ``flag`` begins the one that names it."""
+def _texts(record: Record) -> list[str]:
+    """Keys of a record that have texts; of a parquet file, columns of texts."""
+    return [*record.text_columns] or [
+        key for key, value in record.fields.items() if isinstance(value, str)
+    ]
+
+
+def _key_error(
+    flag: str, key: str, value: object, keys: Sequence[str], texts: Sequence[str]
+) -> str:
+    """What is said of a key under which there is no text; ``flag`` begins the one that names it.
+
+    ``texts``: those of the keys that have one.
+    """
     found = ", ".join(keys)[:300] or "none"
-    kind = "no value" if value is None else named(type(value).__name__)
+    kind = "no value" if value is None else f"{named(type(value).__name__)}, not a text"
     near = nearest(key, keys)
     hint = f"; perhaps you meant {flag}{near}" if near and near != key else ""
     if not hint and key not in keys:
-        hint = f"; {flag}KEY names another"
+        hint = f"; {flag}{texts[0] if len(texts) == 1 else 'KEY'} names another"
         if flag.startswith("--text-key"):
             hint += (
                 f" for all files of the source: where some have {key!r}, give those with another "
@@ -221,7 +233,7 @@ def _key_error(flag: str, key: str, value: object, keys: Sequence[str]) -> str:
             )
     if key not in keys and {"messages", "conversations"} & {*keys}:
         hint = "; conversations are packed by `ultralong prepare chat`"
-    return f"key {key!r} has {kind}, where a text belongs (keys here: {found}){hint}"
+    return f"key {key!r} has {kind} (keys here: {found}){hint}"
 
 
 def require_text(

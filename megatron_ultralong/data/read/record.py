@@ -41,6 +41,8 @@ class Record(NamedTuple):
     """What stands behind it in the file cannot be read either, and nobody knows how much it is."""
     keys: tuple[str, ...] = ()
     """Keys that the record has in its file, where its fields are fewer."""
+    text_columns: tuple[str, ...] = ()
+    """Those of ``keys`` that are columns of texts."""
 
 
 class BadRecordError(Exception):

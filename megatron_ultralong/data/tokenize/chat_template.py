@@ -172,7 +172,11 @@ def _refuse_tools(conversation: Conversation, name: TemplateName) -> None:
     if uses or any(message.role == "tool" for message in messages):
         what = "tools"
     if what:
-        message = f"it has {what}, which template {name} cannot write"
+        message = (
+            f"it has {what}, which template {name} cannot write: llama3.1 alone does, for a "
+            "tokenizer with its special tokens; leave tools, calls and results out, or train on "
+            "other conversations"
+        )
         raise ConversationError("beyond the template", message)
 
 
