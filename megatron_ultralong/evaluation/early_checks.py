@@ -10,7 +10,11 @@ from megatron_ultralong.data.rows.chat_manifest import ChatManifest, load_chat_m
 from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER, Manifest, load_manifest
 from megatron_ultralong.data.tokenize.tokenising import load_tokenizer
 from megatron_ultralong.evaluation.commands import benchmark_of
+from megatron_ultralong.evaluation.local.options import FitConfig
 from megatron_ultralong.evaluation.models import facts
+from megatron_ultralong.evaluation.models.interface import check_trained
+from megatron_ultralong.evaluation.options import WITHOUT_TEMPLATE, HarnessConfig
+from megatron_ultralong.generation.early_checks import check_template
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.fields import check_ranges
@@ -41,7 +45,9 @@ def check_command(command: Any, num_ranks: int) -> None:
     for load, (_, folder) in zip(models.load, named, strict=True):
         facts.shape_and_weights(folder)
         if name != "loss":
-            PromptTokenizer(facts.tokenizer_folder(load))
+            tokenizer = PromptTokenizer(facts.tokenizer_folder(load))
+            if isinstance(config, HarnessConfig) and config.apply_chat_template:
+                check_template(tokenizer.folder, WITHOUT_TEMPLATE)
         elif manifest:  # ids alone are compared, and a model needs no tokenizer
             _check_ids(config.data_path, manifest.tokenizer_sha256, load, folder)
     output = getattr(config, "output", "")
@@ -56,6 +62,26 @@ def check_command(command: Any, num_ranks: int) -> None:
     for path in (data,) if isinstance(data, str) else data:
         if not Path(path).exists():
             raise InputError(f"--data {missing(path)}: name a file or folder of questions")
+    longest, what = _asked_length(config)
+    if name == "loss" and manifest:
+        longest = longest or manifest.seq_length
+    for its_name, folder in () if config.beyond_trained_positions else named:
+        _, positions, _ = facts.shape_and_weights(folder)
+        check_trained(its_name, positions, longest, what=what)
+
+
+def _asked_length(config: Any) -> tuple[int, str]:
+    """Tokens of the longest prompt that flags ask for, and what says so; 0: the models decide.
+
+    ``lengths`` are those of prompts, and of a file's questions bins: there ``max_length`` is the
+    limit.
+    """
+    values = vars(config)
+    if values.get("lengths") and not (isinstance(config, FitConfig) and values["data"]):
+        return max(values["lengths"]), ""
+    if length := values.get("max_length"):
+        return length, f"--max-length {length}"
+    return values.get("seq_length", 0), ""
 
 
 def _check_ids(data_path: str, stated: str, load: str, folder: Path) -> None:
