@@ -26,10 +26,17 @@ _MANIFESTS: dict[str, Callable[[str], Manifest | ChatManifest]] = {
     "chat": load_chat_manifest,
 }
 """Of the rows that a benchmark reads."""
+_FILES = {
+    **dict.fromkeys(("data", "squad", "hotpotqa"), "a file or folder of questions"),
+    **dict.fromkeys(("haystack", "essays"), "a text to hide something in"),
+    "english_words": "a file of words",
+    "include_path": "a folder of tasks",
+}
+"""What fields of benchmarks name."""
 
 
 def check_command(command: Any, num_ranks: int) -> None:
-    """Check flags, folders, layout and tokenizers of a command of ``evaluate``.
+    """Check flags, folders, layout, tokenizers, files and lengths of a command of ``evaluate``.
 
     Raises:
         InputError: one of them is wrong, or they do not fit.
@@ -58,10 +65,11 @@ def check_command(command: Any, num_ranks: int) -> None:
             f"{config.data_path} has no split {config.split!r}, only {', '.join(manifest.splits)}: "
             f"take that one with --split, or prepare one with a --{config.split}-fraction above 0"
         )
-    data = getattr(config, "data", ())
-    for path in (data,) if isinstance(data, str) else data:
-        if not Path(path).exists():
-            raise InputError(f"--data {missing(path)}: name a file or folder of questions")
+    for flag, what in _FILES.items():
+        paths = getattr(config, flag, ())
+        for path in filter(None, (paths,) if isinstance(paths, str) else paths):
+            if path != "-" and not Path(path).exists():  # it is standard input
+                raise InputError(f"--{flag.replace('_', '-')} {missing(path)}: name {what}")
     longest, what = _asked_length(config)
     if name == "loss" and manifest:
         longest = longest or manifest.seq_length

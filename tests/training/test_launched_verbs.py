@@ -81,6 +81,14 @@ def mistakes(verb: str, folder: Path) -> dict[str, tuple[list[str], str]]:
     if "--lengths" in task:
         longer = [*start, "--lengths", "1M", *task[1:]]
         found["length"] = (longer, "length 1048576 is beyond the 256 positions that checkpoint 'b")
+    for owner, flag in (
+        *(("evaluate passkey", "--haystack"), ("evaluate needle", "--haystack")),
+        *(("evaluate ruler", "--essays"), ("evaluate harness", "--include-path")),
+        ("generate", "--prompt-file"),
+    ):
+        if owner == verb:
+            gone = str(folder / "gone")
+            found["file"] = ([*start, *task, flag, gone], f"{flag} {gone} does not exist")
     if verb in ("evaluate harness", "evaluate longbench-v2"):
         longer = [*start, *task, "--max-length", "257"]
         found["length"] = (
