@@ -133,11 +133,35 @@ def test_a_start_says_what_becomes_of_the_rotary_embedding(
     assert ("original_max_position_embeddings is" in shown) == ("original" in warning)
 
 
+def test_a_start_says_that_a_learning_rate_may_be_a_slip(
+    inputs: Path, scaled: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "run.yaml").write_text("train_iters: 1\n")
+    words = ("pretrain", "--config", str(tmp_path / "run.yaml"), "--load", str(scaled))
+    words += ("--data-path", str(inputs / "rows"), "--dry-run", "--lr")
+    cli.main((*words, "1e-2"))
+    assert "# warning: lr " not in capsys.readouterr().out
+    cli.main((*words, "3e-1"))
+    assert "# warning: lr 0.3 is above 0.01: Adam moves each weight" in capsys.readouterr().out
+
+
 def test_a_run_says_it_too(
     inputs: Path, scaled: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "run.yaml").write_text("train_iters: 1\nprecision: fp32\n")
     words = ("pretrain", "--config", str(tmp_path / "run.yaml"), "--load", str(scaled))
-    cli.main((*words, "--data-path", str(inputs / "rows"), "--no-tensorboard"))
+    words += (
+        "--data-path",
+        str(inputs / "rows"),
+        "--no-tensorboard",
+        "--save",
+        str(tmp_path / "x"),
+    )
+    cli.main(words)
     shown = " ".join("".join(capfd.readouterr()).split())
     assert "rotary: llama3 x8 over 64, betas 1 and 4 (512 positions) -> the same" in shown
+    assert f"a new run in {tmp_path / 'x'} " in shown
+    cli.main((*words, "--train-iters", "2"))
+    shown = " ".join("".join(capfd.readouterr()).split())
+    assert "resumed at iteration 1 of 2" in shown
+    assert "a new run" not in shown

@@ -253,3 +253,11 @@ def test_every_recipe_says_whom_it_is_for(verb: str) -> None:
     assert names[: len(verbs_own)] == list(verbs_own)
     for name in verbs_own:
         assert re.search(rf"^  {re.escape(name)}  +{re.escape(FOR_WHOM[name][:40])}", text, re.M)
+
+
+def test_what_the_program_is_for_heads_its_own_help_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for words, is_whole in (((), True), (("evaluate",), False), (("convert",), False)):
+        cli.main([*words, "--help"])
+        assert ("Extend Llama 3.1 models" in capsys.readouterr().out) == is_whole

@@ -319,6 +319,58 @@ def test_another_thing_is_no_misspelling(given: str, known: Iterable[str]) -> No
 
 
 @pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("texts/a.txt texts/b.txt", "not 2 ('texts/a.txt', 'texts/b.txt')|'texts/*.txt'"),
+        (
+            "texts/a.txt texts/b.txt texts/c.md d.txt",
+            "not 4 ('texts/a.txt', 'texts/b.txt', 'texts/c.md' and 1 more)|'*'",
+        ),
+        ("texts/a.txt nowhere.txt", ""),
+    ],
+)
+def test_a_pattern_that_the_shell_has_taken_is_told(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    names: str,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "texts").mkdir()
+    for name in ("texts/a.txt", "texts/b.txt", "texts/c.md", "d.txt"):
+        Path(name).touch()
+    words = ["--source", *names.split(), "--tokenizer", "t", "--output", "o", "--seq-length", "1K"]
+    found = refusal(capsys, "prepare", *words)
+    several, _, pattern = said.partition("|")
+    if not said:
+        assert "'nowhere.txt': no flag takes it" in found
+        return
+    assert f"--source takes one value, {several}, which the shell made" in found
+    assert f"quotes: --source own={pattern};" in found
+    assert "without" not in refusal(capsys, "prepare", names.split()[-1], *words[:2], *words[-6:])
+
+
+def test_a_model_behind_convert_is_told_its_kind(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "ultralong.json").touch()
+    model, base = str(tmp_path), str(tmp_path / "base")
+    for words, meant in (
+        ((model, "base"), f"import {model} base"),
+        ((base, "hf"), f"export {base} hf"),
+        ((model,), f"inspect {model}"),
+    ):
+        assert f"write `ultralong convert {meant}`" in refusal(capsys, "convert", *words)
+
+
+def test_a_flag_of_what_stands_without_one_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, bare in (("evaluate report --load x", "RUN"), ("convert export --model x y", "SRC")):
+        assert f"is not known; {bare} stands without a flag" in refusal(capsys, *words.split())
+
+
+@pytest.mark.parametrize(
     ("line", "meant"),
     [
         ("generate --load run Hello", "--prompt Hello"),

@@ -9,7 +9,12 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.cli.meant_verb import kind_comes_first, meant_verb, verb_comes_first
+from megatron_ultralong.cli.meant_verb import (
+    kind_comes_first,
+    meant_conversion,
+    meant_verb,
+    verb_comes_first,
+)
 from megatron_ultralong.cli.origin import fields_typed, says_who_set, with_shorter_warm_up
 from megatron_ultralong.cli.start_of_run import HELP_FLAGS, begin, with_start_first
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
@@ -114,6 +119,8 @@ def _run(words: list[str]) -> None:
         kinds = [name.split()[1] for name in known]
         if words[1].startswith("-"):
             raise InputError(kind_comes_first(words, kinds))
+        if meant := meant_conversion(words):
+            raise InputError(meant)
         raise InputError(not_known(first, rest[0], kinds))
     what = not_known("verb", first, VERBS, meant_verb(words))
     raise InputError(f"{what}; see `{PROGRAM} --help`")
@@ -121,7 +128,8 @@ def _run(words: list[str]) -> None:
 
 def _usage(only: str | None = None) -> str:
     lines = [f"usage: {PROGRAM} {f'{only} ' if only else ''}VERB ...", ""]
-    lines += ["Extend Llama 3.1 models to contexts of 1M-4M tokens.", ""]
+    if only is None:
+        lines += ["Extend Llama 3.1 models to contexts of 1M-4M tokens.", ""]
     lines += [
         f"  {name:22} {verb.help}"
         for name, verb in VERBS.items()

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from megatron_ultralong.cli.verbs import VERBS
 from megatron_ultralong.program.ending import PROGRAM
@@ -59,4 +60,22 @@ def kind_comes_first(words: Sequence[str], kinds: Sequence[str]) -> str:
     return (
         f"{words[1]} stands before the kind, which comes first: write `{PROGRAM} {words[0]} {kind} "
         f"{shlex.join(rest)}`; kinds: {', '.join(kinds)}"
+    )
+
+
+def meant_conversion(words: Sequence[str]) -> str:
+    """What a message says of ``convert`` with a model where the kind should be; empty: another.
+
+    One model is inspected, of two the first is exported if it is a checkpoint of this project.
+    """
+    if words[0] != "convert" or not Path(words[1]).exists():
+        return ""
+    from megatron_ultralong.checkpoint.disk.metadata import FILE_NAME
+
+    kind = "export" if (Path(words[1]) / FILE_NAME).is_file() else "import"
+    if len(words) == 2 or words[2].startswith("-"):
+        kind = "inspect"
+    return (
+        f"convert {words[1]} lacks its kind, import, export, verify or inspect: write `{PROGRAM} "
+        f"convert {kind} {shlex.join(words[1:])}`"
     )

@@ -19,12 +19,12 @@ from megatron_ultralong.config.command_line import parse
 from megatron_ultralong.config.plain_values import flat_fields, with_fields
 from megatron_ultralong.config.recipes import EXTENSIONS, RECIPES
 from megatron_ultralong.config.training import PretrainConfig, SftConfig, TrainingConfig
-from megatron_ultralong.model.shape import model_by_name, model_of_recipe
+from megatron_ultralong.model.shape import MODELS, model_by_name, model_of_recipe
 from megatron_ultralong.model.yarn import published_scaling
 from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.plan.options import PlanConfig
 from megatron_ultralong.program.ending import PROGRAM
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, missing
 
 if TYPE_CHECKING:
     from megatron_ultralong.data.rows.packed import PackedRows
@@ -233,7 +233,13 @@ def source_of(command: PlanConfig, recipe: str) -> Source:
             f"{name} has neither {FILE_NAME} nor {hugging_face.CONFIG_FILE}: name a checkpoint of "
             "this project or a Hugging Face folder"
         )
-    return Source(name, model_by_name(name), published_scaling(name))
+    flag = "--load" if name == command.run.load != command.model else "--model"
+    if flag == "--load" and len(folder.parts) > 1:  # of a cluster that this machine does not see
+        raise InputError(
+            f"--load {missing(folder)}: to plan without it, add what model it holds, such as "
+            f"--model llama3.1-8b; known: {', '.join(MODELS)}"
+        )
+    return Source(name, model_by_name(name, flag), published_scaling(name))
 
 
 def longest_of(config: TrainingConfig) -> int | None:

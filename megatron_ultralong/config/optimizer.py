@@ -7,6 +7,8 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range, check_ranges
 
 StateType = Literal["fp32", "fp16", "bf16", "fp8"]
+MOST_LR = 1e-2
+"""Of a model of any size here."""
 TYPES = ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
 
 
@@ -51,6 +53,16 @@ class OptimizerConfig:
     """Share of them that is offloaded."""
     overlap_cpu_optimizer_d2h_h2d: bool = False
     """Overlap copies of gradients and weights with optimizer steps on the CPU."""
+
+    @property
+    def high_lr(self) -> str:
+        """A warning where weights would move far in each step: 3e-1 for 3e-4; else empty."""
+        if self.lr <= MOST_LR:
+            return ""
+        return (
+            f"warning: lr {self.lr:g} is above {MOST_LR:g}: Adam moves each weight by about so "
+            f"much in a step, and models diverge; the paper's is {type(self)().lr:g}"
+        )
 
     @property
     def offloaded_share(self) -> float:

@@ -7,8 +7,10 @@ they do; the module is private, so it is probed, and without it the boxes stay.
 import ast
 import contextlib
 import importlib
+import itertools
 import os
 import re
+import shlex
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -73,6 +75,8 @@ def parser_errors(flags: Iterable[Flag], program: str, words: Sequence[str]) -> 
         given = given_flags(words)
         unknown = [flag for flag in given if flag.replace("_", "-") not in known]
         text = _text(event, known, unknown, given)
+        if not unknown and type(event).__name__ == "UnrecognizedArgs":
+            text = _expanded(event.tokens, words) or text
         if text:
             raise InputError(f"{text}; see `{program} --help`")
 
@@ -136,9 +140,41 @@ def _stray(words: Sequence[str], flags: Iterable[str]) -> str:
     return f"{' '.join(map(shown, words))}: no flag takes it{meant}"
 
 
+_MOST_NAMES = 3
+"""Of a list of files in a message."""
+
+
+def _expanded(strays: Sequence[str], words: Sequence[str]) -> str:
+    """What is said of files behind the value of ``--source``: they were one pattern; else empty."""
+    files = [Path(word) for word in itertools.takewhile(os.path.exists, strays)]
+    place = next((i for i, word in enumerate(words) if word == "--source"), len(words))
+    behind = words[place + 2 : place + 2 + len(files)]
+    if not files or [*map(str, files)] != [*map(str, map(Path, behind))]:
+        return ""
+    files.insert(0, Path(words[place + 1]))
+    folders, suffixes = ({str(getattr(f, part)) for f in files} for part in ("parent", "suffix"))
+    pattern = f"*{suffixes.pop()}" if len(suffixes) == 1 else "*"
+    if len(folders) == 1:
+        pattern = str(Path(folders.pop()) / pattern)
+    named = ", ".join(shown(str(file)) for file in files[:_MOST_NAMES])
+    rest = f" and {len(files) - _MOST_NAMES:,} more" if len(files) > _MOST_NAMES else ""
+    return (
+        f"--source takes one value, not {len(files):,} ({named}{rest}), which the shell made of a "
+        f"pattern without quotes: --source own={shlex.quote(pattern)}"
+    )
+
+
+_OF_BARE = ("--load", "--model", "--input", "--source", "--src", "--run", "--runs", "--results")
+"""What may be typed before an argument that has no flag."""
+
+
 def unknown_flag(flag: str, flags: Iterable[str]) -> str:
     """What is said of a flag that is none of ``flags``."""
+    flags = list(flags)
     near = _nearest_flag(flag, flags)
+    bare = next((one for one in flags if not one.startswith("-")), "")
+    if bare and flag in _OF_BARE:
+        return f"{flag} is not known; {bare} stands without a flag"
     return f"{flag} is not known" + (f"; perhaps you meant {near}" if near else "")
 
 

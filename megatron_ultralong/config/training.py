@@ -18,7 +18,7 @@ from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.model.yarn import RopeScaling
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range, check_ranges
-from megatron_ultralong.program.quantity import LENGTH, TOKENS
+from megatron_ultralong.program.quantity import LENGTH, TOKENS, counted
 from megatron_ultralong.program.required import Required, check_required
 from megatron_ultralong.sequence.document_mask import DocumentMask
 
@@ -302,7 +302,8 @@ class SftConfig(TrainingConfig):
             if self.num_epochs != SftConfig.num_epochs and iterations != self.train_iters:
                 raise InputError(
                     f"train_iters ({self.train_iters}) and num_epochs ({self.num_epochs:g}, which "
-                    f"is {iterations} iterations of {self.global_batch_size} of {num_rows} rows) "
+                    f"is {counted(iterations, 'iteration')} of {self.global_batch_size} of "
+                    f"{counted(num_rows, 'row')}) "
                     "both say how long the run is: remove one from the file, or give --num-epochs "
                     "or --train-iters"
                 )

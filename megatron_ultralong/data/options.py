@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from megatron_ultralong.config.flags import given_flags
 from megatron_ultralong.data.pack.packing import Packing
 from megatron_ultralong.data.pack.sampling import LengthSampling
 from megatron_ultralong.data.read.options import ChatReadOptions, ReadOptions
@@ -98,13 +99,20 @@ def of_existing_rows(words: Sequence[str]) -> PrepareConfig | None:
 
     Args:
         words: of the command line, behind the verb.
+
+    Raises:
+        InputError: there are no rows, and nothing to prepare any from.
     """
     if "--inspect" not in words:
         return None
     for word, behind in itertools.pairwise([*words, ""]):
         flag, is_one, value = word.partition("=")
         output = Path(with_home(value if is_one else behind))
-        if flag == "--output" and (output / manifest.FILE_NAME).is_file():
+        if flag != "--output":
+            continue
+        if not {"--source", "--tokenizer"} & {*given_flags(words)}:
+            manifest.load_manifest(output)
+        if (output / manifest.FILE_NAME).is_file():
             return PrepareConfig(source=(), tokenizer=Path(), output=output, seq_length=2)
     return None
 

@@ -10,7 +10,11 @@ from megatron_ultralong.data.rows.chat_manifest import ChatManifest, load_chat_m
 from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER, Manifest, load_manifest
 from megatron_ultralong.data.tokenize.tokenising import load_tokenizer
 from megatron_ultralong.evaluation.commands import benchmark_of
+from megatron_ultralong.evaluation.local.options import FitConfig
 from megatron_ultralong.evaluation.models import facts
+from megatron_ultralong.evaluation.models.interface import check_trained
+from megatron_ultralong.evaluation.options import WITHOUT_TEMPLATE, HarnessConfig
+from megatron_ultralong.generation.early_checks import check_template
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.fields import check_ranges
@@ -22,10 +26,17 @@ _MANIFESTS: dict[str, Callable[[str], Manifest | ChatManifest]] = {
     "chat": load_chat_manifest,
 }
 """Of the rows that a benchmark reads."""
+_FILES = {
+    **dict.fromkeys(("data", "squad", "hotpotqa"), "a file or folder of questions"),
+    **dict.fromkeys(("haystack", "essays"), "a text to hide something in"),
+    "english_words": "a file of words",
+    "include_path": "a folder of tasks",
+}
+"""What fields of benchmarks name."""
 
 
 def check_command(command: Any, num_ranks: int) -> None:
-    """Check flags, folders, layout and tokenizers of a command of ``evaluate``.
+    """Check flags, folders, layout, tokenizers, files and lengths of a command of ``evaluate``.
 
     Raises:
         InputError: one of them is wrong, or they do not fit.
@@ -41,7 +52,9 @@ def check_command(command: Any, num_ranks: int) -> None:
     for load, (_, folder) in zip(models.load, named, strict=True):
         facts.shape_and_weights(folder)
         if name != "loss":
-            PromptTokenizer(facts.tokenizer_folder(load))
+            tokenizer = PromptTokenizer(facts.tokenizer_folder(load))
+            if isinstance(config, HarnessConfig) and config.apply_chat_template:
+                check_template(tokenizer.folder, WITHOUT_TEMPLATE)
         elif manifest:  # ids alone are compared, and a model needs no tokenizer
             _check_ids(config.data_path, manifest.tokenizer_sha256, load, folder)
     output = getattr(config, "output", "")
@@ -52,10 +65,31 @@ def check_command(command: Any, num_ranks: int) -> None:
             f"{config.data_path} has no split {config.split!r}, only {', '.join(manifest.splits)}: "
             f"take that one with --split, or prepare one with a --{config.split}-fraction above 0"
         )
-    data = getattr(config, "data", ())
-    for path in (data,) if isinstance(data, str) else data:
-        if not Path(path).exists():
-            raise InputError(f"--data {missing(path)}: name a file or folder of questions")
+    for flag, what in _FILES.items():
+        paths = getattr(config, flag, ())
+        for path in filter(None, (paths,) if isinstance(paths, str) else paths):
+            if path != "-" and not Path(path).exists():  # it is standard input
+                raise InputError(f"--{flag.replace('_', '-')} {missing(path)}: name {what}")
+    longest, what = _asked_length(config)
+    if name == "loss" and manifest:
+        longest = longest or manifest.seq_length
+    for its_name, folder in () if config.beyond_trained_positions else named:
+        _, positions, _ = facts.shape_and_weights(folder)
+        check_trained(its_name, positions, longest, what=what)
+
+
+def _asked_length(config: Any) -> tuple[int, str]:
+    """Tokens of the longest prompt that flags ask for, and what says so; 0: the models decide.
+
+    ``lengths`` are those of prompts, and of a file's questions bins: there ``max_length`` is the
+    limit.
+    """
+    values = vars(config)
+    if values.get("lengths") and not (isinstance(config, FitConfig) and values["data"]):
+        return max(values["lengths"]), ""
+    if length := values.get("max_length"):
+        return length, f"--max-length {length}"
+    return values.get("seq_length", 0), ""
 
 
 def _check_ids(data_path: str, stated: str, load: str, folder: Path) -> None:

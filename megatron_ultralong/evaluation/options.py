@@ -115,6 +115,18 @@ class GridConfig(AskingConfig):
     """argmax: one forward pass over prompt and answer. decoding: generate the answer token by
     token. Both give the same result."""
 
+    def check(self) -> None:
+        """Raise InputError where a field is missing or out of range, or depths are shares of 1."""
+        super().check()
+        if max(self.depths) <= 1 and any(depth % 1 for depth in self.depths):
+            given, meant = (
+                " ".join(f"{depth * factor:g}" for depth in self.depths) for factor in (1, 100)
+            )
+            raise InputError(
+                f"depths {given} would all be in the first per cent of the text: depths are in per "
+                f"cent, 0 to 100; use --depths {meant}"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class PasskeyConfig(GridConfig):
@@ -177,6 +189,10 @@ class ChatConfig(AskingConfig):
     """Conversations to use."""
     num_samples: Annotated[int, Range(0)] = 0
     """Conversations to use, from the start of the split; 0: all."""
+
+
+WITHOUT_TEMPLATE = "leave --apply-chat-template out"
+"""The fix where there is no chat template."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,9 @@ from megatron_ultralong.checkpoint.disk.metadata import (
 )
 from megatron_ultralong.config.generate import GenerateConfig
 from megatron_ultralong.data.read.record import read_named_text
+from megatron_ultralong.data.tokenize.folder_template import folder_template
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.program.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,5 +39,19 @@ def check_generation(config: GenerateConfig, num_ranks: int) -> EarlyGeneration:
     config.parallel.check_model(metadata.model)
     config.parallel.data_parallel_size(num_ranks)
     tokenizer = PromptTokenizer(folder / SOURCE_FOLDER)
+    if config.chat:
+        check_template(tokenizer.folder, "give a prompt without --chat")
     files = [read_named_text("--prompt-file", name) for name in config.prompt_file]
     return EarlyGeneration(metadata, tokenizer, [*config.prompt, *files])
+
+
+def check_template(folder: Path, way_out: str) -> None:
+    """Raise InputError where a tokenizer's folder has no chat template; ``way_out`` does without.
+
+    As transformers finds it, which :class:`FolderTokenizer` renders it with.
+    """
+    if not folder_template(folder):
+        raise InputError(
+            f"{folder} has no chat template: the checkpoint was imported from a base model; import "
+            f"an instruction-tuned one, or {way_out}"
+        )

@@ -57,18 +57,12 @@ class ChatPrompt:
     """Renders messages as transformers does, from the template in ``folder``.
 
     Raises:
-        InputError: transformers is not installed, or the folder has no chat template, or one that
-            cannot be rendered.
+        InputError: transformers is not installed, or the template cannot be rendered.
     """
 
     def __init__(self, folder: Path) -> None:
         what = "--chat renders the tokenizer's template"
         self._tokenizer = FolderTokenizer(folder, what, "leave --chat out")
-        if not self._tokenizer.has_template:
-            raise InputError(
-                f"{folder} has no chat template: the checkpoint was imported from a base model; "
-                "import an instruction-tuned one, or give a prompt without --chat"
-            )
 
     def encode(self, message: str, system: str = "") -> list[int]:
         """Ids up to where the assistant's answer begins."""

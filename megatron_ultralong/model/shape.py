@@ -106,15 +106,15 @@ def model_of_recipe(recipe: str) -> str:
     raise InputError(f"recipe {recipe!r} names no model: say --model, one of {', '.join(MODELS)}")
 
 
-def model_by_name(name: str) -> ModelConfig:
-    """The shape of a published model.
+def model_by_name(name: str, flag: str = "--model") -> ModelConfig:
+    """The shape of a published model, which ``flag`` names.
 
     Raises:
         InputError: it is not known.
     """
     if name not in MODELS:
         raise InputError(
-            f"{not_known('--model', name, MODELS)}; it is not a folder either: name one of these, "
+            f"{not_known(flag, name, MODELS)}; it is not a folder either: name one of these, "
             "a Hugging Face folder or a checkpoint"
         )
     return MODELS[name]

@@ -28,7 +28,7 @@ from megatron_ultralong.plan.layer_memory import fp32_notes
 from megatron_ultralong.plan.search import MARGIN_TIME, SAME_TIME, Found
 from megatron_ultralong.plan.without_effect import idle_flags
 from megatron_ultralong.program.ending import PROGRAM
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.quantity import counted, few_tokens
 from megatron_ultralong.program.terminal import Console
 
 
@@ -131,7 +131,9 @@ def _summary(plan: Plan) -> Text:
     if plan.refusal:
         verb = job.config.verb
         text.append(f"warning: `{PROGRAM} {verb}` refuses that as it stands: {plan.refusal}\n")
-    for line in job.config.rope.beyond_paper:
+    few = few_tokens(job.seq_length, job.model.max_position_embeddings)
+    doubts = (*job.config.rope.beyond_paper, job.config.optimizer.high_lr, few)
+    for line in filter(None, doubts):
         text.append(f"{line}\n")
     text.append(f"rates: {estimate.hardware.source}", style="dim")
     if "one iteration" in plan.tokens_text:

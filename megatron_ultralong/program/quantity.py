@@ -65,6 +65,19 @@ BYTES = Unit(
 )
 
 
+def few_tokens(seq_length: int, positions: int) -> str:
+    """A warning of rows below one K for a model of more positions than that; else empty.
+
+    ``128, 8192 -> "warning: rows of 128 tokens, ...; 128K is 131,072"``.
+    """
+    if not seq_length < LENGTH.factors["K"] < positions:
+        return ""
+    return (
+        f"warning: rows of {counted(seq_length, 'token')}, where the model has {positions:,} "
+        f"positions; {seq_length}K is {seq_length * LENGTH.factors['K']:,}"
+    )
+
+
 def quantity(amount: float, unit: str) -> str:
     """An amount with its unit, in three digits or in full where it is longer.
 

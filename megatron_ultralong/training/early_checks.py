@@ -24,7 +24,7 @@ from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate, t
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import check_ranges
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.quantity import counted, few_tokens
 from megatron_ultralong.program.required import check_required
 from megatron_ultralong.sequence.document_mask import DocumentMask
 from megatron_ultralong.training.earlier_start import check_save, load_source
@@ -77,8 +77,11 @@ class RunInputs:
     def notes(self) -> tuple[str, ...]:
         """The rotary embedding before and after, and what a user may not have meant, in lines."""
         taken, there = self.config.train_iters * self.config.global_batch_size, len(self.train_rows)
+        length, positions = self.config.data.seq_length, self.source.model.max_position_embeddings
+        doubts = (self.config.optimizer.high_lr, few_tokens(length, positions))
         return (
             *extension_notes(self.config.rope, self.source, self.result),
+            *filter(None, doubts),
             *row_notes(taken, there),
             *idle_notes(self.config),
         )

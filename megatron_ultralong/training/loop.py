@@ -176,6 +176,8 @@ class _Run:
                 bar.print(note)
             if done:
                 bar.print(nothing_left or f"resumed at iteration {done} of {total}")
+            elif self.folder.root:
+                bar.print(f"a new run in {self.folder.root}")
             if self.folder.what_is_saved:
                 bar.print(self.folder.what_is_saved)
             for change in self.folder.changes:

@@ -24,10 +24,18 @@ def test_inspect_of_what_is_there_needs_its_folder_alone(
     for words in (*outputs, ["--output=~/rows"]):
         cli.main(["prepare", *words, "--inspect"])
         assert capsys.readouterr().out.strip() in shown
-    for words in (["--output", str(tmp_path / "rows")], ["--output", "nowhere", "--inspect"]):
+    (tmp_path / "chats").mkdir()
+    (tmp_path / "chats" / "chat_manifest.json").touch()
+    needed, chats = "--tokenizer is needed", ["--output", str(tmp_path / "chats"), "--inspect"]
+    for words, part in (
+        (["--output", str(tmp_path / "rows")], needed),
+        (["--output", "nowhere", "--inspect", "--source", "a=b"], needed),
+        (["--output", "nowhere", "--inspect"], "cannot read nowhere/manifest.json (No such file"),
+        (chats, "these are rows of conversations, which `sft` trains on"),
+    ):
         with pytest.raises(SystemExit):
             cli.main(["prepare", *words])
-        assert "--tokenizer is needed" in capsys.readouterr().err
+        assert part in capsys.readouterr().err
 
 
 def test_inspect(config: PrepareConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

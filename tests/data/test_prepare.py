@@ -3,6 +3,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -289,6 +290,25 @@ def test_the_lengths_of_sampling_are_said_before_tokenising(
     assert "would do" not in said
     prepare(dataclasses.replace(config, output=tmp_path / "odd", seq_length=511))
     assert "no CP from 2 to 64 divides them" in capsys.readouterr().err
+
+
+def test_rows_that_lack_a_letter_are_told(
+    config: PrepareConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``--seq-length 512`` for 512K, where the tokenizer's folder is a model's."""
+    folder = tmp_path / "model"
+    shutil.copytree(config.tokenizer, folder)
+    for contents, is_told in (
+        ('{"max_position_embeddings": 131072}', True),
+        ('{"max_position_embeddings": 512}', False),
+        ("{", False),
+    ):
+        (folder / "config.json").write_text(contents)
+        prepare(
+            dataclasses.replace(config, tokenizer=folder, output=tmp_path / f"rows{len(contents)}")
+        )
+        told = "warning: rows of 512 tokens, where the model has 131,072 positions; 512K is 524,288"
+        assert (told in capsys.readouterr().err) == is_told
 
 
 def test_an_output_that_is_not_empty_is_refused(config: PrepareConfig, tmp_path: Path) -> None:

@@ -225,6 +225,8 @@ def test_what_costs_too_much_is_refused(scorer, encode):
         ({"lengths": (8, 160)}, r"length \(8\) is too short for a passkey prompt"),
         ({"lengths": (160, 256)}, r"length 256 is beyond the 192 .*--beyond-trained-positions"),
         ({"depths": (50.0, 101.0)}, "depths must be between 0 and 100, not 101"),
+        ({"depths": (0.5,)}, r"depths 0.5 would all .* are in per cent, 0 to 100; use --depths 50"),
+        ({"depths": (0.0, 0.29, 1.0)}, "use --depths 0 29 100"),
         ({"num_samples": 0}, "num_samples must be at least 1, not 0"),
         ({"haystack": "absent.txt"}, r"haystack absent\.txt does not exist"),
     ],

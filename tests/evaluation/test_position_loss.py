@@ -226,7 +226,7 @@ def test_what_is_told_before_a_loss_is_measured(tmp_path, monkeypatch):
         loss = LossConfig(data_path="rows", split=split)
         early_checks.check_command(LossCommand(ModelsConfig(load=load), loss), 1)
 
-    splits = SimpleNamespace(splits={"train": None}, tokenizer_sha256="0")
+    splits = SimpleNamespace(splits={"train": None}, tokenizer_sha256="0", seq_length=64)
     monkeypatch.setitem(early_checks._MANIFESTS, "loss", lambda path: splits)
     check(paths[0], f"after={paths[1]}")
     for load in (paths, [f"a={path}" for path in paths]):
@@ -234,6 +234,9 @@ def test_what_is_told_before_a_loss_is_measured(tmp_path, monkeypatch):
             check(*load)
     with pytest.raises(InputError, match=r"rows has no split 'valid', only train: .* --split, or"):
         check(paths[0], split="valid")
+    splits.seq_length = 65
+    with pytest.raises(InputError, match="length 65 is beyond the 64 positions that checkpoint 'r"):
+        check(paths[0])
 
 
 @pytest.mark.parametrize("is_imported", [False, True])

@@ -77,6 +77,27 @@ def mistakes(verb: str, folder: Path) -> dict[str, tuple[list[str], str]]:
     if verb.startswith("evaluate"):
         words += ["--load", base, *task, "--output", rows]
         found["output"] = (words, f"--output {rows} holds")
+    start = [*verb.split(), "--ranks", "2", "--load", base]
+    if "--lengths" in task:
+        longer = [*start, "--lengths", "1M", *task[1:]]
+        found["length"] = (longer, "length 1048576 is beyond the 256 positions that checkpoint 'b")
+    for owner, flag in (
+        *(("evaluate passkey", "--haystack"), ("evaluate needle", "--haystack")),
+        *(("evaluate ruler", "--essays"), ("evaluate harness", "--include-path")),
+        ("generate", "--prompt-file"),
+    ):
+        if owner == verb:
+            gone = str(folder / "gone")
+            found["file"] = ([*start, *task, flag, gone], f"{flag} {gone} does not exist")
+    if verb in ("evaluate harness", "evaluate longbench-v2"):
+        longer = [*start, *task, "--max-length", "257"]
+        found["length"] = (
+            longer,
+            "--max-length 257 is beyond the 256 positions that ",
+        )
+    if verb in ("generate", "evaluate harness"):
+        chat = "--chat" if verb == "generate" else "--apply-chat-template"
+        found["template"] = ([*start, *task, chat], "has no chat template")
     if verb in ("pretrain", "sft"):
         words += ["--load", base, *task, "--save", rows]
         found["save"] = (words, f"--save {rows} is not empty and holds no checkpoints")

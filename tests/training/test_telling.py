@@ -302,6 +302,15 @@ def test_rows_that_are_taken_more_than_once_are_said(make_config: MakeConfig) ->
         assert found == ([line] if line else [])
 
 
+def test_rows_that_lack_a_letter_are_said(make_config: MakeConfig) -> None:
+    run = check_run(make_config(None), 1)
+    for positions, is_said in ((1024, False), (8192, True)):
+        model = dataclasses.replace(run.source.model, max_position_embeddings=positions)
+        source = dataclasses.replace(run.source, model=model)
+        said = "warning: rows of 128 tokens, where the model has 8,192 positions; 128K is 131,072"
+        assert (said in dataclasses.replace(run, source=source).notes) == is_said
+
+
 def test_padding_is_no_work(tmp_path: Path) -> None:
     """A row of 12 tokens of which 8 are real, in documents of 3 and 5 tokens."""
     row = Row(np.arange(12), np.asarray([0, 3, 8, 12], dtype=np.int32), 8)

@@ -46,10 +46,12 @@ from megatron_ultralong.data.tokenize.tokenising import (
     DocumentTokenizer,
     copy_tokenizer,
     separator_ids,
+    side_file,
 )
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.output import OutputFolder, check_output, output_folder
 from megatron_ultralong.program.progress import progress
+from megatron_ultralong.program.quantity import few_tokens
 
 
 class _Plan(NamedTuple):
@@ -83,6 +85,8 @@ def prepare(config: PrepareConfig) -> Manifest:
     warn_of_output(sources, config.output)
     plan = _plan(config, sources)
     tokenizer = plan.chosen.tokenizer
+    if doubt := few_tokens(config.seq_length, _positions(tokenizer.file.parent)):
+        _say(doubt)
     key = shard_key(config, plan.found, plan.shards, tokenizer, plan.separator)
     words = functools.partial(in_words, tokenizer)
     with output_folder(config.output, "prepare", key, words=words) as work:
@@ -106,6 +110,15 @@ def prepare(config: PrepareConfig) -> Manifest:
     if config.inspect:
         report.inspect_rows(config.output, manifest, plan.chosen.tokenizer)
     return manifest
+
+
+def _positions(folder: Path) -> int:
+    """Those of the model whose tokenizer's folder it is; 0: it does not say."""
+    try:
+        positions = side_file(folder, "config.json").get("max_position_embeddings")
+    except InputError:  # it is not needed here
+        return 0
+    return positions if isinstance(positions, int) else 0
 
 
 def _plan(config: PrepareConfig, sources: tuple[Source, ...]) -> _Plan:

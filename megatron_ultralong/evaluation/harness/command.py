@@ -21,8 +21,9 @@ from megatron_ultralong.evaluation.harness.rank_work import RankWork
 from megatron_ultralong.evaluation.models.interface import LanguageModel, check_length
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.models.replicas import Replicas
-from megatron_ultralong.evaluation.options import HarnessConfig
+from megatron_ultralong.evaluation.options import WITHOUT_TEMPLATE, HarnessConfig
 from megatron_ultralong.evaluation.results.result import KINDS, Result
+from megatron_ultralong.generation.early_checks import check_template
 from megatron_ultralong.generation.folder_tokenizer import FolderTokenizer
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.ending import tell
@@ -55,11 +56,8 @@ def harness_model(
     length = config.max_length or facts.max_positions
     check_length(model, length, config.beyond_trained_positions, what=f"--max-length {length}")
     tokenizer = FolderTokenizer(subject.tokenizer.folder, WHAT)
-    if config.apply_chat_template and not tokenizer.has_template:
-        raise InputError(
-            f"--apply-chat-template: {tokenizer.folder} has no chat template: import an "
-            "instruction-tuned model, or leave it out"
-        )
+    if config.apply_chat_template:
+        check_template(tokenizer.folder, WITHOUT_TEMPLATE)
     replicas = Replicas(RankWork(model, tokenizer), model.groups)
     identity = {**facts.identity, "tokenizer": subject.tokenizer.sha256}
     with (

@@ -110,23 +110,37 @@ def check_length(
     Raises:
         InputError: they do not, and nobody asked for it.
     """
-    if length <= model.max_positions:
-        return
-    where = (
-        f"{what or f'length {length}'} is beyond the {model.max_positions} positions that "
-        f"checkpoint '{model.name}' was trained for"
-    )
     if not beyond_trained_positions:
-        raise InputError(
-            f"{where}: figures there say little about it; "
-            f"{way_out or f'use lengths up to {model.max_positions}'}, or give "
-            "--beyond-trained-positions to see how it breaks"
-        )
-    if model.is_main:
+        check_trained(model.name, model.max_positions, length, what=what, way_out=way_out)
+    elif length > model.max_positions and model.is_main:
+        where = _beyond(model.name, model.max_positions, length, what)
         tell(
             f"warning: {where}: expect the loss to rise and retrieval to fall to chance from there "
             "on"
         )
+
+
+def check_trained(
+    name: str, max_positions: int, length: int, *, what: str = "", way_out: str = ""
+) -> None:
+    """Check that rows of ``length`` tokens lie within the positions that a model was trained for.
+
+    Raises:
+        InputError: they do not.
+    """
+    if length > max_positions:
+        raise InputError(
+            f"{_beyond(name, max_positions, length, what)}: figures there say little about it; "
+            f"{way_out or f'use lengths up to {max_positions}'}, or give "
+            "--beyond-trained-positions to see how it breaks"
+        )
+
+
+def _beyond(name: str, max_positions: int, length: int, what: str) -> str:
+    return (
+        f"{what or f'length {length}'} is beyond the {max_positions} positions that checkpoint "
+        f"'{name}' was trained for"
+    )
 
 
 def check_finite(scores: Scores, num_tokens: int, what: str) -> None:
