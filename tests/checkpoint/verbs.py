@@ -63,7 +63,7 @@ OPENS: dict[str, Words] = {
     "evaluate mrcr": _evaluation("mrcr", "--data", "FOLDER"),
     "evaluate graphwalks": _evaluation("graphwalks", "--lengths", "64"),
     "evaluate ruler2": _evaluation("ruler2", "--data", "FOLDER"),
-    "evaluate nolima": _evaluation("nolima", "--data", "FOLDER"),
+    "evaluate nolima": _evaluation("nolima", "--data", "FOLDER", "--lengths", "64"),
     "evaluate longbench-v2": _evaluation("longbench-v2", "--data", "FOLDER"),
     "generate": lambda _, load: [
         *("generate", "--load", load, "--prompt", "def", "--max-new-tokens", "1"),

@@ -53,6 +53,8 @@ OTHERWISE = {
     "flat_fields": "Identity.write compares all",
     "idle_notes": "warns of options without effect, nearly all of which are Megatron-LM's own here",
     "_short": "of a message",
+    "few_tokens": "a note of --seq-length 128 for 128K",
+    "filter": "of notes",
     **dict.fromkeys(("open", "close", "exists", "is_dir"), "of the folder of a run"),
 }
 """Calls that the drop-in has not, and why it needs them not."""

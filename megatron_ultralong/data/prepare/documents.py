@@ -116,7 +116,8 @@ def _positions(folder: Path) -> int:
     """Those of the model whose tokenizer's folder it is; 0: it does not say."""
     try:
         positions = side_file(folder, "config.json").get("max_position_embeddings")
-    except InputError:  # it is not needed here
+    except InputError as error:  # it is not needed here
+        _say(f"warning: {error}")
         return 0
     return positions if isinstance(positions, int) else 0
 
