@@ -110,7 +110,7 @@ $(HARNESS)/installed: $(VENV)/developing requirements/harness.txt
 
 harness: $(HARNESS)/installed  ## lm-evaluation-harness, in an environment of its own
 
-test: dev harness  ## the tests, about five minutes on two cores
+test: dev harness  ## the tests, seven minutes on two cores
 	$(PYTEST)
 
 quick: dev  ## unit and property tests and one training on two ranks, in less than two minutes
