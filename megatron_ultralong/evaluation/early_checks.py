@@ -49,8 +49,9 @@ def check_command(command: Any, num_ranks: int) -> None:
     named = facts.named_folders(models, num_ranks)
     _check_names([name for name, _ in named], are_folders=name != "loss")
     manifest = _MANIFESTS[name](config.data_path) if name in _MANIFESTS else None
-    for load, (_, folder) in zip(models.load, named, strict=True):
-        facts.shape_and_weights(folder)
+    trained = {}
+    for load, (its_name, folder) in zip(models.load, named, strict=True):
+        _, trained[its_name], _ = facts.shape_and_weights(folder)
         if name != "loss":
             tokenizer = PromptTokenizer(facts.tokenizer_folder(load))
             if isinstance(config, HarnessConfig) and config.apply_chat_template:
@@ -65,17 +66,22 @@ def check_command(command: Any, num_ranks: int) -> None:
             f"{config.data_path} has no split {config.split!r}, only {', '.join(manifest.splits)}: "
             f"take that one with --split, or prepare one with a --{config.split}-fraction above 0"
         )
+    _check_files(config)
+    longest, what = _asked_length(config)
+    if name == "loss" and manifest:
+        longest = longest or manifest.seq_length
+    if not config.beyond_trained_positions:
+        for its_name, positions in trained.items():
+            check_trained(its_name, positions, longest, what=what)
+
+
+def _check_files(config: Any) -> None:
+    """Raise InputError where a file or folder that a benchmark is to read is not there."""
     for flag, what in _FILES.items():
         paths = getattr(config, flag, ())
         for path in filter(None, (paths,) if isinstance(paths, str) else paths):
             if path != "-" and not Path(path).exists():  # it is standard input
                 raise InputError(f"--{flag.replace('_', '-')} {missing(path)}: name {what}")
-    longest, what = _asked_length(config)
-    if name == "loss" and manifest:
-        longest = longest or manifest.seq_length
-    for its_name, folder in () if config.beyond_trained_positions else named:
-        _, positions, _ = facts.shape_and_weights(folder)
-        check_trained(its_name, positions, longest, what=what)
 
 
 def _asked_length(config: Any) -> tuple[int, str]:

@@ -15,6 +15,9 @@ from megatron_ultralong.data.tokenize.folder_template import folder_template
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
 
+WITHOUT_CHAT = "give a prompt without --chat"
+"""The fix where there is no chat template."""
+
 
 @dataclasses.dataclass(frozen=True)
 class EarlyGeneration:
@@ -40,7 +43,7 @@ def check_generation(config: GenerateConfig, num_ranks: int) -> EarlyGeneration:
     config.parallel.data_parallel_size(num_ranks)
     tokenizer = PromptTokenizer(folder / SOURCE_FOLDER)
     if config.chat:
-        check_template(tokenizer.folder, "give a prompt without --chat")
+        check_template(tokenizer.folder, WITHOUT_CHAT)
     files = [read_named_text("--prompt-file", name) for name in config.prompt_file]
     return EarlyGeneration(metadata, tokenizer, [*config.prompt, *files])
 

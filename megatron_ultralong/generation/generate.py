@@ -13,7 +13,11 @@ from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.config.generate import GenerateConfig
 from megatron_ultralong.data.rows.indexed import unknown_id, why_unknown
 from megatron_ultralong.generation.continuation import Continuation, TextStream, open_decoder
-from megatron_ultralong.generation.early_checks import check_generation
+from megatron_ultralong.generation.early_checks import (
+    WITHOUT_CHAT,
+    check_generation,
+    check_template,
+)
 from megatron_ultralong.generation.folder_tokenizer import FolderTokenizer
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.program.ending import tell
@@ -57,10 +61,12 @@ class ChatPrompt:
     """Renders messages as transformers does, from the template in ``folder``.
 
     Raises:
-        InputError: transformers is not installed, or the template cannot be rendered.
+        InputError: transformers is not installed, or the folder has no chat template, or one that
+            cannot be rendered.
     """
 
     def __init__(self, folder: Path) -> None:
+        check_template(folder, WITHOUT_CHAT)
         what = "--chat renders the tokenizer's template"
         self._tokenizer = FolderTokenizer(folder, what, "leave --chat out")
 

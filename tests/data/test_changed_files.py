@@ -1,6 +1,5 @@
 """What changes while it is read is refused: rows would be of two states, and state one."""
 
-import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -85,24 +84,28 @@ def changing(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Callable[[], None
     assert not left
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("skip_bad", [False, True])
-def test_rows_are_not_made_of_it(
-    tmp_path: Path, changing: list[Callable[[], None]], change: str, *, skip_bad: bool
-) -> None:
-    write_tokenizer(tmp_path / "tokenizer")
-    path, output = tmp_path / "a.jsonl", tmp_path / "rows"
-    path.write_text("".join(LINES))
-    config = PrepareConfig(
-        source=(f"a={path}",),
-        tokenizer=tmp_path / "tokenizer",
-        output=output,
+def rows_of(folder: Path, *, skip_bad: bool = False) -> PrepareConfig:
+    """Rows of ``a.jsonl``, which is written there, beside a tokenizer."""
+    write_tokenizer(folder / "tokenizer")
+    (folder / "a.jsonl").write_text("".join(LINES))
+    return PrepareConfig(
+        source=(f"a={folder / 'a.jsonl'}",),
+        tokenizer=folder / "tokenizer",
+        output=folder / "rows",
         seq_length=128,
         separator="none",
         sampling=LengthSampling("none"),
         reading=ReadOptions(skip_bad=skip_bad),
     )
-    changing.append(lambda: CHANGES[change][0](path))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_rows_are_not_made_of_it(
+    tmp_path: Path, changing: list[Callable[[], None]], change: str, *, skip_bad: bool
+) -> None:
+    config = rows_of(tmp_path, skip_bad=skip_bad)
+    changing.append(lambda: CHANGES[change][0](tmp_path / "a.jsonl"))
     with pytest.raises(InputError, match="has changed while it was read"):
         documents.prepare(config)
     assert sorted(each.name for each in tmp_path.iterdir()) in (
@@ -135,20 +138,10 @@ def test_conversations_neither(
 def test_a_tokenizer_that_changes_neither(
     tmp_path: Path, changing: list[Callable[[], None]]
 ) -> None:
-    write_tokenizer(tmp_path / "tokenizer")
-    path = tmp_path / "a.jsonl"
-    path.write_text("".join(LINES))
-    config = PrepareConfig(
-        source=(f"a={path}",),
-        tokenizer=tmp_path / "tokenizer",
-        output=tmp_path / "rows",
-        seq_length=128,
-        separator="none",
-        sampling=LengthSampling("none"),
-    )
+    config = rows_of(tmp_path)
     changing.append(lambda: write_tokenizer(tmp_path / "tokenizer", "other words " * 9))
     with pytest.raises(
         InputError, match=r"tokenizer\.json has changed while it was used, from SHA"
     ):
         documents.prepare(config)
-    documents.prepare(dataclasses.replace(config))
+    documents.prepare(config)

@@ -337,7 +337,8 @@ def test_files_of_a_folder_are_looked_at_and_told_as_those_of_documents_are(
         "cut.jsonl.gz:1: unreadable: cannot",
     ):
         assert name in said
-        assert name in "\n".join([*source.bad, *source.refused_files.values()])
+        assert name in "\n".join(source.refused_files.values())
+    assert source.bad == []
 
 
 def test_conversations_that_were_in_a_template_before_are_told(

@@ -24,7 +24,7 @@ from megatron_ultralong.config.convert import ImportConfig
 from megatron_ultralong.config.generate import DecodingConfig, GenerateConfig, SamplingConfig
 from megatron_ultralong.data.read import record
 from megatron_ultralong.generation.continuation import TextStream
-from megatron_ultralong.generation.early_checks import check_generation, check_template
+from megatron_ultralong.generation.early_checks import check_generation
 from megatron_ultralong.generation.generate import ChatPrompt, generate
 from megatron_ultralong.program import standard_input
 from megatron_ultralong.program.errors import InputError
@@ -247,7 +247,7 @@ def test_folders_of_other_kinds_are_refused(folder: Path, tmp_path: Path) -> Non
         generate(config(folder, load=str(folder / "source"), prompt=("def",)))
     write_tokenizer(tmp_path)
     with pytest.raises(InputError, match="has no chat template"):
-        check_template(tmp_path, "leave it out")
+        ChatPrompt(tmp_path)
 
 
 @pytest.mark.parametrize(("lost", "way_out"), [("system", "leave it out"), ("user", "use plain")])

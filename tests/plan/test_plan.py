@@ -145,18 +145,6 @@ def test_flags_that_are_typed_stay(tmp_path: Path) -> None:
     assert "feasible" not in one
 
 
-def test_what_may_be_a_slip_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["plan", "--model", "llama3.1-8b", "--gpus", "8"]
-    few = "warning: rows of 128 tokens, where the model has 131,072 positions; 128K is 131,072\n"
-    for more, is_few, is_high in (
-        (("--seq-length", "128"), True, False),
-        (("--seq-length", "8K", "--lr", "3e-1"), False, True),
-    ):
-        cli.main([*words, *more])
-        shown = capsys.readouterr().out
-        assert (few in shown, "warning: lr 0.3 is above 0.01" in shown) == (is_few, is_high)
-
-
 def test_what_does_not_fit_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     message = refusal(capsys, *FOUR_MILLION, "--no-search", "--context-parallel-size", "1")
     for part in ("TP 8, CP 1, DP 1", "more than the 79.1 GiB of h100-80gb", "saved activations"):

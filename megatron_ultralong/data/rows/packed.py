@@ -203,11 +203,12 @@ def check_one_run(path_prefix: str | Path, stated: Mapping[str, str]) -> None:
     Raises:
         InputError: files of another run lie among them, or one is not there.
     """
-    names = [
-        name for name in stated if name != BOUNDARIES or Path(f"{path_prefix}.{name}").exists()
-    ]
+    if not stated:
+        return
+    has_boundaries = Path(f"{path_prefix}.{BOUNDARIES}").exists()
+    names = [name for name in stated if name != BOUNDARIES or has_boundaries]
     parts = [name.removesuffix(".crc32") for name in names if name != "crc32"]
-    for name, found in checksums_of(path_prefix, parts).items() if stated else ():
+    for name, found in checksums_of(path_prefix, parts).items():
         if found != stated[name]:
             files = f"{path_prefix}.{name.removesuffix('crc32')}"
             raise InputError(

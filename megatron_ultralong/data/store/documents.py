@@ -152,9 +152,8 @@ class _Merge:
             kept.update(counts.get("kept_files", ()))
             files += [FileSummary(**file) for file in counts["files"]]
             self._add(shard, table, is_new & (table["num_tokens"] > 0), counts["sources"])
-        bad += [
-            why for path, why in refused.items() if path in kept
-        ]  # one shard has no good record
+        # Of a file in several shards, one of which has no good record.
+        bad += [why for path, why in refused.items() if path in kept]
         require_text(source, num_documents, len(files), num_empty, num_bad)
         return InputSummary(
             name=source.name,
