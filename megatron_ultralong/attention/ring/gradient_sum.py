@@ -13,8 +13,8 @@ from megatron_ultralong.attention.kernels.base import accumulation_dtype
 from megatron_ultralong.attention.ring.plan import Plan
 from megatron_ultralong.sequence.transport import Transfer
 
-# Of a sum. Each is a turn that the host starts before it can launch the hop's kernels, and below
-# this size links do not reach their speed; the spare one is the price.
+# Of a sum. Each is a turn, a kernel that must find room beside those of both ranks, and below this
+# size links do not reach their speed (benchmarks/attention.md); the spare piece is the price.
 MAX_PIECES = 64
 PIECE_BYTES = 16 << 20
 
