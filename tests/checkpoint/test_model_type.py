@@ -43,3 +43,15 @@ def test_the_folder_of_an_adapter_is_told_as_one(tmp_path: Path) -> None:
     (tmp_path / ADAPTER_FILE).write_text('{"peft_type": "LORA"}')
     with pytest.raises(InputError, match=r"is an adapter \(adapter_config.json\), .*: merge it"):
         kind_of(tmp_path)
+
+
+def test_other_files_of_a_model_are_no_configuration(tmp_path: Path) -> None:
+    """Of each the rope block would be the one that a Llama has by default."""
+    write_model(tmp_path, "llama", num_hidden_layers=1)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    (tmp_path / "params.json").write_text('{"dim": 64, "rope_theta": 500000.0}')
+    names = {path.name for path in tmp_path.glob("*.json")} - {"config.json"}
+    assert {"generation_config.json", "tokenizer.json"} <= names
+    for name in names:
+        with pytest.raises(InputError, match=f"{name} is no configuration of a model: it has none"):
+            inspect_config(tmp_path / name)
