@@ -60,19 +60,23 @@ def missing(path: object) -> str:
     """
     if Path(str(path)).is_file():
         return f"{path} is a file: give the folder that it is in"
-    text = f"{path} does not exist"
-    parts = str(path).split("/")
-    if (
-        len(parts) == 2
-        and all(parts)
-        and not parts[0].startswith(".")
-        and not Path(parts[0]).exists()
-    ):
-        text += (
-            f"; a name on the Hugging Face Hub is not downloaded: `hf download {path} --local-dir "
-            f"{parts[1]}`, and give that folder"
-        )
-    return text
+    return f"{path} does not exist{elsewhere(path)}"
+
+
+def elsewhere(path: object, flags: str = "") -> str:
+    """What to do with a path of which nothing is there, and which names something elsewhere.
+
+    ``flags``: of the command that downloads it from Hugging Face's Hub.
+    """
+    if "://" in str(path):
+        return "; nothing is read over the network: download it, and give the file or folder"
+    owner, *names = str(path).split("/")
+    if len(names) != 1 or not names[0] or owner[:1] in ("", ".") or Path(owner).exists():
+        return ""
+    return (
+        f"; a name on the Hugging Face Hub is not downloaded: `hf download {path} {flags}"
+        f"--local-dir {names[0]}`, and give that folder"
+    )
 
 
 class RunStopped(Exception):  # noqa: N818 - not an error

@@ -5,8 +5,11 @@ from __future__ import annotations
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -97,3 +100,24 @@ def test_a_tensor_that_is_not_its_bytes_is_refused(tmp_path: Path, way: str) -> 
     REFUSED[way](tmp_path / "a.bin")
     with pytest.raises(InputError, match=r"a\.bin (must hold a dict of tensors|does not open as)"):
         PickleFile(tmp_path / "a.bin")
+
+
+OTHERS: dict[str, tuple[Any, str]] = {
+    "of a trainer": ({"epoch": 3, "state_dict": {}}, "'epoch' is an int: .* save the model's"),
+    "of Lightning": ({"state_dict": tensors()}, "'state_dict' is a dict: .* save the model's"),
+    "a list": ([torch.ones(2)], "'all of it' is a list"),
+    "one tensor": (torch.ones(2), "'all of it' is a Tensor"),
+    "a number as name": ({3: torch.ones(2)}, "3 is a Tensor"),
+    "arrays": ({"a": np.ones(3)}, r"only \(.*numpy"),
+    "a class": ({"a": Fraction(1, 2)}, r"only \(.*fractions\.Fraction"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_file_that_is_no_model_is_told_as_what_it_is(tmp_path: Path, what: str) -> None:
+    value, message = OTHERS[what]
+    torch.save(value, tmp_path / "a.bin")
+    with pytest.raises(InputError, match=message) as caught:
+        PickleFile(tmp_path / "a.bin")
+    assert "torch.load" not in str(caught.value)  # how to run the code of a file
+    assert "Please use" not in str(caught.value)

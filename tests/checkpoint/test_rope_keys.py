@@ -31,6 +31,7 @@ READ: dict[str, Values] = {
     "base": {"rope_theta": 77.0},
     "base in the block": in_block(rope_type="default"),
     "base twice": {"rope_theta": 500000.0, **in_block(**YARN)},
+    "base of null beside one": {"rope_theta": None, **in_block(**YARN)},
     "old words": {"rope_theta": 500000.0, "rope_scaling": {"type": "linear", "factor": 2}},
     "both words for the type": {"rope_scaling": {**YARN, "type": "yarn"}},
     "both blocks, equal": {"rope_scaling": {"rope_theta": 500000.0, **YARN}, **in_block(**YARN)},
@@ -93,6 +94,11 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "two bases": (
         {"rope_theta": 10000.0, **in_block(**YARN)},
         r"rope_theta is 10000.0 there, and 500000.0 in the rope block.*remove the one",
+    ),
+    "base of null": ({"rope_theta": None}, "c: rope_theta is null, and transformers runs no such"),
+    "base of null beside a block": (
+        {"rope_theta": None, "rope_scaling": LINEAR},
+        "c: rope_theta is null, and transformers runs no such",
     ),
     "two types": (
         in_block(**LINEAR, type="yarn"),

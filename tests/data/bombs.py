@@ -85,6 +85,11 @@ def plain_strings(path: Path) -> None:
     )
 
 
+def json_texts(texts: list[str]) -> Any:
+    """Texts that stand for what they say."""
+    return pa.ExtensionArray.from_storage(pa.json_(), pa.array(texts))
+
+
 def null_structs(count: int) -> Any:
     return pa.StructArray.from_arrays([pa.nulls(count, pa.string())] * 2, ["role", "content"])
 
@@ -270,6 +275,12 @@ CHATS: dict[str, tuple[Writer, str]] = {
     "texts.parquet": (
         lambda path: write_table(path, {"messages": one_list(one_text(10_000, MIB))}, **DICTIONARY),
         r"texts\.parquet:1: unreadable: .*(memory|texts repeat)",
+    ),
+    "json.parquet": (
+        lambda path: write_table(
+            path, {"messages": one_list(json_texts(["[" + "{}," * (4 * MIB) + "{}]"] * 5))}
+        ),
+        r"json\.parquet:1: unreadable: values that take .* bytes, and 268,435,456 is the most",
     ),
 }
 """Files of conversations, and the message that ``prepare chat`` ends with."""

@@ -5,14 +5,20 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sentencepiece
 from tokenizers import AddedToken, Tokenizer, normalizers
+from transformers import AutoTokenizer
 
 from megatron_ultralong.data.tokenize.engines import choose_tokenizer
+from megatron_ultralong.program.errors import InputError
 from tests.models import write_tokenizer
 
 TOKENS = (
@@ -109,3 +115,54 @@ def test_symbols_of_a_sentencepiece_model(
     judge = sentencepiece.SentencePieceProcessor(model_file=str(file))
     for text, ids in zip(texts(), chosen.tokenizer.encode_documents(texts()), strict=True):
         assert ids.tolist() == judge.encode(text), text
+
+
+def token(text: str, **changes: Any) -> dict[str, Any]:
+    flags = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word", "special"), False)
+    return {"content": text, **flags, **changes}
+
+
+CONFIG, ADDED, NAMES = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
+BESIDE: list[tuple[dict[str, Any], bool]] = [
+    ({CONFIG: {"added_tokens_decoder": {"320": token("<tool>"), "321": token("return")}}}, True),
+    ({ADDED: {"<tool>": 320}}, True),
+    ({ADDED: {"<tool>": 320}, CONFIG: {"added_tokens_decoder": {}}}, False),  # read since 4.34
+    ({CONFIG: {"added_tokens_decoder": {"320": token("<tool>", special=True)}}}, False),
+    ({CONFIG: {"added_tokens_decoder": {"0": token("known")}}}, False),
+    ({ADDED: {"<tool>": 320}, NAMES: {"pad_token": "<tool>"}}, False),
+    ({ADDED: {"<tool>": 320}, CONFIG: {"extra_special_tokens": ["<tool>"]}}, False),
+    ({ADDED: {"<tool>": 320}, NAMES: {"additional_special_tokens": [token("<tool>")]}}, False),
+    ({ADDED: {"known": 320}}, False),
+]
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer.model"])
+@pytest.mark.parametrize(("files", "is_refused"), BESIDE, ids=json.dumps)
+def test_tokens_that_a_file_beside_the_tokenizer_adds_are_not_lost(
+    tmp_path: Path, files: dict[str, Any], is_refused: bool, file: str
+) -> None:
+    """transformers finds them in texts; the command of the message makes both agree."""
+    if file == "tokenizer.json":
+        write_tokenizer(tmp_path)
+        tokenizer = Tokenizer.from_file(str(tmp_path / file))
+        tokenizer.add_tokens([AddedToken("known")])
+        tokenizer.save(str(tmp_path / file))
+    else:
+        sentencepiece_file(tmp_path / file, user_defined_symbols=["known"])
+    fast = {"tokenizer_class": "PreTrainedTokenizerFast"} if file == "tokenizer.json" else {}
+    for name, values in {CONFIG: {}, **files}.items():
+        (tmp_path / name).write_text(json.dumps({**fast, **values} if name == CONFIG else values))
+    if not is_refused:
+        choose_tokenizer(tmp_path, "auto")
+        return
+    with pytest.raises(InputError, match=f"adds .* such as '<tool>', to {file}, which") as caught:
+        choose_tokenizer(tmp_path, "auto")
+    if file == "tokenizer.model":
+        return
+    _, *words = shlex.split(re.split("with them: ", str(caught.value))[1])
+    subprocess.run([sys.executable, *words], check=True, capture_output=True)
+    tokenizer = choose_tokenizer(tmp_path, "auto").tokenizer
+    judge = AutoTokenizer.from_pretrained(tmp_path)
+    texts = ["def <tool>(x)<tool>:", "a <tool> return known"]
+    for text, ids in zip(texts, tokenizer.encode_documents(texts), strict=True):
+        assert ids.tolist() == judge.encode(text, add_special_tokens=False)

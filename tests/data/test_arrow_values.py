@@ -120,6 +120,68 @@ def test_texts_of_json_are_not_looked_into(tmp_path: Path) -> None:
     assert record.fields == {"messages": [{"content": text}], "tools": text}
 
 
+TEXT = pa.string()
+WRITTEN: dict[Any, list[Any]] = {
+    TEXT: ["a", '"', 1.5, [{"x": None}], {"default": None}, None],
+    pa.large_string(): ["\u00e9", {}],
+    pa.list_(TEXT): [[{"role": "user"}, "a", [1]], [], None],
+    pa.map_(TEXT, TEXT): [{"a": {"b": 1}, "c": "d"}],
+    pa.struct([("x", TEXT), ("y", TEXT)]): [{"x": {"enum": [1, "a"]}}, {"y": "b"}],
+    pa.list_(pa.struct([("in", pa.struct([("x", TEXT)]))])): [[{"in": {"x": {"y": 1, "z": {}}}}]],
+}
+"""Values by the type in which their texts are stored."""
+
+
+@pytest.mark.parametrize("name", ["messages", "tools"])
+@pytest.mark.parametrize("kind", WRITTEN, ids=str)
+def test_a_value_of_json_is_what_was_written(tmp_path: Path, kind: Any, name: str) -> None:
+    """`datasets` writes what has no one Arrow type so, at any depth, when it reads JSON lines."""
+    array = pa.array([as_texts(value, kind) for value in WRITTEN[kind]], kind)
+    pq.write_table(pa.table({name: array.cast(of_json(kind))}), tmp_path / "a.parquet")
+    records = list(read_records(tmp_path / "a.parquet", (name,), "parquet"))
+    assert [record.fields[name] for record in records] == WRITTEN[kind]
+
+
+def as_texts(value: Any, kind: Any) -> Any:
+    if value is None:
+        return None
+    if pa.types.is_map(kind):
+        return [(key, as_texts(inner, kind.item_type)) for key, inner in value.items()]
+    if pa.types.is_struct(kind):
+        return {key: as_texts(inner, kind.field(key).type) for key, inner in value.items()}
+    if pa.types.is_list(kind):
+        return [as_texts(inner, kind.value_type) for inner in value]
+    return json.dumps(value)
+
+
+def of_json(kind: Any) -> Any:
+    if pa.types.is_map(kind):
+        return pa.map_(kind.key_type, of_json(kind.item_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, of_json(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(of_json(kind.value_type))
+    return pa.json_(kind)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"a": ', "Expecting value"),
+        ('{"a": 1, "a": 2}', "two values"),
+        ("[" * 70 + "]" * 70, "nested deeper"),
+        ("9" * 9000, "digits"),
+    ],
+)
+def test_a_value_that_is_no_json_is_one_bad_record(tmp_path: Path, text: str, reason: str) -> None:
+    array = pa.array(['"a"', text, '"b"'], pa.json_())
+    pq.write_table(pa.table({"text": array}), tmp_path / "a.parquet")
+    first, bad, last = read_records(tmp_path / "a.parquet", ("text",), "parquet")
+    assert (first.fields["text"], last.fields["text"]) == ("a", "b")
+    assert bad.place.endswith("a.parquet:2")
+    assert reason in bad.error
+
+
 def test_columns_of_every_kind() -> None:
     struct = pa.struct([("x", pa.int64()), ("y", pa.int64())])
     value, bare = {"x": 1, "y": None}, {"x": 1}

@@ -193,6 +193,17 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     (chat(USER, ("system", "s"), ANSWER), "roles out of order", "turn 1 is 'system' after 'user'"),
     (chat(USER, ANSWER, ANSWER), "roles out of order", "turn 2 is 'assistant' after 'assistant'"),
     (chat(USER, ("tool", "x"), ANSWER), "roles out of order", "turn 1 is 'tool' after 'user'"),
+    (
+        {
+            "messages": [
+                *chat(USER)["messages"],
+                {"role": "assistant", "tool_calls": CALL},
+                *chat(("tool", 42), ANSWER)["messages"],
+            ]
+        },
+        "wrong type",
+        "turn 2 .tool. has content of type int, not a text, an object or a list: write it as a te",
+    ),
     (chat(USER, ANSWER, ("system", "s")), "roles out of order", "turn 2 is 'system' after 'assis"),
     (chat(USER, ("bird", "b")), "roles out of order", "turn 1 has role 'bird'; known are system"),
     (chat(USER), "no assistant turn", "no turn is the assistant's"),

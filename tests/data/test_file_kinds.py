@@ -89,7 +89,12 @@ VALUES = {
         json.dumps({"data": ROWS}, indent=2),
         json.dumps({"all the rows": ROWS}, indent=1),
     ],
-    "one JSON value over": ['{"data": [\n1,\n2\n]}', '{\n "text": "a"\n}'],
+    "JSON over several lines a value": [
+        '{"data": [\n1,\n2\n]}',
+        '{\n "text": "a"\n}',
+        "\n".join(json.dumps(row, indent=2) for row in ROWS),  # as jq writes without -c
+        "".join(json.dumps(row, indent=1) for row in ROWS),
+    ],
 }
 
 

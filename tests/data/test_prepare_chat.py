@@ -7,12 +7,13 @@ import gzip
 import json
 import random
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.prepare.chats import prepare_chat
@@ -341,22 +342,45 @@ def test_files_of_a_folder_are_looked_at_and_told_as_those_of_documents_are(
     assert source.bad == []
 
 
-def test_conversations_that_were_in_a_template_before_are_told(
-    config: PrepareChatConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_conversations_with_texts_of_special_tokens_are_told(
+    config: PrepareChatConfig, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Of the template, as of prompts that were put in one before, and of others: thoughts."""
     before = "<|start_header_id|>user<|end_header_id|>\n\nq<|eot_id|>"
-    records = [{"prompt": before, "completion": "a"}, {"prompt": "q", "completion": "<s>a</s>"}]
+    thought = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    records: list[dict[str, Any]] = [
+        *({"prompt": before, "completion": "a"}, {"prompt": "q", "completion": "<s>a</s>"}),
+        {"messages": [thought[0], {**thought[1], "reasoning": "r"}]},
+    ]
     write_jsonl(tmp_path / "a.jsonl", records)
-    source = f"x={tmp_path / 'a.jsonl'}"
-    manifest = prepare_chat(
-        dataclasses.replace(
-            config, source=(source,), output=tmp_path / "rows", valid_fraction=0.0, packing="none"
+    for is_special in (False, True):
+        folder = tmp_path / f"tokenizer {is_special}"
+        shutil.copytree(tokenizer, folder)
+        found = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        found.add_tokens([AddedToken("<think>", special=is_special)])
+        found.save(str(folder / "tokenizer.json"))
+        manifest = prepare_chat(
+            dataclasses.replace(
+                config,
+                source=(f"x={tmp_path / 'a.jsonl'}",),
+                tokenizer=folder,
+                output=tmp_path / f"rows {is_special}",
+                valid_fraction=0.0,
+                packing="none",
+                reading=ChatReadOptions(reasoning="keep"),
+            )
         )
-    )
-    assert manifest.sources[0].num_with_marks == 1
-    told = " ".join(capsys.readouterr().out.split())
-    assert "x: 1 conversation with special tokens of template llama3.1 in their texts" in told
-    assert load_chat_manifest(tmp_path / "rows") == manifest
+        rows, mark = (
+            ChatRows(tmp_path / f"rows {is_special}" / "train"),
+            found.token_to_id("<think>"),
+        )
+        count = sum(mark in tokens for n in range(len(rows)) for tokens, _ in rows.examples(n))
+        assert count == (not is_special)
+        assert manifest.sources[0].num_with_marks == 1 + is_special
+        told = " ".join(capsys.readouterr().out.split())
+        assert f"x: {1 + is_special} conversation" in told
+        assert "with special tokens in their texts, written as text" in told
+        assert load_chat_manifest(tmp_path / f"rows {is_special}") == manifest
 
 
 def test_the_date_holds_out_no_others(config: PrepareChatConfig, manifest: ChatManifest) -> None:

@@ -234,3 +234,27 @@ def test_rows_in_a_source_are_left_out_and_told(
 def test_an_output_in_a_source(tmp_path: Path, pattern: str, output: str, is_inside: bool) -> None:
     (tmp_path / "texts").mkdir()
     assert holds(Source("a", str(tmp_path / pattern)), tmp_path / output) is is_inside
+
+
+@pytest.mark.parametrize(
+    ("pattern", "hint"),
+    [
+        ("allenai/tulu-3-sft-mixture", "`hf download allenai/tulu-3-sft-mixture --repo-type data"),
+        ("teknium/OpenHermes-2.5", "--local-dir OpenHermes-2.5`, and give that folder; check"),
+        ("https://a.b/c.jsonl.gz?download=true", "nothing is read over the network: download it"),
+        ("hf://datasets/a/b", "nothing is read over the network: download it"),
+        ("nowhere/a.jsonl", ""),
+        ("nowhere/a.jsonl.gz", ""),
+        ("nowhere/*", ""),
+        ("nowhere", ""),
+        ("./nowhere/a", ""),
+        ("/nowhere/a", ""),
+    ],
+)
+def test_what_stands_elsewhere_is_told_as_that(pattern: str, hint: str) -> None:
+    with pytest.raises(InputError, match=r"no file at .* \(nothing is there\)") as caught:
+        find_files(Source("x", pattern), ReadOptions())
+    said = str(caught.value)
+    assert hint in said
+    assert said.endswith("; check the path, the quotes around a pattern, and --suffix")
+    assert bool(hint) == ("download" in said)

@@ -6,6 +6,7 @@ from typing import Any
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE, check_inside
 from megatron_ultralong.checkpoint.formats.hugging_face_config import (
     CONFIG_FILE,
+    architectures_of,
     stated_rope,
     with_defaults,
 )
@@ -16,6 +17,9 @@ from megatron_ultralong.model.families import ARCHITECTURES, refusal
 from megatron_ultralong.model.families.llama import LLAMA
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_json
+
+_MODEL_KEYS = {"architectures", "hidden_size", "model_type", "num_attention_heads", "text_config"}
+"""Of which every ``config.json`` has some."""
 
 
 def lone_config(path: Path) -> Path | None:
@@ -37,13 +41,18 @@ def inspect_config(path: Path) -> dict[str, Any]:
     """What a configuration says of its rotary embedding, of whatever architecture it is.
 
     Raises:
-        InputError: it is damaged, its rope block is none that is known here, or its numbers are
-            those of no model.
+        InputError: it is damaged or none, its rope block is none that is known here, or its numbers
+            are those of no model.
     """
     values = read_json(path)
+    if not _MODEL_KEYS.intersection(values):
+        raise InputError(
+            f"{path} is no configuration of a model: it has none of "
+            f"{', '.join(sorted(_MODEL_KEYS))}; give the config.json, or the model's folder"
+        )
     inner = values.object("text_config", None)  # of models that see and hear too
     config = JsonObject({**values, **inner}, values.where) if inner else values
-    architectures = values.strings("architectures", [])
+    architectures = architectures_of(values)
     heads = config.integer("num_attention_heads", 32, minimum=1)
     head_dim = config.integer("head_dim", 0) or config.integer("hidden_size", 4096) // heads
     family = next((ARCHITECTURES[name] for name in architectures if name in ARCHITECTURES), None)

@@ -10,7 +10,8 @@ from megatron_ultralong.checkpoint.disk.checksums import FILE_NAME as CHECKSUMS_
 from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_name
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, seal_small_files
 from megatron_ultralong.checkpoint.formats import hugging_face_config, tokenizer_files
-from megatron_ultralong.checkpoint.formats.kind import PARAMS_FILE
+from megatron_ultralong.checkpoint.formats.kind import ADAPTER_FILE, PARAMS_FILE
+from megatron_ultralong.data.tokenize.folder_template import TEMPLATE_FILE, template_files
 from megatron_ultralong.data.tokenize.refused_tokenizer import NAMES, no_tokenizer
 from megatron_ultralong.program.aside import whole
 from megatron_ultralong.program.errors import InputError
@@ -19,18 +20,18 @@ from megatron_ultralong.program.listing import files_below, files_in
 
 _PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
 _LICENCES = ("LICENSE", "NOTICE")
-_NOT_KEPT = (CHECKSUMS_FILE, "adapter_config.json")
+_NOT_KEPT = (CHECKSUMS_FILE, ADAPTER_FILE)
 """transformers loads another model where it finds the configuration of an adapter."""
 _FAST, _CONFIG = tokenizer_files.FAST_FILE, tokenizer_files.CONFIG_FILE
 _META_TOKENIZER = "tokenizer.model"
-_OF_FAST = (_FAST, _CONFIG, "special_tokens_map.json", tokenizer_files.TEMPLATE_FILE)
+_OF_FAST = (_FAST, _CONFIG, "special_tokens_map.json", TEMPLATE_FILE)
 _WRITTEN_ANEW = (hugging_face_config.CONFIG_FILE, PARAMS_FILE, _CONFIG)
 
 
 def small_files(folder: Path) -> list[Path]:
     """Files of ``folder`` that belong to the model and are not weights, by name."""
     found = {path for pattern in _PATTERNS for path in files_in(folder, pattern)}
-    found.update(tokenizer_files.template_files(folder))
+    found.update(template_files(folder).values())
     check_tokenizer_names(folder)
     kept = sorted(path for path in found if not path.name.endswith(".index.json"))
     for path in kept:  # they are copied into exports, which people publish

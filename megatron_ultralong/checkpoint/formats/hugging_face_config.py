@@ -13,7 +13,7 @@ from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats import rope_block
 from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope
 from megatron_ultralong.model import yarn
-from megatron_ultralong.model.families import ARCHITECTURES, refusal
+from megatron_ultralong.model.families import ARCHITECTURES, FAMILIES, refusal
 from megatron_ultralong.model.families.family import Family
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.aside import write_aside
@@ -118,11 +118,21 @@ def family_of(values: JsonObject, where: str) -> Family:
     Raises:
         InputError: it is none of those that are known; with what is missing here for it.
     """
-    architectures = values.strings("architectures", [])
+    architectures = architectures_of(values)
     for name in architectures:
         if name in ARCHITECTURES:
             return ARCHITECTURES[name]
     raise InputError(f"{where}: {refusal(architectures)}")
+
+
+def architectures_of(values: JsonObject) -> list[str]:
+    """What a ``config.json`` names; where it names none, its ``model_type`` says it.
+
+    transformers writes none for a configuration that is saved alone, and reads ``model_type``.
+    """
+    named: list[str] = values.strings("architectures", [])
+    its = (f.architecture for f in FAMILIES.values() if f.name == values.get("model_type"))
+    return named or [*its]
 
 
 def model_config(values: Mapping[str, Any], where: str) -> ModelConfig:

@@ -9,6 +9,7 @@ from megatron_ultralong.program.errors import InputError, missing
 
 PARAMS_FILE = "params.json"
 GGUF_FILE = "model.gguf"
+ADAPTER_FILE = "adapter_config.json"
 
 
 def kind_of(path: Path) -> Literal["huggingface", "meta", "megatron"]:
@@ -34,6 +35,11 @@ def kind_of(path: Path) -> Literal["huggingface", "meta", "megatron"]:
     if not path.is_dir():
         raise InputError(f"model folder {missing(path)}")
     if not (path / LATEST_FILE).is_file() and not (path / FORMAT_FILE).is_file():
+        if (path / ADAPTER_FILE).is_file():
+            raise InputError(
+                f"{path} is an adapter ({ADAPTER_FILE}), not a model: merge it into the model that "
+                "it was trained on, with merge_and_unload() of peft, and save that"
+            )
         raise InputError(
             f"{path} is not a model: it has no {CONFIG_FILE} (Hugging Face), no {PARAMS_FILE} "
             f"(Meta) and no {LATEST_FILE} (Megatron)"

@@ -15,6 +15,7 @@ import importlib
 import io
 import pickle
 import pickletools
+import re
 import threading
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -293,7 +294,7 @@ def _is_dtype(module: str, name: str) -> bool:
 
 
 def _short(error: BaseException) -> str:
-    """The first line of an error; torch appends a page on how to switch its guard off."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    text = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), lines[0])
-    return text.strip()[:300]
+    """The reason of an error, without what torch says around it on how to switch its guard off."""
+    text = str(error).strip() or type(error).__name__
+    reason = re.search(r"WeightsUnpickler error:\s*(.+?)(?:\. Please use|\n|$)", text)
+    return (reason[1] if reason else text.splitlines()[0]).strip()[:300]

@@ -140,10 +140,12 @@ def _block(config: JsonObject) -> dict[str, Any]:
 
 def _in_new_words(block: JsonObject, config: JsonObject) -> dict[str, Any]:
     _check_values(block, config)
-    empty = [key for key in _NOT_NULL if key in block and block[key] is None]
-    if empty:
+    empty = [(block.where, key) for key in _NOT_NULL if key in block and block[key] is None]
+    if "rope_theta" not in block and config.get("rope_theta", 0) is None:
+        empty.append((config.where, "rope_theta"))
+    for where, key in empty:
         raise InputError(
-            f"{block.where}: {empty[0]} is null, and transformers runs no such model: state it, or "
+            f"{where}: {key} is null, and transformers runs no such model: state it, or "
             "remove the key"
         )
     names = {block.string(key, None) for key in ("rope_type", "type")} - {None}

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,7 +17,9 @@ from megatron_ultralong.checkpoint.disk.large_files import OpenFile
 from megatron_ultralong.checkpoint.formats import pickles
 from megatron_ultralong.checkpoint.formats.weight_map import Weight
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import shown
 from megatron_ultralong.program.json_file import parse_json
+from megatron_ultralong.program.quantity import named
 
 _ZIP_LENGTHS = 26
 """Offset, in a record's local header, of the lengths of the name and the extra field."""
@@ -153,12 +155,19 @@ class PickleFile:
                 f"{self.path} does not open as a file of weights only ({error}): it is damaged "
                 "or would run code; use the model's safetensors files"
             ) from error
-        if not isinstance(values, dict) or not all(
-            isinstance(name, str) and pickles.is_plain_tensor(value)
-            for name, value in values.items()
-        ):
-            raise InputError(f"{self.path} must hold a dict of tensors: it is not a model's file")
+        if not isinstance(values, dict):
+            raise self._no_tensors("all of it", values)
+        for name, value in values.items():
+            if not (isinstance(name, str) and pickles.is_plain_tensor(value)):
+                raise self._no_tensors(name, value)
         return values
+
+    def _no_tensors(self, name: Any, value: Any) -> InputError:
+        return InputError(
+            f"{self.path} must hold a dict of tensors, and {shown(name)} is "
+            f"{named(type(value).__name__)}: it is not a model's file; save the model's tensors "
+            "alone, by their names"
+        )
 
 
 TensorFile = SafetensorsFile | PickleFile

@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside
-from megatron_ultralong.data.tokenize.folder_template import MAX_TEMPLATE_BYTES
+from megatron_ultralong.data.tokenize.folder_template import MAX_TEMPLATE_BYTES, template_files
 from megatron_ultralong.data.tokenize.refused_tokenizer import is_failure
 from megatron_ultralong.data.tokenize.tokenising import (
     MAX_TOKENIZER_BYTES,
@@ -22,12 +22,9 @@ from megatron_ultralong.data.tokenize.tokenising import (
 from megatron_ultralong.model.shape import MOST_IDS
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_bounded, read_json
-from megatron_ultralong.program.listing import files_in
 
 FAST_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
-TEMPLATE_FILE = "chat_template.jinja"
-TEMPLATE_FOLDER = "additional_chat_templates"
 FAST_CLASS = "PreTrainedTokenizerFast"
 """Reads ``tokenizer.json`` as it is, in every release."""
 
@@ -232,16 +229,8 @@ def encode(tokenizer: Tokenizer, text: str, path: Path, *, add_special_tokens: b
         ) from error
 
 
-def template_files(folder: Path) -> list[Path]:
-    """Files of further chat templates, which transformers reads by name."""
-    return files_in(folder / TEMPLATE_FOLDER, "*.jinja")
-
-
 def _templates(folder: Path) -> Iterator[tuple[str, str]]:
-    main = folder / TEMPLATE_FILE
-    paths = {"default": main} if main.is_file() else {}
-    paths.update({path.stem: path for path in template_files(folder)})
-    for name, path in paths.items():
+    for name, path in template_files(folder).items():
         check_inside(path, folder)
         try:
             text = read_bounded(path, MAX_TEMPLATE_BYTES).decode()

@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_name
 from megatron_ultralong.checkpoint.formats import tensor_file
+from megatron_ultralong.checkpoint.formats.kind import ADAPTER_FILE
 from megatron_ultralong.data.read.signatures import POINTERS
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError
@@ -27,7 +28,6 @@ _NAMES: tuple[tuple[str, type[tensor_file.TensorFile]], ...] = (
 _INDEX_SUFFIX = ".index.json"
 _CHOICE_KEY = "transformers_weights"
 """Key of ``config.json`` that names the file: transformers looks for no other then."""
-_ADAPTER = "adapter_config.json"
 _PER_RANK = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 """What a distributed training of transformers 5 saves; it takes these before any other file."""
 _LOOKS_LIKE_WEIGHTS = re.compile(
@@ -76,10 +76,10 @@ def open_weights(
             two files.
     """
     chosen = _choose(folder, config)
-    if (folder / _ADAPTER).is_file():
+    if (folder / ADAPTER_FILE).is_file():
         tell(
-            f"warning: {folder}: {chosen.label} is read without the adapter of {_ADAPTER}; if the "
-            "model is meant with it, merge it first"
+            f"warning: {folder}: {chosen.label} is read without the adapter of {ADAPTER_FILE}; if "
+            "the model is meant with it, merge it first"
         )
     assert chosen.kind is not None
     names = sorted(chosen.files)

@@ -79,9 +79,10 @@ def _notes(manifest: ChatManifest) -> list[str]:
         if source.num_with_marks:
             number = counted(source.num_with_marks, "conversation")
             lines.append(
-                f"{source.name}: {number} with special tokens of template {manifest.chat_template} "
-                "in their texts, written as text: if they were put in a template before, give the "
-                "turns instead"
+                f"{source.name}: {number} with special tokens in their texts, written as text, of "
+                "which transformers makes the tokens: if they were put in a template before, give "
+                "the turns instead; if a text is to be its token, such as <think>, set special of "
+                "that token to false in tokenizer.json"
             )
         if source.unread_keys:
             what = ", ".join(f"{key} ({count:,})" for key, count in source.unread_keys.items())

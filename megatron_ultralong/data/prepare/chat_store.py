@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import collections
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,10 @@ class ChatStore:
         self.is_marked = self.its_template is not None and self.its_template.has_marks
         self.encoder = ChatEncoder(self.template, self.tokenizer, self.is_marked)
         special, eos = self.template.special, self.tokenizer.eos_text
-        self._marks = [eos() if name == END else name for name in special]
-        """Texts of its special tokens."""
+        marks = {eos() if name == END else name for name in special}
+        marks |= {*self.tokenizer.special_texts}
+        self._marks = re.compile("|".join(map(re.escape, sorted(filter(None, marks)))))
+        """Texts of special tokens, the template's and all others."""
         self._found: collections.Counter[str] = collections.Counter()
         """What is counted of the source, by the names of :class:`ChatSource`."""
         self._bins: dict[int, list[int]] = {}
@@ -194,10 +197,9 @@ class ChatStore:
         )
         self._found["num_with_reasoning"] += conversation.has_reasoning
         self._found["num_with_marks"] += any(
-            mark in message.content
+            self._marks.search(message.content)
             for message in conversation.messages
             if isinstance(message.content, str)
-            for mark in self._marks
         )
 
     def _add(self, batch: list[tuple[str, list[Piece]]]) -> None:

@@ -14,12 +14,16 @@ depth: a key of a struct whose value is null is one that is not there. What is k
 
 An argument of a call that was null on purpose is gone too, and keys have the order of the struct:
 what must be kept exactly belongs into a text of JSON.
+
+A value of the type ``arrow.json`` (``Json`` of `datasets`, at any depth) is what its text says.
 """
 
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import pyarrow as pa
+
+from megatron_ultralong.data.read.record import json_value, value_error
 
 SCHEMAS = "tools"
 """The column that holds JSON schemas."""
@@ -71,8 +75,25 @@ def num_kept_nulls(value: Any) -> int:
     return found
 
 
+def is_json(kind: Any) -> bool:
+    """Whether a type is texts that stand for what they say in JSON."""
+    return isinstance(kind, pa.BaseExtensionType) and kind.extension_name == "arrow.json"
+
+
+def _json_value(text: str | None) -> Any:
+    """What a text says; ValueError where it is not JSON, or none that can be worked on."""
+    if text is None:
+        return None
+    value = json_value(text.encode())
+    if reason := value_error(value):
+        raise ValueError(f"JSON with {reason}")
+    return value
+
+
 def _converter(kind: Any, inside: _Inside) -> _Convert | None:
     """What turns a value of a type into ours; None where it is that already."""
+    if is_json(kind):
+        return _json_value
     if isinstance(kind, pa.BaseExtensionType):
         return _converter(kind.storage_type, inside)
     if pa.types.is_map(kind):

@@ -178,7 +178,8 @@ def _check_content(number: int, message: Message) -> None:
             )
         return
     if message.role == "tool":
-        require_type(message.content, (str, Mapping, list), f"{place} has content of type")
+        others = ", not a text, an object or a list: write it as a text"
+        require_type(message.content, (str, Mapping, list), f"{place} has content of type", others)
         return
     require_type(message.content, str, f"{place} has content of type", ", not a text")
     if not message.content or message.content.isspace():

@@ -4,6 +4,7 @@ A name may lie: ``.json`` is JSON lines as often as one array, and a download ma
 pointer, an archive or a page of HTML under the name of the data. What is read wrongly is learnt.
 """
 
+import contextlib
 import io
 import json
 import re
@@ -176,7 +177,7 @@ def _value_problem(path: Path, head: bytes) -> str:
         key = wrapped[1].decode(errors="replace")
         what, query = f"one JSON object with its records under {key!r}", f".[{json.dumps(key)}][]"
     else:
-        what, query = "one JSON value over several lines", "."
+        what, query = "JSON over several lines a value", "."
     return _to_lines(what, query, name)
 
 
@@ -197,11 +198,15 @@ def _array_problem(path: Path, head: bytes) -> str:
 
 
 def _is_spread(head: bytes, is_whole: bool) -> bool:
-    """Whether a file is one value of JSON that is spread over lines."""
+    """Whether a file is values of JSON, one or more, each of them spread over lines."""
     first, newline, _ = head.strip().partition(b"\n")
     if not newline or isinstance(_value(first), dict):
         return False
-    return isinstance(_value(head), dict) if is_whole else bool(_OPENS.fullmatch(first))
+    if not is_whole:
+        return bool(_OPENS.fullmatch(first))
+    with contextlib.suppress(ValueError, RecursionError):
+        return isinstance(json.JSONDecoder().raw_decode(head.decode().lstrip())[0], dict)
+    return False
 
 
 def _is_wrapped(head: bytes, is_whole: bool) -> bool:

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from megatron_ultralong.data.read.arrow_values import python_rows
-from megatron_ultralong.data.read.record import Record, unreadable
+from megatron_ultralong.data.read.arrow_values import is_json, python_rows
+from megatron_ultralong.data.read.record import Record, bytes_outside_strings, unreadable
 
 BATCH_ROWS = 64
 BATCH_BYTES = 32 << 20
@@ -28,6 +28,9 @@ DECODE_BYTES = 768 << 20
 
 MAX_OBJECT_BYTES = 256 << 20
 """Of Python's objects for one row, without its texts."""
+
+JSON_OBJECT_BYTES = 30
+"""Of Python's objects for each byte of JSON around its texts."""
 
 MAX_REPEATED_BYTES, MAX_REPETITION = 1 << 30, 100
 """What the texts of a row group may become beyond what it says it holds: so many bytes, and as many
@@ -226,7 +229,12 @@ def _total(costs: Iterable[_Cost]) -> _Cost:
 def _cost(array: Any) -> _Cost:
     kind = array.type
     if isinstance(array, pa.ExtensionArray):
-        return _cost(array.storage)
+        cost = _cost(array.storage)
+        if is_json(kind):
+            texts = (text.as_py() for text in array.storage)
+            signs = sum(bytes_outside_strings(text.encode()) for text in texts if text)
+            cost = cost._replace(objects=cost.objects + JSON_OBJECT_BYTES * signs)
+        return cost
     if pa.types.is_dictionary(kind):
         sizes = pc.take(_text_sizes(array.dictionary), array.indices)
         return _Cost(64 * len(array), pc.sum(sizes).as_py() or 0)

@@ -16,7 +16,7 @@ from megatron_ultralong.data.read.file_kind import FileKind, file_kind, is_known
 from megatron_ultralong.data.read.file_names import Entry, litter_reason, matches, walk
 from megatron_ultralong.data.read.options import ChatReadOptions, FileFormat, ReadOptions
 from megatron_ultralong.program.ending import tell
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, elsewhere
 from megatron_ultralong.program.quantity import counted
 
 TEXT_KEY = "text"
@@ -199,9 +199,14 @@ def find_files(source: Source, options: ReadOptions | ChatReadOptions) -> FoundF
         files.append(FilePart(path, size, kind.file_format, problem=kind.problem, state=state))
     if not files:
         among = f" ending in {' or '.join(suffixes)}" if suffixes else ""
+        named = source.pattern
+        is_local = bool(counts) or (
+            "://" not in named and (glob.has_magic(named) or is_known_name(Path(named)))
+        )
         raise InputError(
-            f"source {source.name!r}: no file{among} at {source.pattern} ({_told(counts)}); check "
-            "the path, the quotes around a pattern, and --suffix"
+            f"source {source.name!r}: no file{among} at {named} ({_told(counts)})"
+            f"{'' if is_local else elsewhere(named, '--repo-type dataset ')}; check the path, the "
+            "quotes around a pattern, and --suffix"
         )
     return FoundFiles(source, files, _merged(counts))
 

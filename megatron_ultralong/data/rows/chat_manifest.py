@@ -61,7 +61,7 @@ class ChatSource(manifest.Record):
     refused_files: dict[str, str] = field(default_factory=dict, repr=False)
     """Files of which no conversation could be read: where the first stands, and what is wrong."""
     num_with_marks: int = field(default=0, repr=False)
-    """Conversations that have texts of the template's special tokens, which are written as text."""
+    """Conversations that have texts of special tokens, which are written as text."""
 
 
 @dataclass(frozen=True)

@@ -276,9 +276,11 @@ def choose_tokenizer(path: Path, engine: tokenising.TokenizerEngine) -> ChosenTo
     ``auto`` takes the fast one where its ids are equal on probes, else the reference, and says why.
 
     Raises:
-        InputError: as :func:`open_reference`, and where gigatoken is asked for and cannot be had.
+        InputError: as :func:`open_reference`, where a file beside it adds tokens that it does not
+            have, and where gigatoken is asked for and cannot be had.
     """
     reference = open_reference(path)
+    tokenising.check_added_tokens(reference)
     if engine == "reference":
         return ChosenTokenizer(reference, "asked for")
     try:

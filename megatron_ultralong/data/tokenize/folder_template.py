@@ -18,6 +18,9 @@ from megatron_ultralong.data.tokenize.template_worker import SECONDS
 from megatron_ultralong.data.tokenize.tokenising import named_tokens, side_file
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_bounded
+from megatron_ultralong.program.listing import files_in
+
+TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
 
 MAX_TEMPLATE_BYTES = 1 << 20
 """Of a template; the longest known have 20 kB."""
@@ -173,6 +176,14 @@ class FolderTemplate(TemplateProcess):
         }
         way_out = "put the model's own there, or give --no-check-template"
         super().__init__(text, str(folder), way_out)
+        self._folder = folder
+        self._of_tools: FolderTemplate | None = None
+        """Writes conversations with tools, if the folder has another template for them."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Both can be asked again."""
+        return super().is_alive and (self._of_tools is None or self._of_tools.is_alive)
 
     def may_treat_otherwise(self, conversation: Conversation) -> bool:
         """Whether a conversation has what two templates that write plain ones alike may not.
@@ -199,7 +210,14 @@ class FolderTemplate(TemplateProcess):
             options["builtin_tools"] = list(conversation.builtin_tools)
         tools = None if conversation.tools is None else list(conversation.tools)
         messages = [_as_given(message) for message in conversation.messages]
-        return self.render_messages(messages, date, tools, **options)
+        writer = self if tools is None else self._writer_of_tools()
+        return writer.render_messages(messages, date, tools, **options)
+
+    def _writer_of_tools(self) -> "FolderTemplate":
+        """What transformers and engines take where tools are given."""
+        if self._of_tools is None and (text := folder_template(self._folder, "tool_use")):
+            self._of_tools = self.enter_context(FolderTemplate(text, self._folder))
+        return self._of_tools or self
 
     def render_messages(
         self,
@@ -245,14 +263,21 @@ def _as_given(message: Message) -> dict[str, Any]:
     return {"role": message.role, "tool_calls": [{"type": "function", "function": function}]}
 
 
-def folder_template(folder: Path) -> str | None:
-    """The template of a tokenizer's folder, of several the default one; None: it has none.
+def template_files(folder: Path) -> dict[str, Path]:
+    """Files of the templates in a tokenizer's folder, by the names that transformers gives them."""
+    main = folder / TEMPLATE_FILE
+    found = {"default": main} if main.is_file() else {}
+    return found | {path.stem: path for path in files_in(folder / TEMPLATE_FOLDER, "*.jinja")}
+
+
+def folder_template(folder: Path, name: str = "default") -> str | None:
+    """The template of a tokenizer's folder, of several that of a name; None: it has none.
 
     Raises:
         InputError: its file is damaged, or larger than a template is.
     """
-    file = folder / "chat_template.jinja"
-    if file.is_file():
+    files = template_files(folder)
+    if file := files.get(name):
         try:
             return read_bounded(file, MAX_TEMPLATE_BYTES).decode()
         except UnicodeDecodeError as error:
@@ -260,5 +285,7 @@ def folder_template(folder: Path) -> str | None:
     value = side_file(folder, "tokenizer_config.json").get("chat_template")
     if isinstance(value, list):
         entries = [entry for entry in value if isinstance(entry, dict)]
-        value = next((e.get("template") for e in entries if e.get("name") == "default"), None)
-    return value if isinstance(value, str) else None
+        value = next((e.get("template") for e in entries if e.get("name") == name), None)
+    elif name != "default":
+        return None
+    return value if isinstance(value, str) and "default" not in files else None

@@ -49,14 +49,18 @@ def is_panic(error: BaseException) -> bool:
     return type(error).__name__ == "PanicException"
 
 
+def saved_again(folder: Path) -> str:
+    """The line that writes the ``tokenizer.json`` of a folder as transformers reads the folder."""
+    call = f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+    return f'python -c "from transformers import AutoTokenizer; {call}"'
+
+
 def _others(folder: Path) -> str:
-    """The line that writes ``tokenizer.json`` of files that are not read; empty: there are none."""
+    """What to do with files that are not read; empty: there are none."""
     found = [name for name in _OTHERS if (folder / name).is_file()]
     if not found:
         return ""
-    call = f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
     return (
         f", and {' and '.join(found)} {'are' if len(found) > 1 else 'is'} not read: write "
-        f'tokenizer.json with transformers: python -c "from transformers import AutoTokenizer; '
-        f'{call}"'
+        f"tokenizer.json with transformers: {saved_again(folder)}"
     )

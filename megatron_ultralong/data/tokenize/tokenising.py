@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer, models
 from megatron_ultralong.data.tokenize import refused_tokenizer
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_bounded, read_json
+from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.sequence.documents import document_boundaries
 
 TOKENIZER_FILES = (
@@ -228,6 +230,44 @@ def named_tokens(folder: Path) -> dict[str, str]:
             if name.endswith("_token") and isinstance(text, str) and text:
                 found[name] = text
     return found
+
+
+def check_added_tokens(tokenizer: DocumentTokenizer) -> None:
+    """Refuse a tokenizer to which a file beside it adds tokens of texts that it does not have.
+
+    transformers looks for these in every text. Of special tokens the text is text here, and a chat
+    template says itself which of them it lacks.
+
+    Raises:
+        InputError: there are some, or a file is damaged.
+    """
+    folder, name = tokenizer.file.parent, TOKENIZER_FILES[1]
+    config = side_file(folder, name)
+    added = config.get("added_tokens_decoder")
+    if isinstance(added, dict):  # since 4.34
+        tokens = [t for t in added.values() if isinstance(t, dict) and not t.get("special")]
+        texts = [str(token.get("content")) for token in tokens]
+    else:
+        name = "added_tokens.json"
+        named = {*named_tokens(folder).values(), *_other_special_tokens(folder)}
+        texts = [text for text in side_file(folder, name) if text not in named]
+    known = {*tokenizer.special_texts, *tokenizer.added_texts}
+    if lost := [text for text in texts if text not in known]:
+        raise InputError(
+            f"{folder / name} adds {counted(len(lost), 'token')}, such as {lost[0]!r}, to "
+            f"{tokenizer.file.name}, which does not have them: transformers would find them in "
+            "texts, and their ids would be others. Write tokenizer.json with them: "
+            + refused_tokenizer.saved_again(folder)
+        )
+
+
+def _other_special_tokens(folder: Path) -> list[str]:
+    """Texts of special tokens that files beside a tokenizer list without a name."""
+    sides = (side_file(folder, name) for name in TOKENIZER_FILES[1:3])
+    keys = ("additional_special_tokens", "extra_special_tokens")
+    lists = [values.get(key) for values in sides for key in keys]
+    tokens = itertools.chain.from_iterable(one for one in lists if isinstance(one, list))
+    return [str(token.get("content") if isinstance(token, dict) else token) for token in tokens]
 
 
 def side_file(folder: Path, name: str) -> dict[str, Any]:

@@ -15,7 +15,12 @@ from megatron_ultralong.data.rows.chat_manifest import ChatManifest
 from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER
 from megatron_ultralong.data.tokenize.chat_template import END, TEMPLATES
 from megatron_ultralong.data.tokenize.engines import open_reference
-from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, folder_template
+from megatron_ultralong.data.tokenize.folder_template import (
+    TEMPLATE_FILE,
+    TEMPLATE_FOLDER,
+    FolderTemplate,
+    folder_template,
+)
 from megatron_ultralong.data.tokenize.refused_tokenizer import NAMES
 from megatron_ultralong.data.tokenize.tokenising import (
     DocumentTokenizer,
@@ -71,7 +76,7 @@ class TrainedTemplate(NamedTuple):
         Raises:
             InputError: a file of the folder is damaged. OSError: nothing can be written.
         """
-        remove(folder / "additional_chat_templates")
+        remove(folder / TEMPLATE_FOLDER)
         for file in _TOKEN_FILES:
             values = side_file(folder, file)
             known = self.tokens.keys() & (values.keys() if file == _TOKEN_FILES[1] else _TOKENS)
@@ -79,7 +84,7 @@ class TrainedTemplate(NamedTuple):
             new.pop("chat_template", None)
             if new != values:
                 write_aside(folder / file, json.dumps(new, indent=2, ensure_ascii=False) + "\n")
-        write_aside(folder / "chat_template.jinja", self.text)
+        write_aside(folder / TEMPLATE_FILE, self.text)
 
     def missed_ends(self, folder: Path) -> dict[str, int]:
         """Those of ``ends`` at which the model of ``folder`` does not stop, with their ids.
