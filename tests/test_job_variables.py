@@ -157,3 +157,13 @@ def test_an_empty_level_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a template of a job script leaves it."""
     monkeypatch.setenv("ULTRALONG_LOG", "")
     cli.main(["plan", "small", "--model", "demo", "--gpus", "1", "--gpu", "h100-80gb"])
+
+
+def test_a_size_left_from_another_job_is_told_as_that(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], inputs: Path
+) -> None:
+    """The batch was blamed, which does not divide by it."""
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    said = refusal(capsys, *pretrain_words(inputs))
+    assert "WORLD_SIZE (3) in the environment without RANK, MASTER_ADDR, MASTER_PORT" in said
+    assert "`unset WORLD_SIZE`" in said

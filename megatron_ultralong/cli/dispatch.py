@@ -161,6 +161,8 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
         load(verb.run)(words)
         return
     ranks, words = take_ranks(words) if verb.is_for_ranks else (None, words)
+    if verb.is_for_ranks and not ranks and "--dry-run" not in words:
+        check_start()  # what follows would blame a flag that does not divide by a stale WORLD_SIZE
     with as_job_of(ranks):
         options = _checked(name, verb, words)
     if options is None:
@@ -171,11 +173,8 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
         if status := run_ranks([*name.split(), *words], ranks, saves=saves, way_on=way_on):
             sys.exit(status)
         return
-    if verb.is_for_ranks:
-        check_start()
-        if under_torchrun():  # until their first other line, half a minute later
-            ranks_there = counted(world_size(), "rank")
-            tell(f"{PROGRAM}: starting {ranks_there}: loading libraries ...")
+    if verb.is_for_ranks and under_torchrun():  # until their first other line, half a minute later
+        tell(f"{PROGRAM}: starting {counted(world_size(), 'rank')}: loading libraries ...")
     run = _load_run(verb)
     say_loaded()
     if verb.is_for_ranks and (torch := sys.modules.get("torch")):
