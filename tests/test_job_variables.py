@@ -162,8 +162,10 @@ def test_an_empty_level_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_size_left_from_another_job_is_told_as_that(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], inputs: Path
 ) -> None:
-    """The batch was blamed, which does not divide by it."""
+    """The batch or the layout alone was blamed, which does not divide by it."""
     monkeypatch.setenv("WORLD_SIZE", "3")
     said = refusal(capsys, *pretrain_words(inputs))
-    assert "WORLD_SIZE (3) in the environment without RANK, MASTER_ADDR, MASTER_PORT" in said
-    assert "`unset WORLD_SIZE`" in said
+    assert "world_size (3) must be divisible by" in said
+    assert "; this is checked for 3 ranks, by WORLD_SIZE in the environment: `unset WORLD_" in said
+    monkeypatch.setenv("RANK", "0")
+    assert "by WORLD_SIZE" not in refusal(capsys, *pretrain_words(inputs))
