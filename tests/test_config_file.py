@@ -207,7 +207,7 @@ def test_a_file_may_give_the_length_in_tokens_alone() -> None:
     config = from_dict(PretrainConfig, {"load": "a", "data": {"data_path": "b"}, "train_tokens": 9})
     check_ranges(config)
     config.with_budget(2).check_fields()
-    with pytest.raises(InputError, match="train_iters and train_tokens are both 0"):
+    with pytest.raises(InputError, match="at least 1, not 0, where no train_tokens"):
         dataclasses.replace(config, train_tokens=0.0).check_fields()
 
 

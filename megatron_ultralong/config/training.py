@@ -121,8 +121,8 @@ class TrainingConfig:
         check_ranges(self)
         if not self.train_iters:
             raise InputError(
-                "train_iters and train_tokens are both 0, which is no run: give --train-iters, or "
-                "--train-tokens"
+                "train_iters must be at least 1, not 0, where no train_tokens are given: use "
+                "--train-iters, or --train-tokens"
             )
         if self.optimizer.lr_warmup_iters >= self.train_iters:
             raise InputError(
