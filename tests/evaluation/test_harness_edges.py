@@ -138,7 +138,7 @@ def test_no_name_of_the_harness_is_empty(
 
 
 def test_the_home_folder_stands_in_model_args() -> None:
-    with pytest.raises(InputError, match=f"^{Path.home()}/no-such-run does not exist"):
+    with pytest.raises(InputError, match=f"--load {Path.home()}/no-such-run: folder"):
         plugin.Plugin.create_from_arg_obj({"load": "~/no-such-run"}, {"batch_size": 1})
 
 
