@@ -17,7 +17,7 @@ from megatron_ultralong.program.fields import (
     shown,
     without_marks,
 )
-from megatron_ultralong.program.names import with_home
+from megatron_ultralong.program.names import local_name
 from megatron_ultralong.program.not_known import not_known
 from megatron_ultralong.program.texts import Text
 
@@ -74,7 +74,7 @@ def _from_dict(config_class: type[Config], values: Any, where: str, path: str) -
         if number and number.unit and isinstance(value, str):
             value = _plain(number, value, f"{where}: {at}")
         if isinstance(value, str) and mark_of(hints[key], Text) is None:
-            value = with_home(value)
+            value = local_name(value)
         arguments[key] = _typed(hints[key], value, where, at)
         if number:
             check_number(config_class, number, arguments[key], where=where, path=at)

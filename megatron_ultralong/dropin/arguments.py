@@ -223,7 +223,7 @@ def checked_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> list
     check_dashes(words, known)
     _check_one_folder(words)
     names = {flag.replace("_", "-") for flag, action in known.items() if _is_of_names(action)}
-    return whole_names(words, names.__contains__)
+    return whole_names(words, names.__contains__, takes_urls=True)  # Megatron-LM reads stores
 
 
 def _check_one_folder(words: Sequence[str]) -> None:
