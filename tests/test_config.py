@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
+from megatron_ultralong.config.convert import ImportConfig
+from megatron_ultralong.config.generate import GenerateConfig
 from megatron_ultralong.config.optimizer import OptimizerConfig
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.plain_values import from_dict
@@ -13,9 +18,13 @@ from megatron_ultralong.config.recipes import PRETRAIN_RECIPES
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.run import MemoryConfig
 from megatron_ultralong.config.training import DataConfig, PretrainConfig
+from megatron_ultralong.evaluation.models.facts import named_folders
+from megatron_ultralong.evaluation.options import ModelsConfig
+from megatron_ultralong.generation.early_checks import check_generation
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.model.yarn import LinearConfig, NtkConfig, RopeScaling, YarnConfig
 from megatron_ultralong.program.errors import InputError
+from tests.models import write_llama
 
 MODEL = ModelConfig(
     num_layers=4,
@@ -284,3 +293,32 @@ def test_interleaved_stages_hold_chunks_of_as_many_layers() -> None:
         InputError, match="needs num_virtual_stages_per_pipeline_rank of at least 2"
     ):
         ParallelConfig(microbatch_group_size_per_virtual_pipeline_stage=4).check_microbatches(8)
+
+
+OF_TRAINING: dict[str, Any] = {
+    "cp_assignment": "balanced",
+    "num_virtual_stages_per_pipeline_rank": 2,
+    "microbatch_group_size_per_virtual_pipeline_stage": 2,
+}
+OF_ANY_PASS = {
+    *("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"),
+    *("cp_comm_type", "hierarchical_context_parallel_sizes", "sequence_parallel"),
+    *("distributed_timeout_minutes", "num_layers_in_first_pipeline_stage"),
+    "num_layers_in_last_pipeline_stage",
+}
+
+
+def test_what_is_of_training_alone_is_refused_by_what_has_no_backward_pass(tmp_path: Path) -> None:
+    """`generate --cp-assignment balanced` did nothing without a word. A new field is decided."""
+    fields = {field.name for field in dataclasses.fields(ParallelConfig)}
+    assert fields == {*OF_TRAINING, *OF_ANY_PASS}
+    write_llama(tmp_path / "hf", num_hidden_layers=2)
+    import_checkpoint(ImportConfig(tmp_path / "hf", tmp_path / "base"))
+    load = str(tmp_path / "base")
+    for name, value in OF_TRAINING.items():
+        parallel = ParallelConfig(**{name: value})
+        message = f"{name} {value} is of training alone: .*; leave --{name.replace('_', '-')} out"
+        with pytest.raises(InputError, match=message):
+            named_folders(ModelsConfig(load=(load,), parallel=parallel), 1)
+        with pytest.raises(InputError, match=message):
+            check_generation(GenerateConfig(load=load, prompt=("a",), parallel=parallel), 1)

@@ -172,7 +172,9 @@ def test_a_text_without_aliases_is_not_counted_as_one_with() -> None:
         ("save: 3", r"save must be text, not 3"),
         ("rope: {rope_scaling: yarn, attention_factor: hot}", r"a number or one of 'yarn', not 'h"),
         ("1: 2", r"key '1' is not known"),
+        ("lr: 1e-5", r"key 'lr' belongs in the block 'optimizer': .* `optimizer: {lr: ...}`"),
         ("[1, 2]", "is not a configuration: it holds list"),
+        ("", "is not a configuration: it holds nothing, not lines of `key: value`"),
         ("[" * 10_000, "is not YAML: "),
         ("train_iters: " + "9" * 5000, "is not YAML: Exceeds the limit"),
         ("? [a]\n: 1", "is not YAML"),
@@ -189,6 +191,24 @@ def test_what_a_file_cannot_hold(tmp_path: Path, text: str, message: str) -> Non
     with pytest.raises(InputError, match=message) as refusal:
         load_config(path, PretrainConfig)
     assert str(path) in str(refusal.value)
+
+
+def test_a_flag_at_the_top_of_a_file_is_told_its_block(tmp_path: Path) -> None:
+    """Users write a file in the names of flags, which have no blocks."""
+    for block, inner in dataclasses.asdict(SftConfig()).items():
+        for name in inner if isinstance(inner, dict) else ():
+            path = write(tmp_path / "run.yaml", f"{name}: 1")
+            with pytest.raises(InputError, match=f"'{name}' belongs in the block '{block}'"):
+                load_config(path, SftConfig)
+
+
+def test_a_file_may_give_the_length_in_tokens_alone() -> None:
+    """It was refused: train_iters is 0."""
+    config = from_dict(PretrainConfig, {"load": "a", "data": {"data_path": "b"}, "train_tokens": 9})
+    check_ranges(config)
+    config.with_budget(2).check_fields()
+    with pytest.raises(InputError, match="at least 1, not 0, where no train_tokens"):
+        dataclasses.replace(config, train_tokens=0.0).check_fields()
 
 
 def test_numbers_of_a_file_are_read_as_they_are_meant(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import http.server
 import importlib.util
 import io
 import json
+import re
 import shutil
 import subprocess
 import threading
@@ -124,10 +125,17 @@ class Answers(http.server.BaseHTTPRequestHandler):
     """A server that takes the tokens 7 and 8, each with the log-probability -1."""
 
     form = "vllm"
+    odd: tuple[int, str] | None = None
+    """Instead of it, a status and a text."""
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         assert len(asked["prompt"]) == 32
+        if self.odd:
+            self.send_response(self.odd[0])
+            self.end_headers()
+            self.wfile.write(self.odd[1].encode())
+            return
         rows: dict[str, Any] = {"tokens": ["token_id:7", "token_id:8"], "token_logprobs": [-1, -1]}
         if self.form == "llama.cpp":
             rows = {"content": [{"id": 7, "logprob": -1}, {"id": 8, "logprob": -1}]}
@@ -163,6 +171,54 @@ def test_a_server_that_computes_another_model_is_noticed(
             with pytest.raises(SystemExit, match="another model") if ends else nullcontext():
                 script("check_answer").main()
             assert "after 32 tokens: 0 of 2 tokens are transformers'" in capsys.readouterr().out
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+ODD = {
+    "busy": (503, "the queue is full", "answers HTTP Error 503.*the queue is full"),
+    "no such model": (404, '{"error": "model"}', "answers HTTP Error 404.*model"),
+    "cut": (200, '{"choices": [{"logp', "does not say ids of tokens"),
+    "no probabilities": (200, '{"choices": [{"text": "a"}]}', "does not say ids .*KeyError"),
+    "null": (200, '{"choices": [{"logprobs": null}]}', "does not say ids of tokens"),
+    "texts": (
+        *(200, '{"choices": [{"logprobs": {"tokens": ["a"], "token_logprobs": [-1]}}]}'),
+        "does not say ids of tokens",
+    ),
+    "null in it": (
+        *(200, '{"choices": [{"logprobs": {"content": [{"id": 7, "logprob": null}]}}]}'),
+        "does not say ids of tokens",
+    ),
+    "nothing": (200, '{"choices": [{"logprobs": {"content": []}}]}', "the server took no token"),
+    "nan": (
+        200,
+        '{"choices": [{"logprobs": {"content": [{"id": 7, "logprob": -1}, {"id": 8, "logprob": NaN}'
+        "]}}]}",
+        "computes another model",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*ODD, "gone"])
+def test_a_server_without_an_answer_is_told(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NaN passed any tolerance; the proxy of a cluster was asked for a server of this machine."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    server = http.server.HTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    status, text, said = ODD.get(name, (200, "", "does not answer"))
+    monkeypatch.setattr(Answers, "odd", (status, text))
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    words = [str(ROOT / "examples/demo/base"), url, "--prompt-tokens", "32", "--dtype", "float32"]
+    monkeypatch.setattr("sys.argv", ["x", *words, "--tolerance", "1000"])
+    monkeypatch.setattr("sys.stdin", io.StringIO("def f(x):\n    return x + 1\n" * 20))
+    if name == "gone":
+        server.shutdown()
+        server.server_close()
+    try:
+        with pytest.raises(SystemExit) as end:
+            script("check_answer").main()
+        assert re.search(said, str(end.value.code)), end.value.code
     finally:
         server.shutdown()
         server.server_close()

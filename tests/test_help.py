@@ -139,7 +139,7 @@ def test_a_recipes_values_are_the_defaults() -> None:
     assert "(default: 1048576)" not in shown("pretrain", "--help")
     for verb in ("pretrain", "plan"):
         text = " ".join(shown(verb, "--help-all").split())
-        assert "whole run. [at least 1] (default: the recipe's)" in text
+        assert "or for sft by num_epochs. [at least 0] (default: the recipe's)" in text
         assert "Rows in one forward pass of a replica. [at least 1] (default: 1)" in text
 
 

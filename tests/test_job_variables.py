@@ -157,3 +157,15 @@ def test_an_empty_level_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a template of a job script leaves it."""
     monkeypatch.setenv("ULTRALONG_LOG", "")
     cli.main(["plan", "small", "--model", "demo", "--gpus", "1", "--gpu", "h100-80gb"])
+
+
+def test_a_size_left_from_another_job_is_told_as_that(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], inputs: Path
+) -> None:
+    """The batch or the layout alone was blamed, which does not divide by it."""
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    said = refusal(capsys, *pretrain_words(inputs))
+    assert "world_size (3) must be divisible by" in said
+    assert "; this is checked for 3 ranks, by WORLD_SIZE in the environment: `unset WORLD_" in said
+    monkeypatch.setenv("RANK", "0")
+    assert "by WORLD_SIZE" not in refusal(capsys, *pretrain_words(inputs))

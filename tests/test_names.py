@@ -13,7 +13,7 @@ import pytest
 from megatron_ultralong import cli
 from megatron_ultralong.config.recipes import PRETRAIN_RECIPES
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.names import with_home
+from megatron_ultralong.program.names import local_name, with_home
 from megatron_ultralong.program.required import flag_of, mark_of
 from megatron_ultralong.program.texts import Text
 from megatron_ultralong.training.config_file import load_config, save_config
@@ -75,6 +75,26 @@ def test_a_tilde_is_the_home_folder(verb: str, monkeypatch: pytest.MonkeyPatch) 
             (value, *_) = values_of(config, field)
             assert value.endswith("/home/me/a/b") or "=" in words[0], (words, value)
             assert "~" not in value
+
+
+URLS = ("s3://bucket/a", "gs://bucket/a", "hf://org/a", "https://host/a", "file:///a")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_url_is_no_folder(verb: str, tmp_path: Path) -> None:
+    """``--save s3://bucket/run`` saved in a new folder of the name ``s3:``."""
+    for flag in fields_of_names(verb):
+        for url in URLS:
+            for words in ([flag, url], [f"{flag}={url}"], [flag, f"x={url}"]):
+                with pytest.raises(InputError, match=r"^\S+ is a URL, and files of this machine's"):
+                    parse(verb, with_needed(verb, words))
+    for name in ("a/s3:/b", "s3:", "runs/lr=1e-5", "a=b/c:d", "x:/y"):
+        assert local_name(name) == name
+    file, run = tmp_path / "config.yaml", PRETRAIN_RECIPES["demo-cpu"]()
+    save_config(file, dataclasses.replace(run, load="/L"))
+    file.write_text(file.read_text().replace("/L", URLS[0]))
+    with pytest.raises(InputError, match="is a URL"):
+        load_config(file, type(run))
 
 
 def test_so_it_is_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ case "$ENGINE" in
     *) echo "$0: ENGINE '$ENGINE' is not known; known: vllm, llama.cpp" >&2; exit 2 ;;
 esac
 server=$!
+export no_proxy="127.0.0.1,${no_proxy:-}" NO_PROXY="127.0.0.1,${NO_PROXY:-}" # a cluster's proxy knows no server here
 trap 'kill "$server" 2>/dev/null || true' EXIT
 until curl --silent --fail "http://127.0.0.1:$PORT/health" > /dev/null; do
     kill -0 "$server" # it is still there

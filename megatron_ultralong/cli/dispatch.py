@@ -4,8 +4,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,8 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
         load(verb.run)(words)
         return
     ranks, words = take_ranks(words) if verb.is_for_ranks else (None, words)
-    with as_job_of(ranks):
+    is_told = bool(ranks) or "--dry-run" in words or not verb.is_for_ranks
+    with nullcontext() if is_told else _says_stale_size(), as_job_of(ranks):
         options = _checked(name, verb, words)
     if options is None:
         return
@@ -181,6 +182,20 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
     if verb.is_for_ranks and (torch := sys.modules.get("torch")):
         warn_of_gpus(torch.cuda.device_count())
     run(options)
+
+
+@contextmanager
+def _says_stale_size() -> Iterator[None]:
+    """Add to a message that what it refuses was checked for ranks that nothing has started."""
+    try:
+        yield
+    except InputError as error:
+        if world_size() == 1 or under_torchrun():
+            raise
+        raise InputError(
+            f"{error}; this is checked for {world_size()} ranks, by WORLD_SIZE in the environment: "
+            "`unset WORLD_SIZE` if no launcher has set it"
+        ) from error
 
 
 def _load_run(verb: Verb) -> Any:

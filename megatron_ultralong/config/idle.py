@@ -40,13 +40,32 @@ def idle_fields(config: TrainingConfig) -> dict[str, str]:
     return {name: why for name, (is_idle, why) in rules.items() if is_idle}
 
 
-def idle_notes(config: TrainingConfig) -> Iterator[str]:
-    """A line for each of them that is not its default: somebody may have meant it."""
+def fields_not_reached(config: TrainingConfig, done: int) -> dict[str, str]:
+    """Fields of iterations that a start does not come to, which resumes after ``done``, and why."""
+    last, interval, log = config.train_iters, config.eval_interval, config.log
+    if done >= last:
+        return {}
+    why = f"this start does iterations {done + 1} to {last}"
+    rules = {
+        "eval_interval": interval > 0 and last // interval == done // interval,
+        "profile_step_start": log.profile and log.profile_step_start > last,
+        "profile_step_end": log.profile and log.profile_step_end <= done + 1,
+    }
+    return dict.fromkeys((name for name, is_idle in rules.items() if is_idle), why)
+
+
+def idle_notes(config: TrainingConfig, done: int = 0) -> Iterator[str]:
+    """A line for each of them that is not its default: somebody may have meant it.
+
+    And for each that a start after ``done`` iterations does not come to.
+    """
     idle, usual = idle_fields(config), flat_fields(type(config)())
+    late = fields_not_reached(config, done)
     for name, value in flat_fields(config).items():
         field = name.split(".")[-1]
-        if field in idle and value != usual[name]:
-            yield f"warning: {field} {_text(value)} is without effect: {idle[field]}"
+        if field in late or (field in idle and value != usual[name]):
+            why = late.get(field) or idle[field]
+            yield f"warning: {field} {_text(value)} is without effect: {why}"
 
 
 def _text(value: object) -> str:

@@ -10,6 +10,13 @@ from megatron_ultralong.program.fields import YEAR, Range
 from megatron_ultralong.program.quantity import counted, either
 from megatron_ultralong.sequence.head_exchange import check_heads
 
+OF_TRAINING = (
+    "cp_assignment",
+    "num_virtual_stages_per_pipeline_rank",
+    "microbatch_group_size_per_virtual_pipeline_stage",
+)
+"""Fields of :class:`ParallelConfig` that a forward pass alone does not look at."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ParallelConfig:
@@ -168,6 +175,20 @@ class ParallelConfig:
                 "stage hold as many layers each; use a common divisor of them"
             )
         return layers
+
+    def check_forward_only(self) -> None:
+        """Raise InputError for what evaluations and generation, without a backward pass, have not.
+
+        They run stages as a whole, one micro-batch at a time, and rows without documents.
+        """
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in OF_TRAINING and value != field.default:
+                raise InputError(
+                    f"{field.name} {value} is of training alone: a checkpoint is evaluated, and "
+                    "continues prompts, without it, however it was trained; leave --"
+                    f"{field.name.replace('_', '-')} out"
+                )
 
     def check_microbatches(self, num_microbatches: int) -> None:
         """Raise InputError where the pipeline's schedule cannot run so many micro-batches."""

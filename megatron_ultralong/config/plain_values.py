@@ -17,7 +17,7 @@ from megatron_ultralong.program.fields import (
     shown,
     without_marks,
 )
-from megatron_ultralong.program.names import with_home
+from megatron_ultralong.program.names import local_name
 from megatron_ultralong.program.not_known import not_known
 from megatron_ultralong.program.texts import Text
 
@@ -50,7 +50,13 @@ def _from_dict(config_class: type[Config], values: Any, where: str, path: str) -
     fields = {field.name: field for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     unknown = sorted(str(key) for key in values if key not in fields)
     if unknown:
-        raise InputError(f"{place}: {not_known('key', unknown[0], sorted(fields))}")
+        name = unknown[0]
+        if block := _block_of(name, hints):
+            raise InputError(
+                f"{place}: key {name!r} belongs in the block {block!r}: write it there, indented, "
+                f"as `{block}: {{{name}: ...}}`"
+            )
+        raise InputError(f"{place}: {not_known('key', name, sorted(fields))}")
     absent = [
         name
         for name, field in fields.items()
@@ -68,7 +74,7 @@ def _from_dict(config_class: type[Config], values: Any, where: str, path: str) -
         if number and number.unit and isinstance(value, str):
             value = _plain(number, value, f"{where}: {at}")
         if isinstance(value, str) and mark_of(hints[key], Text) is None:
-            value = with_home(value)
+            value = local_name(value)
         arguments[key] = _typed(hints[key], value, where, at)
         if number:
             check_number(config_class, number, arguments[key], where=where, path=at)
@@ -76,6 +82,20 @@ def _from_dict(config_class: type[Config], values: Any, where: str, path: str) -
         return config_class(**arguments)
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
+
+
+def _block_of(name: str, hints: Mapping[str, Any]) -> str | None:
+    """The block of a configuration that has such a key: flags have none, and files do."""
+    kinds = ((block, kind) for block, hint in hints.items() for kind in options_of(hint))
+    return next(
+        (
+            block
+            for block, kind in kinds
+            if dataclasses.is_dataclass(kind)
+            and name in {field.name for field in dataclasses.fields(kind)}
+        ),
+        None,
+    )
 
 
 def _plain(number: Number, text: str, name: str) -> str | int:

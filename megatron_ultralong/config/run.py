@@ -102,6 +102,15 @@ class LogConfig:
                 f"--profile-step-end {self.profile_step_start + 1} or more"
             )
 
+    def check_ranks(self, world_size: int) -> None:
+        """Raise InputError where a rank is to write a trace that the job has not."""
+        most = max(self.profile_ranks, default=0)
+        if self.profile and most >= world_size:
+            raise InputError(
+                f"profile_ranks ({most}) must be below the number of ranks ({world_size}): ranks "
+                f"count from 0; use --profile-ranks {world_size - 1} or less"
+            )
+
 
 TransformerImpl = Literal["local", "transformer_engine"]
 AttentionImpl = Literal["ring", "te"]

@@ -56,8 +56,9 @@ class TrainingConfig:
     """Folder for checkpoints. If it holds checkpoints of this run, the run resumes."""
     save_interval: Annotated[int, Range(0)] = 0
     """Iterations between checkpoints; 0: save only at the end."""
-    train_iters: Annotated[int, Range(1)] = 0
-    """Iterations (optimizer steps) of the whole run."""
+    train_iters: Annotated[int, Range(0)] = 0
+    """Iterations (optimizer steps) of the whole run; 0: set by train_tokens, or for sft by
+    num_epochs."""
     train_tokens: Annotated[float, Range(0, 1e18), TOKENS] = 0.0
     """Tokens of the whole run, instead of train_iters: as many iterations as hold them."""
     micro_batch_size: Annotated[int, Range(1)] = 1
@@ -118,6 +119,11 @@ class TrainingConfig:
         """
         check_required(self)
         check_ranges(self)
+        if not self.train_iters:
+            raise InputError(
+                "train_iters must be at least 1, not 0, where no train_tokens are given: use "
+                "--train-iters, or --train-tokens"
+            )
         if self.optimizer.lr_warmup_iters >= self.train_iters:
             raise InputError(
                 f"lr_warmup_iters ({self.optimizer.lr_warmup_iters}) must be below train_iters "
@@ -218,6 +224,7 @@ class TrainingConfig:
 
     def check_ranks(self, model: ModelConfig, world_size: int) -> None:
         """Raise InputError where ``model`` or the batch cannot be split over the ranks."""
+        self.log.check_ranks(world_size)
         self.num_microbatches(world_size)
         self.parallel.check_model(model)
 
@@ -272,8 +279,6 @@ class SftConfig(TrainingConfig):
 
     verb = "sft"
 
-    train_iters: Annotated[int, Range(0)] = 0
-    """Iterations (optimizer steps) of the whole run; 0: set by num_epochs."""
     num_epochs: Annotated[float, Range(above=0, most=1_000_000)] = 1.0
     """Passes over the rows, instead of train_iters. The paper does not state it."""
     data: DataConfig = dataclasses.field(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import itertools
 import math
 import re
 import sys
@@ -215,13 +216,27 @@ def checked_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> list
     """The command line, with ``~`` in names of files and folders as the home folder.
 
     Raises:
-        InputError: such a name is empty, or a flag was copied with other dashes, which would be one
-            more value of the flag before it.
+        InputError: such a name is empty, a flag was copied with other dashes, which would be one
+            more value of the flag before it, or rows are blended as Megatron-LM's data sets are.
     """
     known = parser._option_string_actions
     check_dashes(words, known)
+    _check_one_folder(words)
     names = {flag.replace("_", "-") for flag, action in known.items() if _is_of_names(action)}
-    return whole_names(words, names.__contains__)
+    return whole_names(words, names.__contains__, takes_urls=True)  # Megatron-LM reads stores
+
+
+def _check_one_folder(words: Sequence[str]) -> None:
+    """Raise InputError for ``--ultralong-data-path 0.3 a 0.7 b``, whose rest nobody would take."""
+    flag = DropInConfig.flag(DropInConfig(), "data_path")
+    if flag in words:
+        behind = words[words.index(flag) + 1 :]
+        values = list(itertools.takewhile(lambda word: not word.startswith("--"), behind))
+        if len(values) > 1:
+            raise InputError(
+                f"{flag} {' '.join(values)}: it takes one folder; `ultralong prepare` writes texts "
+                "of several sources (one --source for each), in their shares, to the rows of one"
+            )
 
 
 _OF_NAMES = re.compile("(?:.*_)?(?:save|load|checkpoint|dir|file|model|path)")

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE, iterations, resolve
 from megatron_ultralong.checkpoint.formats import model_state, torch_dist
 from megatron_ultralong.checkpoint.formats.megatron import check_tensors, listed_files
+from megatron_ultralong.dropin.schedule import assertion_is_told
 from megatron_ultralong.mcore.cpu import replaced
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.ranks import is_main_rank
@@ -39,7 +40,7 @@ def checkpoints_are_vetted() -> Iterator[None]:
     Transformer Engine) and cannot load what it has saved: see
     :func:`~megatron_ultralong.training.saving.state_dict.prepare_torch_adam`.
     """
-    from megatron.training import checkpointing, training
+    from megatron.training import checkpointing, get_args, training
 
     read, load = checkpointing._load_base_checkpoint, training.load_checkpoint
     if hasattr(read, _MARK):
@@ -62,7 +63,8 @@ def checkpoints_are_vetted() -> Iterator[None]:
         parts = _distributed(optimizer)
         prepare_torch_adam(parts)
         # Weights in float32 are their own main parameters, and are written into.
-        with model_state.guarded(), torch.no_grad():
+        told = assertion_is_told(get_args().load)
+        with model_state.guarded(), torch.no_grad(), told:
             result = load(model, optimizer, *others, **keywords)
         separate_steps(parts)
         _take_steps(parts)

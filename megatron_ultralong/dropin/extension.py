@@ -38,7 +38,13 @@ from torch import Tensor
 from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
 from megatron_ultralong.dropin.arguments import DropInConfig, drop_in_config
 from megatron_ultralong.dropin.identity import Identity, find_identity
-from megatron_ultralong.dropin.rules import Part, check_arguments, check_model_config, parts
+from megatron_ultralong.dropin.rules import (
+    Part,
+    check_arguments,
+    check_model_config,
+    idle_notes,
+    parts,
+)
 from megatron_ultralong.mcore import cpu, recomputed_layer, rotary
 from megatron_ultralong.mcore.core_attention import (
     RingCoreAttention,
@@ -170,7 +176,7 @@ class Extension:
         found = cls(config, args, manifest, identity, used)
         if manifest is not None:
             found._check_rows(manifest)
-        for line in identity.notes:
+        for line in (*identity.notes, *idle_notes(config, args)):
             tell(line)
         return found
 

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import logging
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ import torch.distributed as dist
 
 from megatron_ultralong.checkpoint.convert.small_files import copy_once
 from megatron_ultralong.checkpoint.disk import metadata
-from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE, RELEASE
+from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE, RELEASE
 from megatron_ultralong.checkpoint.disk.metadata import FILE_NAME, SOURCE_FOLDER, CheckpointMetadata
-from megatron_ultralong.checkpoint.formats.hugging_face_config import export_config, write_config
+from megatron_ultralong.checkpoint.formats.hugging_face_config import (
+    CONFIG_FILE,
+    export_config,
+    write_config,
+)
 from megatron_ultralong.data.rows.manifest import Manifest
 from megatron_ultralong.dropin.arguments import ASKED, DropInConfig
 from megatron_ultralong.dropin.described import check_shape, model_of, not_of_a_family, vocabulary
@@ -128,6 +133,8 @@ class _Weights:
         names = (FILE_NAME, LATEST_FILE)
         path = next((p for p in folders if any((p / name).is_file() for name in names)), None)
         if path is None:
+            for folder in folders:
+                _check_no_weights(folder, args)
             return cls(None, False, _described(args), None, None)
         has_file = (path / FILE_NAME).is_file()
         source = metadata.load_metadata(path, any_model=True) if has_file else _described(args)
@@ -141,6 +148,11 @@ class _Weights:
         """Warnings of what the command line has otherwise, which is refused where it is silent."""
         if self.path is not None and self.has_file:
             check_shape(args, self.source, self.path)
+        if self.path is None and args.load and args.load != args.save:
+            return (
+                f"warning: --load {args.load} holds no checkpoint: the run begins with random "
+                "weights",
+            )
         if self.path is None or self.stored is None:
             return ()
         if not self.has_file:
@@ -156,6 +168,27 @@ class _Weights:
             return stored_context(self.stored)
         model = self.source.model
         return yarn.raw_context(self.source.rope_scaling, model.max_position_embeddings)
+
+
+def _check_no_weights(folder: Path, args: Any) -> None:
+    """Raise InputError where weights are meant, and Megatron-LM would begin with random ones."""
+    name = "--load" if folder == Path(args.load or "") else "--pretrained-checkpoint"
+    if (folder / FORMAT_FILE).is_file():
+        raise InputError(
+            f"{name} {folder} is one checkpoint of {folder.resolve().parent}: give that folder; "
+            "--ckpt-step chooses another than its latest"
+        )
+    if (folder / CONFIG_FILE).is_file():
+        raise InputError(
+            f"{name} {folder} is a model of Hugging Face's, which Megatron-LM does not read: make "
+            f"a checkpoint of it by `ultralong convert import {shlex.quote(str(folder))} DST`"
+        )
+    if args.finetune or name != "--load":
+        raise InputError(
+            f"{name} {folder} holds no checkpoint (no {LATEST_FILE}), and the run is to begin with "
+            "its weights: name the folder that has it, or leave "
+            f"{'--finetune' if name == '--load' else name} out for random weights"
+        )
 
 
 def find_identity(config: DropInConfig, args: Any, manifest: Manifest | None) -> Identity:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Literal
 
+from megatron_ultralong.data.rows import manifest
 from megatron_ultralong.dropin.arguments import ASKED, DropInConfig
 from megatron_ultralong.dropin.known_arguments import KNOWN
 from megatron_ultralong.mcore.core_attention import CP_COMM_TYPES
@@ -55,6 +57,8 @@ _OWN_LOSS = "--ultralong-loss-tile-size computes the output layer and the loss b
 _BY_MASK = "say --ultralong-document-mask block or none instead"
 _RECOMPUTE = "use Megatron-LM's own --recompute-granularity"
 _NO_TILES = "leave --ultralong-loss-tile-size out"
+
+_DATA_PATHS = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
 
 RULES: dict[Part, tuple[Rule, ...]] = {
     "attention": (
@@ -136,7 +140,7 @@ RULES: dict[Part, tuple[Rule, ...]] = {
         Rule("dataloader_type", _OWN_ROWS, accepted=("external",)),
         *_all(
             _OWN_ROWS,
-            *("data_path", "train_data_path", "valid_data_path", "test_data_path"),
+            *_DATA_PATHS,
             *("data_args_path", "per_split_data_args_path", "per_dataset_sequences_path"),
             *("mock_data", "fim_data", "full_validation", "multiple_validation_sets"),
             *("iterations_to_skip", "phase_transition_iterations"),
@@ -212,6 +216,7 @@ def check_arguments(config: DropInConfig, args: Any, used: Iterable[Part]) -> No
         InputError: one asks for what such a part does not do, or is not known.
     """
     used = list(used)
+    _check_data_paths(args)
     for rule in (rule for part in used for rule in RULES[part]):
         _apply(rule, args, rule.name)
     if args.context_parallel_size > 1:
@@ -229,6 +234,34 @@ def check_arguments(config: DropInConfig, args: Any, used: Iterable[Part]) -> No
         )
     for name in sorted(ASKED.given() - KNOWN - config.accepted):
         raise InputError(f"{ASKED.flag(name)} is new: {_NEW.format(name=name)}")
+
+
+def _check_data_paths(args: Any) -> None:
+    """Raise InputError where Megatron-LM's data sets are to read a folder of our rows."""
+    for name in _DATA_PATHS:
+        for word in getattr(args, name, None) or ():
+            for file in (manifest.FILE_NAME, manifest.CHAT_FILE_NAME):
+                if (Path(word) / file).is_file():
+                    raise InputError(
+                        f"{ASKED.flag(name)} names {word}, a folder of rows of `ultralong "
+                        "prepare`: give it to --ultralong-data-path instead; Megatron-LM's own "
+                        f"data sets take its files without their endings ({Path(word) / 'train'})"
+                    )
+
+
+def idle_notes(config: DropInConfig, args: Any) -> Iterator[str]:
+    """A line for each argument that changes nothing beside the others."""
+    tiles, usual = config.sequence_tile_size, DropInConfig.sequence_tile_size
+    if tiles != usual and config.recompute_granularity == "none":
+        yield (
+            f"warning: {config.flag('sequence_tile_size')} {tiles} is without effect: there is no "
+            f"{config.flag('recompute_granularity')}, and only recomputed layers work in tiles"
+        )
+    if args.fp8 and args.transformer_impl == "local":
+        yield (
+            f"warning: --fp8-format {args.fp8} is without effect: --transformer-impl is local, and "
+            "Megatron-Core's own layers have no FP8; transformer_engine's have"
+        )
 
 
 def check_model_config(config: DropInConfig, model_config: Any, used: Iterable[Part]) -> None:

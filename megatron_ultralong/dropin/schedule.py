@@ -6,11 +6,38 @@ and its weights are read, and ends with an assertion that names no argument.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.program.errors import InputError
+
+_WAY_OUT = (
+    "add --override-opt-param-scheduler for the schedule of this command line, or "
+    "--use-checkpoint-opt-param-scheduler for that of the checkpoint"
+)
+_ASSERTED = re.compile(r"OptimizerParamScheduler: .* value (\S+) .* ?value (\S+) for (.*) do")
+
+
+@contextlib.contextmanager
+def assertion_is_told(folder: str | None) -> Iterator[None]:
+    """The assertion as a message: of checkpoints that :func:`check_schedule` does not look into.
+
+    Raises:
+        InputError: the run in ``folder``, which is resumed, has another schedule.
+    """
+    try:
+        yield
+    except AssertionError as error:
+        if (found := _ASSERTED.search(str(error))) is None:
+            raise
+        here, there, what = found.groups()
+        raise InputError(
+            f"the schedule is not that of the run in {folder}, which this resumes: {what}, in "
+            f"samples if it is a number of them, is {here}, there {there}: {_WAY_OUT}"
+        ) from error
 
 
 def check_schedule(args: Any, saved: Mapping[str, Any], folder: Path) -> None:
@@ -36,8 +63,7 @@ def check_schedule(args: Any, saved: Mapping[str, Any], folder: Path) -> None:
         differences = "; ".join(dict.fromkeys(found))
         raise InputError(
             f"the schedule is not that of the run in {folder}, which this resumes: {differences}: "
-            "add --override-opt-param-scheduler for the schedule of this command line, or "
-            "--use-checkpoint-opt-param-scheduler for that of the checkpoint"
+            f"{_WAY_OUT}"
         )
 
 

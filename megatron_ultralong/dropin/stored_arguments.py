@@ -18,6 +18,7 @@ from megatron_ultralong.dropin.arguments import ASKED, PREFIX
 from megatron_ultralong.dropin.described import ABSENT, ARGUMENT_OF, OF_ALL, OF_SOME
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.training.config_file import CONFIG_FILE
 
 _OFTEN_CHANGED = {"num_experts", "mtp_num_layers"}
 """Dense weights become experts (``--moe-use-upcycling``), layers for further tokens are added."""
@@ -134,6 +135,11 @@ def check_same_run(args: Any, stored: argparse.Namespace, folder: Path) -> None:
     rows = f"{PREFIX}data_path"
     before, now = getattr(stored, rows, ""), getattr(args, rows)
     way_out = "pass --finetune to begin another run with its weights"
+    if not hasattr(stored, rows) and (folder / CONFIG_FILE).is_file():
+        raise InputError(
+            f"the run in {folder} is of `ultralong pretrain` or `sft`, and is resumed by it; here "
+            f"{way_out}"
+        )
     if bool(before) != bool(now):
         raise InputError(
             f"the run in {folder}, which this resumes, is over {_data(before)}, and this one over "

@@ -39,6 +39,7 @@ def check_generation(config: GenerateConfig, num_ranks: int) -> EarlyGeneration:
     folder = Path(config.load)
     metadata = load_metadata(folder)
     resolve_readable(folder)
+    config.parallel.check_forward_only()
     config.parallel.check_model(metadata.model)
     config.parallel.data_parallel_size(num_ranks)
     tokenizer = PromptTokenizer(folder / SOURCE_FOLDER)

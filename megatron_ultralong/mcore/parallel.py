@@ -18,8 +18,9 @@ from torch import Tensor
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.mcore.cpu import cpu_backend, needs_cpu_backend
 from megatron_ultralong.mcore.static_step import drop_graphs
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.ranks import world_size
+from megatron_ultralong.program.errors import InputError, PassingError
+from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.ranks import number_of, world_size
 
 
 def virtual_pipeline_size(parallel: ParallelConfig) -> int | None:
@@ -159,7 +160,10 @@ def _initialize_process_group(timeout_minutes: float) -> None:
         backend = "nccl"
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+        try:
+            dist.init_process_group(backend, timeout=timeout)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise _apart(error) from error
     else:
         dist.init_process_group(
             backend,
@@ -168,3 +172,14 @@ def _initialize_process_group(timeout_minutes: float) -> None:
             rank=0,
             world_size=1,
         )
+
+
+def _apart(error: Exception) -> PassingError:
+    """What is told where the ranks of a job do not find each other, as torch says in a trace."""
+    reason = str(error).split("\n")[0].rstrip(".")
+    return PassingError(
+        f"rank {number_of('RANK')} of {counted(world_size(), 'rank')} does not meet the others at "
+        f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} (MASTER_ADDR and "
+        f"MASTER_PORT; {reason}): start all ranks within --distributed-timeout-minutes, name the "
+        "host of rank 0 as every host knows it, and a port that nothing else has there"
+    )

@@ -9,6 +9,7 @@ from megatron_ultralong.model.flops import PEAK_TFLOPS, device_key
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import Range
 from megatron_ultralong.program.not_known import not_known
+from megatron_ultralong.program.texts import TEXT
 
 Kernel = Literal["fa4", "fa3", "cudnn", "fa2", "cpu"]
 
@@ -20,7 +21,7 @@ class Hardware:
     Rates are what programs reach, not what data sheets say, except for ``peak_tflops``.
     """
 
-    name: str
+    name: Annotated[str, TEXT]
     memory_gib: Annotated[float, Range(above=0, most=1_000_000)]
     """Of one GPU, as the driver gives it to a program."""
     peak_tflops: Annotated[float, Range(above=0, most=1_000_000)]
@@ -57,7 +58,7 @@ class Hardware:
     multiprocessors: Annotated[int, Range(1)] = 132
     attention_kernel: Kernel = "cudnn"
     """Whose workspace and rates these are."""
-    source: str = ""
+    source: Annotated[str, TEXT] = ""
     """Where the rates come from."""
 
 

@@ -11,10 +11,10 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_ultralong.program.errors import InputError, RunStopped, printable
+from megatron_ultralong.program.errors import InputError, PassingError, RunStopped, printable
 from megatron_ultralong.program.exit_status import forget_status, leave_status
 from megatron_ultralong.program.ranks import ERROR_FILE, is_launched, is_main_rank, number_of
-from megatron_ultralong.program.refused_file import FailingDiskError, refused_file
+from megatron_ultralong.program.refused_file import refused_file
 from megatron_ultralong.program.streams import make_lasting, take_failure
 
 PROGRAM = "ultralong"
@@ -42,7 +42,7 @@ def ends_with_message() -> Iterator[None]:
             _check_output()
         leave_status(0)
     except InputError as error:
-        if not isinstance(error, FailingDiskError):  # a job starts again, as after a lost rank
+        if not isinstance(error, PassingError):  # a job starts again, as after a lost rank
             leave_status(2, is_agreed=False)
         _tell_from_any_rank(f"error: {error}")
         sys.exit(2)

@@ -53,6 +53,10 @@ class InputError(ValueError):
     """
 
 
+class PassingError(InputError):
+    """Of a machine, a disk or a network, perhaps for a while: the same again may succeed."""
+
+
 def missing(path: object) -> str:
     """``PATH does not exist``, and what to do where it looks like a name on Hugging Face's Hub.
 

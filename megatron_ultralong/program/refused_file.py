@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, PassingError
 
 _OF_DISKS = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODATA)
 _OF_READS = (*_OF_DISKS, errno.EISDIR)
@@ -33,8 +33,8 @@ class ClosedFileError(InputError):
     """A file or folder that this user may not open: nobody knows whether it is damaged."""
 
 
-class FailingDiskError(InputError):
-    """A disk or its server failed, perhaps for a while: who starts the same again may succeed."""
+class FailingDiskError(PassingError):
+    """A disk or its server failed."""
 
 
 def is_failing_disk(error: OSError) -> bool:

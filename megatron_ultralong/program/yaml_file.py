@@ -122,5 +122,6 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
     except (yaml.YAMLError, *_OF_CONSTRUCTORS) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise InputError(f"{path} is not a {what}: it holds {type(values).__name__}")
+        held = "nothing" if values is None else type(values).__name__
+        raise InputError(f"{path} is not a {what}: it holds {held}, not lines of `key: value`")
     return values

@@ -83,6 +83,11 @@ def check_nobodys(root: Path) -> None:
     """Raise InputError where a folder without checkpoints holds what is not a run's."""
     begun = partial_path(root / CONFIG_FILE)  # of a start that was killed while it wrote the first
     others = [path for path in root.iterdir() if not is_owner_file(path) and path != begun]
+    if (root / folders.FORMAT_FILE).is_file():
+        raise InputError(
+            f"--save {root} is one checkpoint of the run in {root.resolve().parent}: give that "
+            f"folder, whose {folders.LATEST_FILE} says from which checkpoint it is resumed"
+        )
     if others and not (root / CONFIG_FILE).is_file():
         raise InputError(
             f"--save {root} is not empty and holds no checkpoints of a run: name an empty or "

@@ -73,9 +73,11 @@ class RunInputs:
             "--num-epochs": num_rows / max(len(self.train_rows), 1),
         }[self.length_flag]
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """The rotary embedding before and after, and what a user may not have meant, in lines."""
+    def notes(self, done: int = 0) -> tuple[str, ...]:
+        """The rotary embedding before and after, and what a user may not have meant, in lines.
+
+        ``done`` are the iterations that the start resumes after.
+        """
         taken, there = self.config.train_iters * self.config.global_batch_size, len(self.train_rows)
         length, positions = self.config.data.seq_length, self.source.model.max_position_embeddings
         doubts = (self.config.optimizer.high_lr, few_tokens(length, positions))
@@ -83,7 +85,7 @@ class RunInputs:
             *extension_notes(self.config.rope, self.source, self.result),
             *filter(None, doubts),
             *row_notes(taken, there),
-            *idle_notes(self.config),
+            *idle_notes(self.config, done),
         )
 
 

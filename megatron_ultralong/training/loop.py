@@ -182,7 +182,7 @@ class _Run:
             log = run_log.RunLog(self.folder.root, total, bar, sinks)
             bar.print(optimizer.describe_optimizer(self.config.optimizer, self.groups.dp_cp.size()))
             for note in (
-                *self.inputs.notes,
+                *self.inputs.notes(done),
                 *self.inputs.remarks,
                 *validation.validation_notes(self.inputs),
             ):

@@ -51,7 +51,6 @@ OTHERWISE = {
     "load_config": "dropin/stored_arguments.py: Megatron-LM's checkpoints hold the arguments",
     "attrgetter": "of load_config",
     "flat_fields": "Identity.write compares all",
-    "idle_notes": "warns of options without effect, nearly all of which are Megatron-LM's own here",
     "_short": "of a message",
     "few_tokens": "a note of --seq-length 128 for 128K",
     "filter": "of notes",

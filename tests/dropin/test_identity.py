@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
+import logging
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -165,3 +168,45 @@ def test_a_padded_vocabulary_of_an_unknown_tokenizer_is_not_exported(
         tokenizer = argparse.Namespace(vocab_size=size)
         monkeypatch.setattr(megatron.training, "get_tokenizer", lambda found=tokenizer: found)
         assert vocabulary(argparse.Namespace(padded_vocab_size=256)) == known
+
+
+WITHOUT_WEIGHTS = {
+    "one of them": (("--load", "RUN/iter_0000002"), "is one checkpoint of RUN: give that folder; "),
+    "of hugging face": (("--load", "HF"), "model of Hugging Face's, .* `ultralong convert import"),
+    "finetune": (("--load", "NONE", "--finetune"), "NONE holds no checkpoint .* leave --finetune "),
+    "pretrained": (("--pretrained-checkpoint", "NONE"), "leave --pretrained-checkpoint out"),
+}
+
+
+@pytest.mark.parametrize("what", WITHOUT_WEIGHTS)
+def test_random_weights_are_not_taken_for_those_that_are_named(
+    begun: Path, tmp_path: Path, what: str
+) -> None:
+    """Megatron-LM passes over a --load without a checkpoint, and begins with random weights."""
+    words, said = WITHOUT_WEIGHTS[what]
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text("{}")
+    places = {"RUN": begun / "run", "HF": tmp_path / "hf", "NONE": tmp_path / "none"}
+    for name, place in places.items():
+        words = tuple(word.replace(name, str(place)) for word in words)
+        said = said.replace(name, str(place))
+    assert re.search(said, ended(Tiny(tmp_path, words)))
+
+
+def told_notes(tiny: Tiny) -> str:
+    """Run on a rank: what the drop-in logs, whose iterations are those of random weights."""
+    stream = io.StringIO()
+    logging.getLogger("megatron_ultralong.dropin.extension").addHandler(
+        logging.StreamHandler(stream)
+    )
+    tiny_run(tiny)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_first_start_may_name_what_is_not_there_yet(tmp_path: Path, is_first: bool) -> None:
+    """``--load RUN --save RUN`` is how jobs of Megatron-LM begin and resume."""
+    words = ("--load", str(tmp_path / "run"))
+    saving = ("--save", str(tmp_path / "run"), "--save-interval", "3") if is_first else ()
+    [told] = run_on_ranks(1, told_notes, Tiny(tmp_path, (*words, *saving)))
+    assert ("holds no checkpoint: the run begins with random weights" in told) is not is_first

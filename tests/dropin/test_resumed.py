@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,16 @@ import pytest
 import torch.distributed as dist
 
 from megatron_ultralong.config.training import PretrainConfig
-from tests.dropin.megatron_lm import EXAMPLE, flags, message, needs_megatron_lm, run
+from tests.dropin.megatron_lm import (
+    EXAMPLE,
+    Tiny,
+    flags,
+    message,
+    needs_megatron_lm,
+    run,
+    tiny_message,
+    tiny_run,
+)
 from tests.ranks import run_on_ranks
 from tests.training.conftest import MakeConfig
 
@@ -113,3 +123,18 @@ OF_CHECKPOINT = "--use-checkpoint-opt-param-scheduler"
 def test_another_schedule_can_be_meant(begun: PretrainConfig, tmp_path: Path, flag: str) -> None:
     losses = run_on_ranks(1, trained, begun, tmp_path, "--train-iters", "6", flag)[0]
     assert len(losses) == (6 if flag == "--finetune" else 4)
+
+
+def test_another_schedule_is_refused_in_any_form(tmp_path: Path) -> None:
+    """Megatron-LM's bare assertion was all that a user saw: it reads such a file late."""
+    form = ("--ckpt-format", "torch")
+    saving = ("--save", str(tmp_path / "run"), "--save-interval", "2")
+    run_on_ranks(1, tiny_run, Tiny(tmp_path, (*form, *saving)))
+    form = (*form, "--load", str(tmp_path / "run"))
+    for words, part in (
+        (("--train-iters", "6"), "total number of iterations, in samples .*, is 24, there 12: add"),
+        (("--lr-decay-style", "cosine"), "is cosine, there linear: add --override-opt-param-sche"),
+    ):
+        [told] = run_on_ranks(1, tiny_message, Tiny(tmp_path, (*form, *words)))
+        assert f"the schedule is not that of the run in {tmp_path / 'run'}" in told
+        assert re.search(part, told), told

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.dropin.arguments import add_ultralong_args, checked_words
+from megatron_ultralong.dropin.arguments import DropInConfig, add_ultralong_args, checked_words
+from megatron_ultralong.dropin.rules import check_arguments, idle_notes
 from megatron_ultralong.program.errors import InputError
 from tests.dropin.megatron_lm import needs_megatron_lm
 
@@ -55,3 +57,39 @@ def test_the_home_folder_stands_behind_an_equals_sign(
     monkeypatch.setattr(sys, "argv", ["script.py", "--save=~/run", "--bf16"])
     add_ultralong_args(parser)
     assert sys.argv == ["script.py", f"--save={Path.home()}/run", "--bf16"]
+
+
+@pytest.mark.parametrize("values", [("0.3", "ra", "0.7", "rb"), ("ra", "rb")])
+def test_a_blend_of_rows_is_told_how_it_is_made(
+    parser: argparse.ArgumentParser, values: tuple[str, ...]
+) -> None:
+    """The rest was called unrecognized arguments."""
+    with pytest.raises(InputError, match=f"{' '.join(values)}: it takes one folder; `ultralong pr"):
+        checked_words(parser, ["--ultralong-data-path", *values, "--bf16"])
+    words = ["--ultralong-data-path", "ra", "--bf16"]
+    assert checked_words(parser, words) == words
+
+
+@pytest.mark.parametrize("flag", ["--data-path", "--train-data-path", "--valid-data-path"])
+@pytest.mark.parametrize("name", ["manifest.json", "chat_manifest.json"])
+def test_a_folder_of_rows_is_not_for_megatron_lms_data_sets(
+    parser: argparse.ArgumentParser, tmp_path: Path, flag: str, name: str
+) -> None:
+    (tmp_path / name).touch()
+    field = flag[2:].replace("-", "_")  # as it is called where no run remembers its parser
+    for words in ([tmp_path], ["0.3", tmp_path / "other", "0.7", tmp_path]):
+        args = parser.parse_args([flag, *map(str, words)])
+        with pytest.raises(InputError, match=f"{field} names {tmp_path}, a folder of rows"):
+            check_arguments(DropInConfig(), args, ())
+    check_arguments(DropInConfig(), parser.parse_args([flag, str(tmp_path / "train")]), ())
+
+
+def test_arguments_without_effect_are_told_of(parser: argparse.ArgumentParser) -> None:
+    config = DropInConfig(sequence_tile_size=32)
+    args = parser.parse_args(["--fp8-format", "hybrid", "--transformer-impl", "local"])
+    tiles, fp8 = idle_notes(config, args)
+    assert tiles.startswith("warning: --ultralong-sequence-tile-size 32 is without effect: there ")
+    assert fp8.startswith("warning: --fp8-format hybrid is without effect: --transformer-impl is l")
+    config = dataclasses.replace(config, recompute_granularity="full")
+    assert not list(idle_notes(config, parser.parse_args(["--fp8-format", "hybrid"])))
+    assert not list(idle_notes(DropInConfig(), parser.parse_args(["--transformer-impl", "local"])))

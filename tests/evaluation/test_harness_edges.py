@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,6 +113,33 @@ def test_model_args_are_of_their_types_and_ranges(values: dict[str, Any], messag
         plugin.Plugin.create_from_arg_obj(values, {"batch_size": 1})
     with pytest.raises(InputError, match="--batch_size must be a number of rows, not auto"):
         plugin.Plugin.create_from_arg_obj({"load": "run"}, {"batch_size": "auto"})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--tasks", ""],
+        ["--tasks", "gsm8k", "--output_path", ""],
+        ["--output-path="],
+        ["--include_path", ""],
+        ["--model_args", ""],
+    ],
+    ids=" ".join,
+)
+def test_no_name_of_the_harness_is_empty(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    """An empty output wrote nothing, and no task was every YAML file of the folder."""
+    monkeypatch.setattr(sys, "argv", ["ultralong-lm-eval", "run", *words])
+    with pytest.raises(SystemExit) as end:
+        plugin.main()
+    assert end.value.code == 2
+    assert "is empty, and must name something" in capsys.readouterr().err
+
+
+def test_the_home_folder_stands_in_model_args() -> None:
+    with pytest.raises(InputError, match=f"--load {Path.home()}/no-such-run: folder"):
+        plugin.Plugin.create_from_arg_obj({"load": "~/no-such-run"}, {"batch_size": 1})
 
 
 def test_places_of_files_make_no_second_table() -> None:

@@ -199,3 +199,14 @@ def files(root: Path) -> dict[Path, bytes]:
     """All but the records of who owned the folder."""
     found = (path for path in root.rglob("*") if path.is_file() and not is_owner_file(path))
     return {path: path.read_bytes() for path in found}
+
+
+def test_a_checkpoint_is_no_folder_of_a_run(make_config: MakeConfig, tmp_path: Path) -> None:
+    """A new run began in it, and wrote over its files; --save RUN/iter_N was meant to resume."""
+    run = tmp_path / "run"
+    run_on_ranks(1, pretrain, make_config(run, train_iters=3, save_interval=0))
+    inside = run / "iter_0000003"
+    before = {path.name: path.read_bytes() for path in inside.iterdir()}
+    with pytest.raises(InputError, match=f"{inside} is one checkpoint of the run in {run}: give"):
+        check_run(make_config(inside, train_iters=3), 1)
+    assert {path.name: path.read_bytes() for path in inside.iterdir()} == before

@@ -298,7 +298,7 @@ def test_rows_that_are_taken_more_than_once_are_said(make_config: MakeConfig) ->
         ),
     ):
         config = dataclasses.replace(config, train_iters=taken, global_batch_size=1)
-        found = [note for note in check_run(config, 1).notes if note.startswith("rows:")]
+        found = [note for note in check_run(config, 1).notes() if note.startswith("rows:")]
         assert found == ([line] if line else [])
 
 
@@ -308,7 +308,7 @@ def test_rows_that_lack_a_letter_are_said(make_config: MakeConfig) -> None:
         model = dataclasses.replace(run.source.model, max_position_embeddings=positions)
         source = dataclasses.replace(run.source, model=model)
         said = "warning: rows of 128 tokens, where the model has 8,192 positions; 128K is 131,072"
-        assert (said in dataclasses.replace(run, source=source).notes) == is_said
+        assert (said in dataclasses.replace(run, source=source).notes()) == is_said
 
 
 def test_padding_is_no_work(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from megatron_ultralong.evaluation.options import CostConfig, HarnessConfig, Mod
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.ending import ends_with_message
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.names import whole_names, with_home
 from megatron_ultralong.program.not_known import not_known
 from megatron_ultralong.program.optional import optional_package
 
@@ -60,7 +61,8 @@ class Plugin:
             given = {name: values[name] for name in names if name in values}
             return from_dict(config_class, {**others, **given}, "--model_args")
 
-        load, batch_size = str(values.get("load", "")), (more or {}).get("batch_size") or 1
+        load = with_home(str(values.get("load", "")))
+        batch_size = (more or {}).get("batch_size") or 1
         models = of(ModelsConfig, _OF_MODELS, load=[load] if load else [])
         models = dataclasses.replace(models, parallel=of(ParallelConfig, _LAYOUT))
         if not (str(batch_size).isascii() and str(batch_size).isdecimal()):
@@ -80,9 +82,14 @@ class Plugin:
         return opened[0]
 
 
+_NAMES = ("--tasks", "--model-args", "--include-path", "--output-path", "--use-cache")
+"""Flags whose values name something: an empty one is all files here, or nothing is written."""
+
+
 def main() -> None:
-    """Run ``lm_eval`` with the words of the command line."""
+    """Run ``lm_eval`` with the words of the command line, none of whose names is empty."""
     with ends_with_message(), Plugin.opened:  # closed with the error, if there is one
+        sys.argv[1:] = whole_names(sys.argv[1:], _NAMES.__contains__)
         registry = optional_package("lm_eval.api.registry", WHAT)
         registry.model_registry.register("ultralong", target=f"{Plugin.__module__}:Plugin")
         optional_package("lm_eval.__main__", WHAT).cli_evaluate()

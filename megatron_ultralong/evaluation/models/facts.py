@@ -31,16 +31,11 @@ def named_folders(config: ModelsConfig, num_ranks: int) -> list[tuple[str, Path]
     check_required(config)
     models = [_name_and_folder(argument) for argument in config.load]
     megatron_folders = [folder for _, folder in models if not is_hugging_face(folder)]
+    if megatron_folders:
+        config.parallel.check_forward_only()
+        config.parallel.data_parallel_size(num_ranks)
     for folder in megatron_folders:
         config.parallel.check_model(load_metadata(folder).model)
-    if megatron_folders:
-        if (chunks := config.parallel.num_virtual_stages_per_pipeline_rank) > 1:
-            raise InputError(
-                "an evaluation has no backward pass, and does not run the interleaved schedule: "
-                f"leave num_virtual_stages_per_pipeline_rank 1, not {chunks}; this works with any "
-                "checkpoint"
-            )
-        config.parallel.data_parallel_size(num_ranks)
     if len(megatron_folders) < len(models) and num_ranks > 1:
         raise InputError(
             f"Hugging Face folders are evaluated in one process, not {num_ranks}: start "
