@@ -267,6 +267,43 @@ def test_a_tokenizer_that_nothing_can_read_is_refused(
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+SMALL = {
+    **dict.fromkeys(("generation_config.json", "preprocessor_config.json"), "{}"),
+    **dict.fromkeys(("tokenizer_config.json", "special_tokens_map.json"), '{"eos_token": "x"}'),
+    **dict.fromkeys(("added_tokens.json", "vocab.json", "trainer_state.json"), "{}"),
+    **dict.fromkeys(("chat_template.jinja", "additional_chat_templates/rag.jinja"), "{{ 1 }}"),
+    "tokenizer.json": "",
+    "LICENSE": "a",
+    "merges.txt": "a b",
+}
+
+
+@pytest.mark.parametrize("damage", [b'{"a": ', b"[]", b"\xff\xfe"])
+def test_what_an_export_cannot_read_is_told_by_the_import(
+    originals: Path, tmp_path: Path, damage: bytes
+) -> None:
+    """Weeks of training may lie between them."""
+    shutil.copytree(originals / "single", tmp_path / "in")
+    for name, text in SMALL.items():
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        if text:
+            (tmp_path / "in" / name).write_text(text)
+    refused = {}
+    for name in SMALL:
+        before = (tmp_path / "in" / name).read_bytes()
+        (tmp_path / "in" / name).write_bytes(damage)
+        try:
+            import_checkpoint(ImportConfig(tmp_path / "in", tmp_path / name / "m", verify=False))
+            export_checkpoint(ExportConfig(tmp_path / name / "m", tmp_path / name / "out"))
+        except InputError as error:
+            refused[name] = str(error)
+        (tmp_path / "in" / name).write_bytes(before)
+    expected = {name for name in SMALL if name.endswith(("config.json", "map.json"))}
+    assert {*expected, "tokenizer.json"} <= {*refused}
+    assert all(str(tmp_path / "in" / name) in said for name, said in refused.items())
+    assert not {*refused} & {"LICENSE", "merges.txt", "vocab.json", "trainer_state.json"}
+
+
 def test_damage_that_no_size_shows_is_found_by_verify(originals: Path, tmp_path: Path) -> None:
     shutil.copytree(originals / "megatron", tmp_path / "in")
     path = tmp_path / "in" / "release" / "__0_0.distcp"

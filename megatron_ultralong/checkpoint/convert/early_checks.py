@@ -34,6 +34,7 @@ def check_import(config: ImportConfig, num_ranks: int = 1) -> None:
     _check_model(config.src)
     if config.tokenizer:
         small_files.check_tokenizer(config.src)
+    small_files.check_readable(config.src)
     check_output(config.dst, OUTPUT)
 
 

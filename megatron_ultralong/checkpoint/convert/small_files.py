@@ -24,7 +24,8 @@ _NOT_KEPT = (CHECKSUMS_FILE, ADAPTER_FILE)
 """transformers loads another model where it finds the configuration of an adapter."""
 _FAST, _CONFIG = tokenizer_files.FAST_FILE, tokenizer_files.CONFIG_FILE
 _META_TOKENIZER = "tokenizer.model"
-_OF_FAST = (_FAST, _CONFIG, "special_tokens_map.json", TEMPLATE_FILE)
+_SPECIAL = "special_tokens_map.json"
+_OF_FAST = (_FAST, _CONFIG, _SPECIAL, TEMPLATE_FILE)
 _WRITTEN_ANEW = (hugging_face_config.CONFIG_FILE, PARAMS_FILE, _CONFIG)
 
 
@@ -46,6 +47,20 @@ def check_tokenizer(folder: Path) -> None:
         raise InputError(f"{folder} {told}; or convert the weights alone with --no-tokenizer")
 
 
+def check_readable(folder: Path) -> None:
+    """Check the small files of ``folder`` that an export reads, which may come weeks later.
+
+    Raises:
+        InputError: one is damaged.
+    """
+    tokenizer_files.TokenizerFiles(folder)
+    if (folder / _FAST).is_file():
+        tokenizer_files.load_fast(folder / _FAST)
+    for path in small_files(folder):
+        if path.name.endswith(("config.json", _SPECIAL)):
+            read_json(path)
+
+
 def check_tokenizer_names(folder: Path) -> None:
     """Check the files that ``tokenizer_config.json`` of ``folder`` names: transformers reads them.
 
@@ -63,14 +78,7 @@ def check_tokenizer_names(folder: Path) -> None:
 
 
 def keep(source: Path, checkpoint: Path) -> Path:
-    """Copy the small files of ``source`` into ``checkpoint``; the folder in it that has them.
-
-    Raises:
-        InputError: one of the tokenizer's is damaged.
-    """
-    tokenizer_files.TokenizerFiles(source)
-    if (source / _FAST).is_file():
-        tokenizer_files.load_fast(source / _FAST)
+    """Copy the small files of ``source`` into ``checkpoint``; the folder in it that has them."""
     folder = checkpoint / SOURCE_FOLDER
     folder.mkdir(exist_ok=True)
     _copy_all(small_files(source), source, folder)
