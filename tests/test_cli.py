@@ -164,6 +164,20 @@ def test_a_split_of_less_than_a_row_says_how_to_sample_less_strictly(
         assert "--length-sampling fu" not in error
 
 
+def test_the_fraction_that_a_message_names_is_enough(
+    inputs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["prepare", "--source", f"code={inputs / 'documents.jsonl'}", "--tokenizer"]
+    words += [str(inputs / "hf"), "--seq-length", "1024", "--length-sampling", "none", "--output"]
+    with pytest.raises(SystemExit):
+        cli.main([*words, str(tmp_path / "few"), "--valid-fraction", "0.02"])
+    error = capsys.readouterr().err
+    found = re.search(r"raise --valid-fraction \(0\.02\) to about (\S+), set it to 0", error)
+    assert found, error
+    cli.main([*words, str(tmp_path / "rows"), "--valid-fraction", found[1]])
+    assert (tmp_path / "rows" / "valid.bin").is_file()
+
+
 def test_evaluating_beyond_the_trained_positions_has_to_be_asked_for(
     inputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,8 +97,9 @@ def layout_flags(job: Job) -> str:
 def show(console: Console, plan: Plan, num_alternatives: int) -> None:
     """Print everything that the command prints; flags stay on one line, to be copied."""
     console.print(_summary(plan), soft_wrap=True, highlight=False)
-    for note in fp32_notes(plan.chosen.job.config, plan.chosen.job.model):
-        console.print(note, soft_wrap=True, highlight=False)
+    notes = fp32_notes(plan.chosen.job.config, plan.chosen.job.model)
+    for line in (*notes, *plan.hints):  # before the tables, with the layout that they change
+        console.print(line, soft_wrap=True, highlight=False)
     console.print(memory_table(plan.chosen))
     console.print(time_table(plan))
     time = plan.chosen.time
@@ -109,8 +110,6 @@ def show(console: Console, plan: Plan, num_alternatives: int) -> None:
         console.print(_alternatives(plan, num_alternatives))
         if plan.found.refused or plan.found.rules:
             console.print(_refused(plan.found, num_alternatives))
-    for line in plan.hints:
-        console.print(line, soft_wrap=True, highlight=False)
 
 
 def _summary(plan: Plan) -> Text:

@@ -262,8 +262,12 @@ def _under_one_row(
                 f"under {short} tokens)"
             )
     held_out = "valid" if is_train else split
-    fraction = f"--{held_out}-fraction ({getattr(config, f'{held_out}_fraction')})"
-    ways += [f"lower {fraction}"] if is_train else [f"raise {fraction}", "set it to 0"]
+    now: float = getattr(config, f"{held_out}_fraction")
+    fraction, needed = f"--{held_out}-fraction ({now})", 1.0
+    if num_before:  # half as much again, for documents are drawn by their texts
+        needed = 1.5 * now * config.seq_length / num_before
+    some = f" to about {needed:.1g}" if now < needed < 0.5 else ""
+    ways += [f"lower {fraction}"] if is_train else [f"raise {fraction}{some}", "set it to 0"]
     ways += ["add documents", "shorten --seq-length"]
     return InputError(
         f"split {split!r} has {num_tokens} tokens after sampling ({num_before} before), under one "
