@@ -15,11 +15,9 @@ from tyro.constructors import (
 from megatron_ultralong.config.flags import Flag, check_dashes, flags_of, given_flags
 from megatron_ultralong.config.parser_errors import parser_errors
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import check_ranges, without_marks
+from megatron_ultralong.program.fields import check_fields, check_texts, without_marks
 from megatron_ultralong.program.names import whole_names
 from megatron_ultralong.program.quantity import Unit
-from megatron_ultralong.program.required import check_required
-from megatron_ultralong.program.texts import check_texts
 
 
 def parse(config_class: Any, program: str, words: Sequence[str], default: Any = None) -> Any:
@@ -48,8 +46,7 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
             registry=_without_texts(),
         )
-    check_required(config, given_flags(words))
-    check_ranges(config)
+    check_fields(config, given_flags(words))
     check_texts(config)
     return config
 

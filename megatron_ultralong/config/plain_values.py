@@ -7,19 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from megatron_ultralong.program import fields
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import (
-    Number,
-    check_number,
-    mark_of,
-    numbers_of,
-    options_of,
-    shown,
-    without_marks,
-)
 from megatron_ultralong.program.names import with_home
 from megatron_ultralong.program.not_known import not_known
-from megatron_ultralong.program.texts import Text
 
 Config = TypeVar("Config")
 
@@ -45,15 +36,15 @@ def from_dict(config_class: type[Config], values: Mapping[str, Any], where: str 
 def _from_dict(config_class: type[Config], values: Any, where: str, path: str) -> Config:
     place = f"{where}: {path}" if path else where
     if not isinstance(values, Mapping):
-        raise InputError(f"{place} must be a block of keys and values, not {shown(values)}")
+        raise InputError(f"{place} must be a block of keys and values, not {fields.shown(values)}")
     hints = typing.get_type_hints(config_class, include_extras=True)
-    fields = {field.name: field for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
-    unknown = sorted(str(key) for key in values if key not in fields)
+    known = {field.name: field for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    unknown = sorted(str(key) for key in values if key not in known)
     if unknown:
-        raise InputError(f"{place}: {not_known('key', unknown[0], sorted(fields))}")
+        raise InputError(f"{place}: {not_known('key', unknown[0], sorted(known))}")
     absent = [
         name
-        for name, field in fields.items()
+        for name, field in known.items()
         if name not in values
         and field.default is dataclasses.MISSING
         and field.default_factory is dataclasses.MISSING
@@ -61,24 +52,24 @@ def _from_dict(config_class: type[Config], values: Any, where: str, path: str) -
     if absent:
         raise InputError(f"{place}: missing keys {absent}")
     cls: Any = config_class
-    numbers = {number.name: number for number in numbers_of(cls)}
+    numbers = {number.name: number for number in fields.numbers_of(cls)}
     arguments = {}
     for key, value in values.items():
         at, number = f"{path}.{key}" if path else key, numbers.get(key)
         if number and number.unit and isinstance(value, str):
             value = _plain(number, value, f"{where}: {at}")
-        if isinstance(value, str) and mark_of(hints[key], Text) is None:
+        if isinstance(value, str) and fields.mark_of(hints[key], fields.Text) is None:
             value = with_home(value)
         arguments[key] = _typed(hints[key], value, where, at)
         if number:
-            check_number(config_class, number, arguments[key], where=where, path=at)
+            fields.check_number(config_class, number, arguments[key], where=where, path=at)
     try:
         return config_class(**arguments)
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
 
 
-def _plain(number: Number, text: str, name: str) -> str | int:
+def _plain(number: fields.Number, text: str, name: str) -> str | int:
     """``512K -> 524288``; a plain number in quotes stays a text, which is refused."""
     plain = number.unit.plain(text, name) if number.unit else text
     return text if plain == text else int(plain)
@@ -90,7 +81,7 @@ def _typed(hint: Any, value: Any, where: str, path: str) -> Any:
     Raises:
         InputError: it is of another type.
     """
-    options = options_of(without_marks(hint))
+    options = fields.options_of(fields.without_marks(hint))
     for option in options:
         if dataclasses.is_dataclass(option) and isinstance(option, type):
             return _from_dict(option, value, where, path)
@@ -107,7 +98,7 @@ def _typed(hint: Any, value: Any, where: str, path: str) -> Any:
         hint_of_quotes = ": write it in digits alone, such as 1000 or 1e-5"
         if _NUMBER.fullmatch(value):
             hint_of_quotes = ": write it without quotes"
-    raise InputError(f"{where}: {path} must be {wanted}, not {shown(value)}{hint_of_quotes}")
+    raise InputError(f"{where}: {path} must be {wanted}, not {fields.shown(value)}{hint_of_quotes}")
 
 
 def _is_a(option: Any, value: Any) -> bool:
@@ -155,8 +146,8 @@ def flat_fields(value: Any, prefix: str = "") -> dict[str, object]:
     """Fields of a nested dataclass by dotted name, so that a difference has a name."""
     if not dataclasses.is_dataclass(value):
         return {prefix: value}
-    fields: dict[str, object] = {}
+    found: dict[str, object] = {}
     for field in dataclasses.fields(value):
         name = f"{prefix}.{field.name}" if prefix else field.name
-        fields.update(flat_fields(getattr(value, field.name), name))
-    return fields
+        found.update(flat_fields(getattr(value, field.name), name))
+    return found

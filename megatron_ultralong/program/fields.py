@@ -1,9 +1,16 @@
-"""Fields of configurations: the docstring of each, and the range of every number.
+"""Fields of configurations: the docstring of each, and what it has to hold.
 
 ``lr: Annotated[float, Range(0, 1)]`` holds for a flag, for a key of a file and for a value that
 another program passes. The command line checks what it has parsed before it imports what works
 with it; configurations check themselves too. tests/test_ranges.py fails by name for a number
 without a range.
+
+``load: Annotated[str, Required("a Megatron checkpoint")] = ""`` is marked in the help, and may not
+be left empty. A field without default needs no mark: the command line asks for it.
+
+``prompt: Annotated[tuple[str, ...], TEXT] = ()`` holds text, not the name of a file, which may be
+any bytes. Bytes of the command line that are no text in its locale come as halves of characters; a
+tokenizer would read something else for each of them.
 """
 
 import ast
@@ -16,6 +23,7 @@ import numbers
 import textwrap
 import types
 import typing
+from collections.abc import Collection
 from typing import Any, Literal
 
 from megatron_ultralong.program.errors import InputError
@@ -244,3 +252,90 @@ def _number(name: str, hint: Any) -> Number | None:
         is_tuple=is_tuple,
         unit=mark_of(hint, Unit),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Required:
+    """The field has to be given: it may not be empty or 0."""
+
+    what: str
+    """What it is, for the message: ``a Megatron checkpoint``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NothingRequired:
+    """Of a block of fields: the verb that holds it works without those marked in it."""
+
+
+def flag_of(name: str, hint: Any) -> str:
+    """How users give a field: ``--data-path``, or the name of an argument without flag: ``RUN``."""
+    metadata = getattr(hint, "__metadata__", ())
+    metavar = next((one.metavar for one in metadata if getattr(one, "metavar", None)), "")
+    if any("Positional" in str(one) for one in metadata):
+        return str(metavar).split()[0]
+    own = next((one.name for one in metadata if isinstance(getattr(one, "name", None), str)), "")
+    return f"--{own or name.replace('_', '-')}"
+
+
+def check_required(config: Any, given: Collection[str] = ()) -> None:
+    """Check that what has to be given is, in a configuration and the blocks that it holds.
+
+    A number that is 0 on the command line, which has the flags ``given``, is given, and has a
+    range.
+
+    Raises:
+        InputError: a field marked :class:`Required` is empty.
+    """
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        value, hint = getattr(config, field.name), hints[field.name]
+        required = mark_of(hint, Required)
+        flag = flag_of(field.name, hint)
+        if required and not value and not (value == 0 and flag in given):
+            raise InputError(f"{flag} is needed: {required.what}")
+        if dataclasses.is_dataclass(value) and not mark_of(hint, NothingRequired):
+            check_required(value, given)
+
+
+def check_fields(config: Any, given: Collection[str] = ()) -> None:
+    """Check that what has to be given is, and that every number is in its range.
+
+    Raises:
+        InputError: see :func:`check_required` and :func:`check_ranges`.
+    """
+    check_required(config, given)
+    check_ranges(config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """The field is read character by character."""
+
+
+TEXT = Text()
+
+
+def check_texts(config: Any) -> None:
+    """Check the texts of a configuration, and of the blocks that it holds.
+
+    Raises:
+        InputError: one is no Unicode; the message has flag and text.
+    """
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            check_texts(value)
+        elif mark_of(hints[field.name], Text):
+            for text in value if isinstance(value, tuple) else (value or "",):
+                _check_text(text, flag_of(field.name, hints[field.name]))
+
+
+def _check_text(text: str, flag: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{flag} {shown(text)} is not UTF-8 at character {error.start}, and is read as text: "
+            "type it in a terminal of UTF-8, with LC_ALL=C.UTF-8 where `locale` names another"
+        ) from error

@@ -23,11 +23,7 @@ from torch.distributed.checkpoint.metadata import Metadata
 from megatron_ultralong.checkpoint.disk.large_files import Window
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.pickles import UnsafeError, read_saved
-from megatron_ultralong.checkpoint.formats.torch_dist import (
-    COMMON_FILE,
-    check_object,
-    common_state,
-)
+from megatron_ultralong.checkpoint.formats.torch_dist import COMMON_FILE, check_object, common_state
 from megatron_ultralong.checkpoint.formats.torch_dist_metadata import read_torch_dist_metadata
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.rope import AnglePrecision

@@ -18,8 +18,8 @@ from megatron_ultralong.evaluation.results.result import ModelRecord, plain_valu
 from megatron_ultralong.model.parameters import num_parameters
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError, missing
+from megatron_ultralong.program.fields import check_required
 from megatron_ultralong.program.listing import files_in
-from megatron_ultralong.program.required import check_required
 
 
 def named_folders(config: ModelsConfig, num_ranks: int) -> list[tuple[str, Path]]:
