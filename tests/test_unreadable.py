@@ -21,7 +21,7 @@ from megatron_ultralong.data.prepare.chats import prepare_chat
 from megatron_ultralong.data.read.record import unreadable
 from megatron_ultralong.evaluation.results.file import write_results
 from megatron_ultralong.program.ending import ends_with_message
-from megatron_ultralong.program.refused_file import refused_file
+from megatron_ultralong.program.errors import refused_file
 from tests.evaluation.results import AFTER, BEFORE, loss_of
 from tests.models import TEXT, prepare_rows
 from tests.patience import patience

@@ -123,7 +123,7 @@ def _findings(config: DoctorConfig) -> Iterator[Finding | str]:
         has_problem |= finding.level == "problem"
         yield finding
     if not has_problem:
-        from megatron_ultralong.doctor.serving import serving_findings
+        from megatron_ultralong.doctor.software import serving_findings
 
         yield from serving_findings()
     if not config.communication:

@@ -20,9 +20,9 @@ def main() -> None:
     """Run the script named by the first argument; it sees the others. ``--help``: list ours."""
     with ends_with_message():
         if sys.argv[1:2] in (["--help"], ["-h"]):
-            from megatron_ultralong.dropin.listed import own_help
+            from megatron_ultralong.dropin.arguments import own_parser
 
-            sys.stdout.write(own_help())
+            sys.stdout.write(own_parser().format_help())
             return
         if len(sys.argv) < 2 or not Path(sys.argv[1]).is_file():
             named = sys.argv[1] if len(sys.argv) > 1 else "nothing"

@@ -327,3 +327,20 @@ def _kind(hint: Any) -> tuple[Callable[[str], Any], list[str] | None]:
         return text if text in words else float(text)
 
     return number_or_word, None
+
+
+_USAGE = "torchrun ... -m megatron_ultralong.dropin SCRIPT --spec megatron_ultralong.spec SPEC ..."
+_AFTER = (
+    "SCRIPT is a Megatron-LM script such as pretrain_gpt.py; SPEC is ring_te_spec (Transformer "
+    "Engine) or ring_local_spec. All other arguments are those of SCRIPT: `SCRIPT --help` in the "
+    "same place lists them too. docs/dropin.md has whole commands."
+)
+
+
+def own_parser() -> argparse.ArgumentParser:
+    """Of ``python -m megatron_ultralong.dropin --help``: the arguments of this project alone."""
+    parser = argparse.ArgumentParser(
+        prog="megatron_ultralong.dropin", usage=_USAGE, epilog=_AFTER, add_help=False
+    )
+    add_own_group(parser)
+    return parser

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, NamedTuple
 
-from megatron_ultralong.model.parameters import layer_matrices, layer_parameters
+from megatron_ultralong.model.shape import layer_matrices, layer_parameters
 from megatron_ultralong.plan.hardware import Hardware
 from megatron_ultralong.plan.job import Job, stage_parameters
 from megatron_ultralong.plan.optimizer_memory import optimizer_bytes

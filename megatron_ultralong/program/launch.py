@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from megatron_ultralong.program.environment import path_of_modules
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.exit_status import RANK_LOST, STATUS_VARIABLE, write_status
 from megatron_ultralong.program.fields import Range
@@ -31,6 +30,7 @@ from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.ranks import (
     ERROR_FILE,
     LAUNCHED,
+    path_of_modules,
     tasks_without_ranks,
     under_torchrun,
     world_size,

@@ -26,7 +26,7 @@ from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model
 from megatron_ultralong.config.convert import InspectConfig
 from megatron_ultralong.config.rope_recipe import rope_recipe
 from megatron_ultralong.model.families.family import QKV_WEIGHT
-from megatron_ultralong.model.parameters import num_parameters
+from megatron_ultralong.model.shape import num_parameters
 from megatron_ultralong.program.errors import InputError
 
 

@@ -17,7 +17,7 @@ from megatron_ultralong.checkpoint.formats.meta import MetaFolder
 from megatron_ultralong.checkpoint.formats.tensor_file import read_ahead
 from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
 from megatron_ultralong.checkpoint.logits.comparison import LogitsComparison
-from megatron_ultralong.model.parameters import num_parameters
+from megatron_ultralong.model.shape import num_parameters
 from megatron_ultralong.model.yarn import attention_factor, in_words, inv_freq
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError, missing

@@ -17,13 +17,13 @@ from typing import NamedTuple
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_name
 from megatron_ultralong.program.aside import write_aside
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.json_file import JsonObject, read_bounded, read_json
-from megatron_ultralong.program.refused_file import (
+from megatron_ultralong.program.errors import (
     ClosedFileError,
     FailingDiskError,
+    InputError,
     is_failing_disk,
 )
+from megatron_ultralong.program.json_file import JsonObject, read_bounded, read_json
 
 FILE_NAME = "checksums.json"
 PIECE_BYTES = 128 * 2**20

@@ -14,11 +14,10 @@ from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_meta
 from megatron_ultralong.checkpoint.formats.torch_dist import TorchDistReader, check_objects
 from megatron_ultralong.checkpoint.formats.weight_map import Shape, Weight, model_weights
 from megatron_ultralong.program.ending import tell
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import ClosedFileError, InputError
 from megatron_ultralong.program.progress import progress
 from megatron_ultralong.program.rank_values import every_rank
 from megatron_ultralong.program.ranks import is_main_rank, local_world_size
-from megatron_ultralong.program.refused_file import ClosedFileError
 
 _DATA_SUFFIX = ".distcp"
 _SHOWN_BYTES = 4 * 2**30

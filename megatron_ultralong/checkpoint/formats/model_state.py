@@ -29,8 +29,7 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.rope import AnglePrecision
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.refused_file import refused_file
+from megatron_ultralong.program.errors import InputError, refused_file
 
 _LOAD_BYTES = default_planner.DefaultLoadPlanner.load_bytes
 

@@ -10,15 +10,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_ultralong.config.generate import SamplingConfig
+from megatron_ultralong.evaluation.asking import samples
 from megatron_ultralong.evaluation.asking.questions import draw, show
 from megatron_ultralong.evaluation.harness import results as harness_results
 from megatron_ultralong.evaluation.harness.offline import WHAT, offline
-from megatron_ultralong.evaluation.harness.rank_work import RankWork
-from megatron_ultralong.evaluation.models.interface import LanguageModel, check_length
+from megatron_ultralong.evaluation.models.interface import (
+    GenerationOptions,
+    LanguageModel,
+    Scores,
+    check_length,
+)
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.models.replicas import Replicas
 from megatron_ultralong.evaluation.options import WITHOUT_TEMPLATE, HarnessConfig
@@ -236,3 +242,43 @@ def _notes(
         note = f"not shown, as no known share or perplexity: {names}{more}; see "
         notes.append(note + "lm_eval/results.json of --output")
     return tuple(notes)
+
+
+class RankWork:
+    """What every rank does of it, by :class:`Replicas`."""
+
+    def __init__(self, model: LanguageModel, tokenizer: FolderTokenizer) -> None:
+        self._model, self._tokenizer = model, tokenizer.tokenizer
+        self._score = samples.scoring(model)
+
+    def score(self, prompts: Sequence[samples.Prompt]) -> Sequence[Scores]:
+        """Scores of whole rows, padded to the longest."""
+        return self._score(prompts)
+
+    def score_ends(self, prompts: Sequence[samples.Prompt]) -> Sequence[Scores]:
+        """Scores of the last tokens of rows, as many as ``references`` says."""
+        return self._model.score_ends([(one.tokens, one.references) for one in prompts])
+
+    def write(
+        self,
+        prompts: Sequence[samples.Prompt],
+        *,
+        until: Sequence[str],
+        stop_ids: frozenset[int],
+        sampling: SamplingConfig,
+    ) -> list[list[int]]:
+        """Continuations up to the token that completes one of ``until``."""
+        # A token is a byte at least; two more, since texts are cut into tokens in several ways.
+        last = max((len(text.encode()) for text in until), default=0) + 2
+
+        def has_ended(ids: Sequence[int]) -> bool:
+            text = self._tokenizer.decode(ids[-last:])
+            return any(stop in text for stop in until)
+
+        names = [prompt.references for prompt in prompts]
+        return self._model.generate(
+            [prompt.tokens.tolist() for prompt in prompts],
+            max_new_tokens=max(prompt.max_new_tokens for prompt in prompts),
+            stop_ids=stop_ids,
+            options=GenerationOptions(has_ended, sampling, names),
+        )

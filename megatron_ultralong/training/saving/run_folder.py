@@ -13,15 +13,14 @@ from megatron_ultralong.checkpoint.disk import checksums, metadata
 from megatron_ultralong.checkpoint.disk import folder as folders
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate
-from megatron_ultralong.model.parameters import num_parameters
+from megatron_ultralong.model.shape import num_parameters
 from megatron_ultralong.program.aside import remove, write_aside
-from megatron_ultralong.program.errors import InputError, RunStopped
+from megatron_ultralong.program.errors import FailingDiskError, InputError, RunStopped
 from megatron_ultralong.program.output import check_free, writable
 from megatron_ultralong.program.owner import Owner, take
 from megatron_ultralong.program.owner_record import read_owners
 from megatron_ultralong.program.rank_values import every_rank, from_main_rank
 from megatron_ultralong.program.ranks import is_main_rank, number_of
-from megatron_ultralong.program.refused_file import FailingDiskError
 from megatron_ultralong.training.config_file import CONFIG_FILE, save_config
 from megatron_ultralong.training.earlier_start import (
     DATA_FILE,
