@@ -8,8 +8,7 @@ from typing import Any
 
 from megatron_ultralong.config.flags import given_flags
 from megatron_ultralong.config.recipes import EXTENSIONS
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import shown
+from megatron_ultralong.program.errors import InputError, shown
 
 _FOLDERS = ("load", "save", "data_path")
 """A message that names them has the path."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from megatron_ultralong.program import fields
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, shown
 from megatron_ultralong.program.names import with_home
 from megatron_ultralong.program.not_known import not_known
 
@@ -36,7 +36,7 @@ def from_dict(config_class: type[Config], values: Mapping[str, Any], where: str 
 def _from_dict(config_class: type[Config], values: Any, where: str, path: str) -> Config:
     place = f"{where}: {path}" if path else where
     if not isinstance(values, Mapping):
-        raise InputError(f"{place} must be a block of keys and values, not {fields.shown(values)}")
+        raise InputError(f"{place} must be a block of keys and values, not {shown(values)}")
     hints = typing.get_type_hints(config_class, include_extras=True)
     known = {field.name: field for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     unknown = sorted(str(key) for key in values if key not in known)
@@ -98,7 +98,7 @@ def _typed(hint: Any, value: Any, where: str, path: str) -> Any:
         hint_of_quotes = ": write it in digits alone, such as 1000 or 1e-5"
         if _NUMBER.fullmatch(value):
             hint_of_quotes = ": write it without quotes"
-    raise InputError(f"{where}: {path} must be {wanted}, not {fields.shown(value)}{hint_of_quotes}")
+    raise InputError(f"{where}: {path} must be {wanted}, not {shown(value)}{hint_of_quotes}")
 
 
 def _is_a(option: Any, value: Any) -> bool:

@@ -32,8 +32,7 @@ from megatron_ultralong.dropin.stored_arguments import (
 )
 from megatron_ultralong.model import yarn
 from megatron_ultralong.model.families import titles
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.training import early_checks
 from megatron_ultralong.training.earlier_start import DATA_FILE, check_same_rows, save_rows
 

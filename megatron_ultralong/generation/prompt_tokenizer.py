@@ -16,8 +16,7 @@ from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.model.families.family import Turns
 from megatron_ultralong.model.families.llama import LLAMA
-from megatron_ultralong.program.errors import ClosedFileError, InputError
-from megatron_ultralong.program.fields import shown
+from megatron_ultralong.program.errors import ClosedFileError, InputError, shown
 from megatron_ultralong.program.json_file import JsonObject, read_json
 
 

@@ -14,8 +14,7 @@ from megatron_ultralong.plan.report import Plan, show
 from megatron_ultralong.plan.search import Found, broken_rule
 from megatron_ultralong.plan.values import as_values, save_memory_picture
 from megatron_ultralong.program.aside import write_aside
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.terminal import Console
 
 WIDTH = 112

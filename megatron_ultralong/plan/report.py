@@ -28,7 +28,8 @@ from megatron_ultralong.plan.layer_memory import fp32_notes
 from megatron_ultralong.plan.search import MARGIN_TIME, SAME_TIME, Found
 from megatron_ultralong.plan.without_effect import idle_flags
 from megatron_ultralong.program.ending import PROGRAM
-from megatron_ultralong.program.quantity import counted, few_tokens
+from megatron_ultralong.program.errors import counted
+from megatron_ultralong.program.quantity import few_tokens
 from megatron_ultralong.program.terminal import Console
 
 

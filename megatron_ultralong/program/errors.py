@@ -1,12 +1,13 @@
-"""Exceptions that end a program with a message instead of a traceback; of files, what it says."""
+"""Exceptions that end a program with a message instead of a traceback, and words of messages."""
 
 import errno
 import io
 import os
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # control characters: ESC begins a terminal's commands
@@ -47,6 +48,36 @@ def _written_out(code: int) -> str:
     if code < 0x100:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def counted(number: int | str, noun: str) -> str:
+    """``1 document``, ``1,234 documents``, ``2 batches``; ``8 to 16`` is a number, too.
+
+    tests/test_quantity.py fails by line for a message that has a number before a plural.
+    """
+    text = number if isinstance(number, str) else f"{number:,}"
+    plural = "es" if noun.endswith(("s", "sh", "ch", "x")) else "s"
+    return f"{text} {noun}{plural * (text != '1')}"
+
+
+def named(kind: str) -> str:
+    """``a file``, ``an int``: a noun with its article."""
+    return f"a{'n' * (kind[:1].lower() in 'aeiou')} {kind}"
+
+
+def either(numbers: Sequence[int]) -> str:
+    """``1, 2 or 4``."""
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: of a long one the beginning."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python prints
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else text[:80] + "..."
 
 
 class InputError(ValueError):

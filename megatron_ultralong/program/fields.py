@@ -26,7 +26,7 @@ import typing
 from collections.abc import Collection
 from typing import Any, Literal
 
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, shown
 from megatron_ultralong.program.quantity import Unit
 
 
@@ -190,15 +190,6 @@ def check_number(
                 f"{at} must be {number.range.text(one)}, not {shown(one)}: "
                 f"{_rule(cls, number)}; {f'write {way_out}' if where else f'use {flag} {way_out}'}"
             )
-
-
-def shown(value: Any) -> str:
-    """A value as a message shows it: of a long one the beginning."""
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of more digits than Python prints
-        return "a number of thousands of digits"
-    return text if len(text) <= 80 else text[:80] + "..."
 
 
 def _rule(cls: Any, number: Number) -> str:

@@ -17,10 +17,9 @@ import numpy as np
 
 from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.ending import PROGRAM, tell
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.json_file import parse_json
 from megatron_ultralong.program.output import RECORDS_FILE, OutputFolder, output_folder
-from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.rank_values import from_main_rank
 
 SYNC_BYTES = 512 * 2**20

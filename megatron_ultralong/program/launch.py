@@ -22,11 +22,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.exit_status import RANK_LOST, STATUS_VARIABLE, write_status
 from megatron_ultralong.program.fields import Range
 from megatron_ultralong.program.json_file import read_json
-from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.ranks import (
     ERROR_FILE,
     LAUNCHED,

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from megatron_ultralong.program.fields import shown
+from megatron_ultralong.program.errors import shown
 
 _MOST_SLIPS = 3
 _SHORTEST_PART = 3

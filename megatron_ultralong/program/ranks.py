@@ -6,8 +6,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import InputError, counted
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Names the file where a rank leaves its message for what has started it."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megatron_ultralong.program.ending import PROGRAM, tell
-from megatron_ultralong.program.quantity import counted, duration
+from megatron_ultralong.program.errors import counted
+from megatron_ultralong.program.quantity import duration
 from megatron_ultralong.program.ranks import ERROR_FILE, is_launched, under_torchrun
 
 _TOLD_EVERY = 30.0

@@ -22,9 +22,9 @@ from megatron_ultralong.data.rows.packed import PackedRows, rows_of
 from megatron_ultralong.data.rows.stored import ChatRows, chat_rows_of
 from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate, trained_template
 from megatron_ultralong.model import yarn
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.fields import check_fields
-from megatron_ultralong.program.quantity import counted, few_tokens
+from megatron_ultralong.program.quantity import few_tokens
 from megatron_ultralong.sequence.document_mask import DocumentMask
 from megatron_ultralong.training.earlier_start import check_save, load_source
 from megatron_ultralong.training.row_source import ChatRowSource, PackedRowSource, RowSource

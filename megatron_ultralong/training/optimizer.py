@@ -21,8 +21,7 @@ from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_ultralong.config.optimizer import TYPES, OptimizerConfig
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import InputError, counted
 
 DTYPES = {
     "fp32": torch.float32,

@@ -21,9 +21,8 @@ from megatron_ultralong.checkpoint.formats.model_state import load_weights
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.mcore import cpu, elementwise, host_memory, model, recomputed_layer
 from megatron_ultralong.plan.job import in_pages
-from megatron_ultralong.program.errors import InputError, RunStopped
+from megatron_ultralong.program.errors import InputError, RunStopped, counted
 from megatron_ultralong.program.progress import progress
-from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.rank_values import every_rank
 from megatron_ultralong.program.ranks import is_main_rank, world_size
 from megatron_ultralong.training import config_file, optimizer

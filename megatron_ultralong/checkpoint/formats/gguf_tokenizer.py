@@ -22,8 +22,7 @@ from megatron_ultralong.checkpoint.formats.tokenizer_files import (
     load_fast,
 )
 from megatron_ultralong.data.tokenize.tokenising import named_tokens
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import shown
+from megatron_ultralong.program.errors import InputError, shown
 from megatron_ultralong.program.json_file import JsonObject
 
 _LLAMA3 = (

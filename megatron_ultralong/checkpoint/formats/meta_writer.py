@@ -16,8 +16,7 @@ from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD
 from megatron_ultralong.model.families.llama import LLAMA
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.model.yarn import NtkConfig, YarnConfig, describe, effective_rotary_base
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import InputError, counted
 
 
 class MetaWriter(TensorWriter):

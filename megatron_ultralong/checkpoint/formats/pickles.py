@@ -26,9 +26,8 @@ import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
 from megatron_ultralong.checkpoint.formats import pickle_names
-from megatron_ultralong.program.errors import InputError, refused_file
+from megatron_ultralong.program.errors import InputError, named, refused_file
 from megatron_ultralong.program.json_file import read_bounded
-from megatron_ultralong.program.quantity import named
 
 _MAX_PICKLE_BYTES: Final = 4 * 2**20
 """Of the pickle in a file of ``torch.save``, without the tensors' bytes: thirty thousand tensors.

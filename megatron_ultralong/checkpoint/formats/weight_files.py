@@ -10,9 +10,8 @@ from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_nam
 from megatron_ultralong.checkpoint.formats import tensor_file
 from megatron_ultralong.data.read.signatures import POINTERS
 from megatron_ultralong.program.ending import tell
-from megatron_ultralong.program.errors import ClosedFileError, InputError
+from megatron_ultralong.program.errors import ClosedFileError, InputError, counted
 from megatron_ultralong.program.json_file import read_json
-from megatron_ultralong.program.quantity import counted
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"

@@ -37,9 +37,8 @@ from megatron_ultralong.data.tokenize.chat_template import (
 from megatron_ultralong.data.tokenize.engines import SAMPLE_CHARACTERS, FastTokenizer
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.progress import ProgressBar, progress
-from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.sequence.documents import document_id
 
 

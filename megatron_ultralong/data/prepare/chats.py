@@ -42,9 +42,8 @@ from megatron_ultralong.data.tokenize.template_comparison import check_template,
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer, copy_tokenizer
 from megatron_ultralong.data.tokenize.trained_template import template_of
 from megatron_ultralong.program.ending import tell
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.output import OutputFolder, output_folder
-from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.sequence.documents import document_split, split_place
 
 

@@ -14,7 +14,7 @@ from megatron_ultralong.data.read.compression import COMPRESSIONS, decompressed
 from megatron_ultralong.data.read.json_array import Element, array_elements
 from megatron_ultralong.data.read.options import FileFormat
 from megatron_ultralong.data.read.parquet import read_parquet
-from megatron_ultralong.program.quantity import named
+from megatron_ultralong.program.errors import named
 
 
 def read_jsonl(

@@ -24,8 +24,7 @@ from megatron_ultralong.data.tokenize.tokenising import (
     well_formed,
 )
 from megatron_ultralong.program.aside import remove, write_aside
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import InputError, counted
 
 _TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 _TOKENS = ("bos_token", "eos_token")

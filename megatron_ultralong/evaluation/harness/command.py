@@ -33,11 +33,10 @@ from megatron_ultralong.generation.early_checks import check_template
 from megatron_ultralong.generation.folder_tokenizer import FolderTokenizer
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.ending import tell
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.journal import Journal, open_journal
 from megatron_ultralong.program.json_file import parse_json
 from megatron_ultralong.program.optional import check_optional_package, optional_package
-from megatron_ultralong.program.quantity import counted
 
 if TYPE_CHECKING:
     from megatron_ultralong.evaluation.harness.model import HarnessModel

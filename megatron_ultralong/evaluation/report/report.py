@@ -16,11 +16,10 @@ from megatron_ultralong.evaluation.report.table import ReportTable, Section, eff
 from megatron_ultralong.evaluation.results.file import FIX, claimed_kind, read_results
 from megatron_ultralong.evaluation.results.result import KINDS, Result, now, versions
 from megatron_ultralong.program.aside import SUFFIX
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.fields import check_number, numbers_of
 from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.output import RECORDS_FILE, WORK_FILE
-from megatron_ultralong.program.quantity import counted
 
 _FILE_NAMES = {"loss.json", *(f"{kind}.json" for kind in KINDS)}
 

@@ -13,8 +13,7 @@ from megatron_ultralong.evaluation.results import result
 from megatron_ultralong.evaluation.results.cell import is_close
 from megatron_ultralong.program import json_file
 from megatron_ultralong.program.aside import write_aside
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import shown
+from megatron_ultralong.program.errors import InputError, shown
 
 Values = Mapping[str, Any]
 

@@ -21,8 +21,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_ultralong.checkpoint.formats import model_state, torch_dist_writer
 from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.training.saving.optimizer_shards import own_shards
 
 _SHARDING = {

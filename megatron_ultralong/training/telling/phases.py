@@ -15,7 +15,7 @@ import torch
 
 from megatron_ultralong.config.run import LogConfig
 from megatron_ultralong.program import aside
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import counted
 from megatron_ultralong.training.telling.log import IterationRecord
 
 PHASES = ("data", "forward", "backward", "communication", "optimizer", "checkpoint", "other")
