@@ -11,11 +11,8 @@ from megatron_ultralong.data.rows.manifest import load_manifest
 from megatron_ultralong.evaluation.chat import evaluate_chat
 from megatron_ultralong.evaluation.commands import benchmark_of
 from megatron_ultralong.evaluation.harness.command import evaluate_harness
+from megatron_ultralong.evaluation.local import local_benchmarks
 from megatron_ultralong.evaluation.local.graphwalks import evaluate_graphwalks
-from megatron_ultralong.evaluation.local.local_benchmarks import (
-    evaluate_infinitebench,
-    evaluate_lv_eval,
-)
 from megatron_ultralong.evaluation.local.longbench_v2 import evaluate_longbench_v2
 from megatron_ultralong.evaluation.local.mrcr import evaluate_mrcr
 from megatron_ultralong.evaluation.local.nolima import evaluate_nolima
@@ -48,8 +45,8 @@ _EVALUATE: dict[str, Callable[[Any, opening.Subject[Any]], Any]] = {
     "ruler2": evaluate_ruler2,
     "nolima": evaluate_nolima,
     "longbench_v2": evaluate_longbench_v2,
-    "lv_eval": evaluate_lv_eval,
-    "infinitebench": evaluate_infinitebench,
+    "lv_eval": local_benchmarks.evaluate_lv_eval,
+    "infinitebench": local_benchmarks.evaluate_infinitebench,
     "chat": evaluate_chat,
     "harness": evaluate_harness,
 }

@@ -7,12 +7,7 @@ from megatron_ultralong.checkpoint.disk.folder import resolve_readable
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, load_metadata
 from megatron_ultralong.checkpoint.formats import hugging_face_config, rope_block, rope_verdicts
 from megatron_ultralong.checkpoint.formats.kind import is_gguf, kind_of
-from megatron_ultralong.config.convert import (
-    ExportConfig,
-    ImportConfig,
-    InspectConfig,
-    VerifyConfig,
-)
+from megatron_ultralong.config import convert
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.fields import check_ranges
 from megatron_ultralong.program.output import check_output
@@ -21,7 +16,7 @@ OUTPUT = "output"
 """What messages call the new folder, which has no flag."""
 
 
-def check_import(config: ImportConfig, num_ranks: int = 1) -> None:
+def check_import(config: convert.ImportConfig, num_ranks: int = 1) -> None:
     """Check numbers, source and output of an import.
 
     Raises:
@@ -37,7 +32,7 @@ def check_import(config: ImportConfig, num_ranks: int = 1) -> None:
     check_output(config.dst, OUTPUT)
 
 
-def check_export(config: ExportConfig, num_ranks: int = 1) -> list[str]:
+def check_export(config: convert.ExportConfig, num_ranks: int = 1) -> list[str]:
     """Check numbers, checkpoint, engines and output of an export.
 
     Returns what those who serve it with the engines of ``--for`` have to know, in lines.
@@ -58,7 +53,7 @@ def check_export(config: ExportConfig, num_ranks: int = 1) -> list[str]:
     return lines
 
 
-def check_verify(config: VerifyConfig, num_ranks: int = 1) -> None:
+def check_verify(config: convert.VerifyConfig, num_ranks: int = 1) -> None:
     """Check numbers and models of a comparison.
 
     Raises:
@@ -75,7 +70,7 @@ def check_verify(config: VerifyConfig, num_ranks: int = 1) -> None:
         raise InputError(f"GGUF file {missing(config.b)}")
 
 
-def check_inspect(config: InspectConfig, num_ranks: int = 1) -> None:
+def check_inspect(config: convert.InspectConfig, num_ranks: int = 1) -> None:
     """Check numbers and model to be shown.
 
     Raises:
@@ -105,7 +100,7 @@ def _metadata(path: Path, iteration: int | None) -> CheckpointMetadata:
     return load_metadata(folder.parent)
 
 
-def _check_readers(metadata: CheckpointMetadata, config: ExportConfig) -> list[str]:
+def _check_readers(metadata: CheckpointMetadata, config: convert.ExportConfig) -> list[str]:
     names = list(dict.fromkeys(filter(None, map(str.strip, config.engines.lower().split(",")))))
     if not names:
         return []

@@ -21,19 +21,8 @@ from megatron_ultralong.data.rows.chat_manifest import ChatLengths, ChatSource
 from megatron_ultralong.data.rows.indexed import token_dtype
 from megatron_ultralong.data.store.documents import DocumentStore
 from megatron_ultralong.data.store.shards import BATCH_CHARACTERS, summarise
-from megatron_ultralong.data.tokenize.chat_encoder import (
-    ChatEncoder,
-    Example,
-    checked_rendering,
-    marked_pieces,
-)
-from megatron_ultralong.data.tokenize.chat_template import (
-    DATE,
-    END,
-    ChatTemplate,
-    Piece,
-    rendered_text,
-)
+from megatron_ultralong.data.tokenize import chat_encoder, chat_template
+from megatron_ultralong.data.tokenize.chat_template import ChatTemplate, Piece
 from megatron_ultralong.data.tokenize.engines import SAMPLE_CHARACTERS, FastTokenizer
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
@@ -92,9 +81,9 @@ class ChatStore:
     def __post_init__(self) -> None:
         self.dtype = token_dtype(self.tokenizer.vocab_size)
         self.is_marked = self.its_template is not None and self.its_template.has_marks
-        self.encoder = ChatEncoder(self.template, self.tokenizer, self.is_marked)
+        self.encoder = chat_encoder.ChatEncoder(self.template, self.tokenizer, self.is_marked)
         special, eos = self.template.special, self.tokenizer.eos_text
-        self._marks = [eos() if name == END else name for name in special]
+        self._marks = [eos() if name == chat_template.END else name for name in special]
         """Texts of its special tokens."""
         self._found: collections.Counter[str] = collections.Counter()
         """What is counted of the source, by the names of :class:`ChatSource`."""
@@ -140,15 +129,19 @@ class ChatStore:
         it has learnt in rows of the day before.
         """
         pieces = self.template.render(conversation, self.config.date_string)
-        text = rendered_text(pieces)
+        text = chat_template.rendered_text(pieces)
         if error := text_error(text):  # in a tool's result, or a call
             raise ConversationError("unreadable", f"it has {error}")
         its, date = self.its_template, self.config.date_string
         if its is not None and self.is_marked:
-            pieces = marked_pieces(pieces, conversation, its, date)
+            pieces = chat_encoder.marked_pieces(pieces, conversation, its, date)
         elif its is not None and its.may_treat_otherwise(conversation):
-            checked_rendering(pieces, conversation, its, date)
-        said = text if date == DATE else rendered_text(self.template.render(conversation, DATE))
+            chat_encoder.checked_rendering(pieces, conversation, its, date)
+        said = (
+            text
+            if date == chat_template.DATE
+            else chat_template.rendered_text(self.template.render(conversation, chat_template.DATE))
+        )
         return pieces, document_id(said)
 
     def targets(self, example: int) -> npt.NDArray[np.int32]:
@@ -224,7 +217,7 @@ class ChatStore:
             self._found["num_truncated"] += length > self.config.limit
             self._keep(identity, example)
 
-    def _keep(self, identity: str, example: Example) -> None:
+    def _keep(self, identity: str, example: chat_encoder.Example) -> None:
         self._found["num_examples"] += 1
         self._found["num_tokens"] += example.tokens.size
         self._found["num_target_tokens"] += example.num_target_tokens

@@ -17,13 +17,8 @@ from typing import Any
 import numpy as np
 
 from megatron_ultralong.data.options import PrepareChatConfig
-from megatron_ultralong.data.pack.packing import (
-    PADDING,
-    Int64Array,
-    RowPlan,
-    not_splittable,
-    plan_rows,
-)
+from megatron_ultralong.data.pack import packing
+from megatron_ultralong.data.pack.packing import Int64Array, RowPlan
 from megatron_ultralong.data.pack.sampling import mixed_order
 from megatron_ultralong.data.prepare.chat_report import draw_chat_lengths, print_chat_summary
 from megatron_ultralong.data.prepare.chat_store import ChatStore, tokenise_chats
@@ -55,7 +50,7 @@ def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
             template, a split without any, an output folder that is not empty, a full disk.
     """
     config.check()
-    if note := not_splittable(config.seq_length):
+    if note := packing.not_splittable(config.seq_length):
         tell(note)
     date = resolved_date(config.date_string, datetime.date.today())
     config = dataclasses.replace(config, date_string=date)
@@ -208,11 +203,13 @@ def _plan(config: PrepareChatConfig, order: Int64Array, lengths: Int64Array) -> 
     """Rows of whole conversations: best fit, or one in each."""
     size = config.seq_length
     if config.packing == "whole":
-        return plan_rows(order, lengths, 0, size, "whole")
+        return packing.plan_rows(order, lengths, 0, size, "whole")
     plan = RowPlan(kept=order.tolist())
     for example in plan.kept:
         length = int(lengths[example])
-        row = [(example, 0, length)] + ([(PADDING, 0, size - length)] if length < size else [])
+        row = [(example, 0, length)] + (
+            [(packing.PADDING, 0, size - length)] if length < size else []
+        )
         plan.rows.append(np.asarray(row, dtype=np.int64))
         plan.num_padding_tokens += size - length
     return plan
@@ -228,7 +225,7 @@ def _write_targets(prefix: Path, plan: RowPlan, store: ChatStore) -> int:
         for row in plan.rows:
             parts, filled = [], 0
             for example, start, stop in row.tolist():
-                if example != PADDING:
+                if example != packing.PADDING:
                     parts.append(store.targets(example) + filled)
                 filled += stop - start
             targets = np.concatenate(parts)

@@ -6,16 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_ultralong.data.read import conversation_formats
 from megatron_ultralong.data.read.arrow_values import num_kept_nulls
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError, Problem
-from megatron_ultralong.data.read.conversation_formats import (
-    CHOSEN,
-    KEYS,
-    SPELLINGS,
-    VERDICTS,
-    keys_read,
-    parse_conversation,
-)
+from megatron_ultralong.data.read.conversation_formats import CHOSEN, KEYS, SPELLINGS, VERDICTS
 from megatron_ultralong.data.read.file_kind import nul_problem
 from megatron_ultralong.data.read.formats import read_records
 from megatron_ultralong.data.read.options import ChatReadOptions, ReadOptions
@@ -331,7 +325,7 @@ class ConversationReader(_SourceReader):
         self.num_bad[error.problem] += record.num_records
 
     def _count_unread(self, record: Record) -> None:
-        read = keys_read(record.fields, self.options.chat_format)[1].values()
+        read = conversation_formats.keys_read(record.fields, self.options.chat_format)[1].values()
         unread = [
             key
             for key, value in record.fields.items()
@@ -346,6 +340,6 @@ class ConversationReader(_SourceReader):
         if record.error:
             raise ConversationError("unreadable", record.error)
         options = self.options
-        return parse_conversation(
+        return conversation_formats.parse_conversation(
             record.fields, options.chat_format, options.ignore_keys, options.reasoning
         )

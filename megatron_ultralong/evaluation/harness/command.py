@@ -19,12 +19,8 @@ from megatron_ultralong.evaluation.asking import samples
 from megatron_ultralong.evaluation.asking.questions import draw, show
 from megatron_ultralong.evaluation.harness import results as harness_results
 from megatron_ultralong.evaluation.harness.offline import WHAT, offline
-from megatron_ultralong.evaluation.models.interface import (
-    GenerationOptions,
-    LanguageModel,
-    Scores,
-    check_length,
-)
+from megatron_ultralong.evaluation.models import interface
+from megatron_ultralong.evaluation.models.interface import LanguageModel, Scores
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.models.replicas import Replicas
 from megatron_ultralong.evaluation.options import WITHOUT_TEMPLATE, HarnessConfig
@@ -59,7 +55,9 @@ def harness_model(
     check_optional_package("lm_eval", WHAT)
     model, facts = subject.model, subject.facts
     length = config.max_length or facts.max_positions
-    check_length(model, length, config.beyond_trained_positions, what=f"--max-length {length}")
+    interface.check_length(
+        model, length, config.beyond_trained_positions, what=f"--max-length {length}"
+    )
     tokenizer = FolderTokenizer(subject.tokenizer.folder, WHAT)
     if config.apply_chat_template:
         check_template(tokenizer.folder, WITHOUT_TEMPLATE)
@@ -279,5 +277,5 @@ class RankWork:
             [prompt.tokens.tolist() for prompt in prompts],
             max_new_tokens=max(prompt.max_new_tokens for prompt in prompts),
             stop_ids=stop_ids,
-            options=GenerationOptions(has_ended, sampling, names),
+            options=interface.GenerationOptions(has_ended, sampling, names),
         )

@@ -21,14 +21,8 @@ from megatron_ultralong.program.owner import Owner, take
 from megatron_ultralong.program.owner_record import read_owners
 from megatron_ultralong.program.rank_values import every_rank, from_main_rank
 from megatron_ultralong.program.ranks import is_main_rank, number_of
+from megatron_ultralong.training import earlier_start
 from megatron_ultralong.training.config_file import CONFIG_FILE, save_config
-from megatron_ultralong.training.earlier_start import (
-    DATA_FILE,
-    changes,
-    check_nobodys,
-    check_save,
-    save_rows,
-)
 
 STATUS_FILE = "exit_status"
 TAKEN_OVER = 73
@@ -90,7 +84,7 @@ class RunFolder:
         root = self.root
         if root is None:
             return Resumed()
-        before = check_save(root, self._config, self._metadata, self._data)
+        before = earlier_start.check_save(root, self._config, self._metadata, self._data)
         if before is None:
             return Resumed()
         resumed = newest_good(root, rank, world_size)
@@ -98,7 +92,7 @@ class RunFolder:
             self.resumed_iteration = folders.resolve(resumed.folder)[1]
             # files of earlier releases have the iterations that follow from passes, too
             now = self._config if before.train_iters else self._said
-            self.changes = changes(before, now)
+            self.changes = earlier_start.changes(before, now)
         return resumed
 
     @property
@@ -176,7 +170,7 @@ class RunFolder:
         root = self._root
         with writable(root, f"--save {root}"):
             if root.is_dir() and not read_owners(root):
-                check_nobodys(root)
+                earlier_start.check_nobodys(root)
             root.mkdir(parents=True, exist_ok=True)
             self._owner = take(root, self._config.verb, f"--save {root}")
         return self._owner.record.number
@@ -187,7 +181,7 @@ class RunFolder:
             (root / STATUS_FILE).unlink(missing_ok=True)
             if not self.resumed_iteration:  # what a start left that came to no checkpoint
                 metadata.unseal(root)
-                for name in (DATA_FILE, metadata.FILE_NAME, metadata.SOURCE_FOLDER):
+                for name in (earlier_start.DATA_FILE, metadata.FILE_NAME, metadata.SOURCE_FOLDER):
                     remove(root / name)
             if not self.nothing_left:  # else the file would not be that of any iteration
                 save_config(root / CONFIG_FILE, self._said)
@@ -204,8 +198,8 @@ class RunFolder:
         root = self._root
         if not (root / CONFIG_FILE).is_file():
             save_config(root / CONFIG_FILE, self._said)
-        if not (root / DATA_FILE).is_file():
-            save_rows(root, self._data)
+        if not (root / earlier_start.DATA_FILE).is_file():
+            earlier_start.save_rows(root, self._data)
         source = root / metadata.SOURCE_FOLDER
         if not (root / metadata.FILE_NAME).is_file():
             metadata.save_metadata(root, self._metadata)
