@@ -6,14 +6,12 @@ from rich.table import Table
 
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.plan.advice import best
+from megatron_ultralong.plan import advice, given, report
 from megatron_ultralong.plan.area import area_of
 from megatron_ultralong.plan.estimate import Estimate, layout_text
-from megatron_ultralong.plan.given import figure, short_seconds
 from megatron_ultralong.plan.hardware import Hardware
 from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.options import PlanConfig
-from megatron_ultralong.plan.report import layout_flags
 from megatron_ultralong.plan.search import Found, search
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.terminal import Console
@@ -58,11 +56,11 @@ def show_lengths(
     if not fitting:
         shortest = found[0][0]
         try:
-            best(shortest, hardware)
+            advice.best(shortest, hardware)
         except InputError as error:
             text = f"{title}: rows of {shortest.seq_length:,} do not fit: {error}"
             raise InputError(text) from error
-    columns = map(figure, ("GiB", "host GiB a node", "step, s", "MFU", "hours"))
+    columns = map(given.figure, ("GiB", "host GiB a node", "step, s", "MFU", "hours"))
     table = Table("row", "layout", *columns, title=title, title_justify="left")
     for job, each in found:
         table.add_row(short_length(job.seq_length), *_cells(each))
@@ -90,7 +88,7 @@ def _cells(found: Found) -> tuple[str, ...]:
         layout_text(its.job),
         f"{its.needed / GIB:.1f}",
         f"{its.host.offloaded / GIB:,.0f}" if its.host.offloaded else "-",
-        short_seconds(its.time.total),
+        given.short_seconds(its.time.total),
         f"{its.mfu:.0%}",
         f"{its.hours(its.job.config.train_iters * its.job.tokens_per_iteration):,.1f}",
     )
@@ -107,7 +105,7 @@ def short_length(length: int) -> str:
 def command_text(estimate: Estimate, words: str) -> str:
     """The command that starts a layout: ``words`` are the verb, its recipe and its folders."""
     job, node = estimate.job, estimate.hardware.gpus_per_node
-    flags = f"--seq-length {short_length(job.seq_length)} {layout_flags(job)}"
+    flags = f"--seq-length {short_length(job.seq_length)} {report.layout_flags(job)}"
     if job.num_gpus <= node:
         return f"ultralong {words} {flags} --ranks {job.num_gpus}"
     return (

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from megatron_ultralong.checkpoint.convert.early_checks import check_inspect
+from megatron_ultralong.checkpoint.convert import early_checks, table
 from megatron_ultralong.checkpoint.convert.lone_config import inspect_config, lone_config
-from megatron_ultralong.checkpoint.convert.table import show, show_rows
 from megatron_ultralong.checkpoint.convert.verification import num_bytes
 from megatron_ultralong.checkpoint.disk.folder import iterations
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
@@ -95,11 +94,11 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     Raises:
         InputError: it is in no known format, or damaged.
     """
-    check_inspect(config)
+    early_checks.check_inspect(config)
     lone = lone_config(config.src)
     if lone is not None:
         values = inspect_config(lone)
-        show(values, config.json)
+        table.show(values, config.json)
         return values
     model = open_model(config.src, config.iteration, verify_checksums=config.verify_checksums)
     values = {
@@ -118,8 +117,8 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     if config.json:
         sys.stdout.write(json.dumps({**values, "tensors": tensors}, indent=2) + "\n")
     else:
-        show(values, as_json=False)
-        show_rows([{**row, "layers": row["layers"] or None} for row in tensors])
+        table.show(values, as_json=False)
+        table.show_rows([{**row, "layers": row["layers"] or None} for row in tensors])
     return {**values, "tensors": tensors}
 
 

@@ -24,18 +24,15 @@ from megatron_ultralong.data.prepare.chat_report import draw_chat_lengths, print
 from megatron_ultralong.data.prepare.chat_store import ChatStore, tokenise_chats
 from megatron_ultralong.data.read.sources import Source, parse_sources, warn_of_output
 from megatron_ultralong.data.rows import chat_manifest as manifests
+from megatron_ultralong.data.rows import packed, stored
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSplit
 from megatron_ultralong.data.rows.indexed import IndexedWriter
 from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER, write_manifest
-from megatron_ultralong.data.rows.packed import checksums_of
-from megatron_ultralong.data.rows.stored import targets_prefix
 from megatron_ultralong.data.store.documents import RowWriter
-from megatron_ultralong.data.tokenize import engines
+from megatron_ultralong.data.tokenize import engines, template_comparison, trained_template
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, ChatTemplate, resolved_date
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, folder_template
-from megatron_ultralong.data.tokenize.template_comparison import check_template, fitted_template
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer, copy_tokenizer
-from megatron_ultralong.data.tokenize.trained_template import template_of
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.output import OutputFolder, output_folder
@@ -103,8 +100,8 @@ def _open_template(
         return
     folder = FolderTemplate(text, place)
     with folder:
-        template = fitted_template(template, folder, config.date_string)
-        check_template(template, folder, config.date_string, tokenizer)
+        template = template_comparison.fitted_template(template, folder, config.date_string)
+        template_comparison.check_template(template, folder, config.date_string, tokenizer)
         yield template, folder
 
 
@@ -131,7 +128,7 @@ def _write(
             num_target_tokens=_write_targets(folder / name, plans[name], store),
             num_padding_tokens=written.num_padding_tokens,
             longest=int(documents.lengths[plans[name].kept].max()),
-            checksums=checksums_of(folder / name, ["boundaries", "targets"]),
+            checksums=packed.checksums_of(folder / name, ["boundaries", "targets"]),
         )
         for name, written in writer.write(folder, plans).items()
     }
@@ -156,7 +153,7 @@ def _write(
         splits=found,
         versions=engines.versions("gigatoken", "numpy", "pyarrow", "tokenizers"),
     )
-    template = template_of(folder, manifest)
+    template = trained_template.template_of(folder, manifest)
     manifest = dataclasses.replace(manifest, chat_template_sha256=template.sha256)
     if template.lacks(folder / TOKENIZER_FOLDER):
         template.put(folder / TOKENIZER_FOLDER)
@@ -221,7 +218,7 @@ def _write_targets(prefix: Path, plan: RowPlan, store: ChatStore) -> int:
     Returns the number of tokens to be learnt.
     """
     total = 0
-    with IndexedWriter(targets_prefix(prefix), np.dtype("<i4")) as writer:
+    with IndexedWriter(stored.targets_prefix(prefix), np.dtype("<i4")) as writer:
         for row in plan.rows:
             parts, filled = [], 0
             for example, start, stop in row.tolist():

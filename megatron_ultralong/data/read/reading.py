@@ -6,12 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_ultralong.data.read import conversation_formats
-from megatron_ultralong.data.read.arrow_values import num_kept_nulls
+from megatron_ultralong.data.read import arrow_values, conversation_formats, file_kind, formats
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError, Problem
 from megatron_ultralong.data.read.conversation_formats import CHOSEN, KEYS, SPELLINGS, VERDICTS
-from megatron_ultralong.data.read.file_kind import nul_problem
-from megatron_ultralong.data.read.formats import read_records
 from megatron_ultralong.data.read.options import ChatReadOptions, ReadOptions
 from megatron_ultralong.data.read.record import (
     MAX_DOCUMENT_BYTES,
@@ -88,7 +85,7 @@ class _SourceReader:
             limit = self._limit
             if part.file_format != "parquet":
                 limit = min(limit, FIRST_RECORD_BYTES)
-            records = read_records(part.path, self.columns, part.file_format, limit=limit)
+            records = formats.read_records(part.path, self.columns, part.file_format, limit=limit)
             record = next(records, None)
             if record is None or (record.is_too_long and limit < self._limit):
                 continue
@@ -107,7 +104,7 @@ class _SourceReader:
             num_kept, self._bad_here = self.num_kept, []
             records: Iterator[Record] = iter([Record(str(part.path), 0, {}, part.problem)])
             if not part.problem:
-                records = read_records(
+                records = formats.read_records(
                     part.path, self.columns, part.file_format, part.start, part.stop, self._limit
                 )
             for record in records:
@@ -193,7 +190,7 @@ class DocumentReader(_SourceReader):
                 keys = record.keys or tuple(map(str, record.fields))
                 raise BadRecordError(_key_error(flag, str(key), value, keys, _texts(record)))
         if record.is_text_file and self.options.file_format == "auto" and "\0" in text:
-            raise BadRecordError(nul_problem(text.index("\0")))
+            raise BadRecordError(file_kind.nul_problem(text.index("\0")))
         if error := text_error(text):
             raise BadRecordError(error)
         return text, name
@@ -312,7 +309,7 @@ class ConversationReader(_SourceReader):
             self.num_conversations += 1
             if part.file_format == "parquet":
                 # a text of JSON, which is none of Arrow's structs, has no keys
-                self.num_kept_nulls += num_kept_nulls(record.fields.get("tools"))
+                self.num_kept_nulls += arrow_values.num_kept_nulls(record.fields.get("tools"))
             yield record, conversation
 
     def reject(self, record: Record, error: ConversationError) -> None:

@@ -14,13 +14,9 @@ from megatron_ultralong.checkpoint.disk import folder as folders
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate
 from megatron_ultralong.model.shape import num_parameters
-from megatron_ultralong.program.aside import remove, write_aside
+from megatron_ultralong.program import aside, output, owner_record, rank_values, ranks
 from megatron_ultralong.program.errors import FailingDiskError, InputError, RunStopped
-from megatron_ultralong.program.output import check_free, writable
 from megatron_ultralong.program.owner import Owner, take
-from megatron_ultralong.program.owner_record import read_owners
-from megatron_ultralong.program.rank_values import every_rank, from_main_rank
-from megatron_ultralong.program.ranks import is_main_rank, number_of
 from megatron_ultralong.training import earlier_start
 from megatron_ultralong.training.config_file import CONFIG_FILE, save_config
 
@@ -132,11 +128,11 @@ class RunFolder:
         if self.root is None:
             return Resumed()
         self._check_not_ended(self.root)
-        check_free(self.root, self._checkpoint_bytes(), f"--save {self.root}")
-        self.owner_number = from_main_rank(self._take, is_main=rank == 0)
+        output.check_free(self.root, self._checkpoint_bytes(), f"--save {self.root}")
+        self.owner_number = rank_values.from_main_rank(self._take, is_main=rank == 0)
         resumed = self.check(rank, world_size)
         dist.barrier()  # every rank has looked before anything is written
-        from_main_rank(self._make_ready, is_main=rank == 0)
+        rank_values.from_main_rank(self._make_ready, is_main=rank == 0)
         return resumed
 
     @property
@@ -168,8 +164,8 @@ class RunFolder:
     def _take(self) -> int:
         """Become the owner, before anything else is written; returns the number."""
         root = self._root
-        with writable(root, f"--save {root}"):
-            if root.is_dir() and not read_owners(root):
+        with output.writable(root, f"--save {root}"):
+            if root.is_dir() and not owner_record.read_owners(root):
                 earlier_start.check_nobodys(root)
             root.mkdir(parents=True, exist_ok=True)
             self._owner = take(root, self._config.verb, f"--save {root}")
@@ -177,12 +173,12 @@ class RunFolder:
 
     def _make_ready(self) -> None:
         root = self._root
-        with writable(root, f"--save {root}"):
+        with output.writable(root, f"--save {root}"):
             (root / STATUS_FILE).unlink(missing_ok=True)
             if not self.resumed_iteration:  # what a start left that came to no checkpoint
                 metadata.unseal(root)
                 for name in (earlier_start.DATA_FILE, metadata.FILE_NAME, metadata.SOURCE_FOLDER):
-                    remove(root / name)
+                    aside.remove(root / name)
             if not self.nothing_left:  # else the file would not be that of any iteration
                 save_config(root / CONFIG_FILE, self._said)
             self.write_identity()
@@ -219,11 +215,11 @@ class RunFolder:
         """Leave the exit status for batch scripts: torchrun makes 1 of every failure."""
         if self.root is not None and dist.get_rank() == 0 and self.is_mine():
             with contextlib.suppress(OSError):
-                write_aside(self.root / STATUS_FILE, f"{status}\n")
+                aside.write_aside(self.root / STATUS_FILE, f"{status}\n")
 
     def _check_not_ended(self, root: Path) -> None:
         """A run that was told to end is not taken up by the same torchrun."""
-        if number_of("TORCHELASTIC_RESTART_COUNT") == 0:
+        if ranks.number_of("TORCHELASTIC_RESTART_COUNT") == 0:
             return
         with contextlib.suppress(OSError):
             status = int((root / STATUS_FILE).read_text(encoding="utf-8"))
@@ -251,7 +247,7 @@ def newest_good(root: Path, rank: int, world_size: int) -> Resumed:
     damaged: dict[int, str] = {}
     for iteration in candidates:
         folder = folders.iteration_folder(root, iteration)
-        found = [each for each in every_rank(_damage(folder, rank, world_size)) if each]
+        found = [each for each in rank_values.every_rank(_damage(folder, rank, world_size)) if each]
         unreadable = next((text for text, is_known in found if not is_known), None)
         if unreadable:
             raise FailingDiskError(
@@ -262,7 +258,7 @@ def newest_good(root: Path, rank: int, world_size: int) -> Resumed:
             return Resumed(folder, frozenset(damaged))
         error, _ = found[0]
         damaged[iteration] = error
-        if is_main_rank():
+        if ranks.is_main_rank():
             _log.warning(
                 "WARNING: the checkpoint of iteration %d is refused: %s; another one is taken",
                 iteration,
@@ -285,7 +281,7 @@ def _candidates(root: Path) -> list[int]:
     if latest.is_file():
         text = latest.read_bytes().decode("ascii", "replace").strip()
         named = int(text) if text.isdecimal() else 0
-        if not named and is_main_rank():
+        if not named and ranks.is_main_rank():
             _log.warning(
                 "WARNING: %s is damaged: it holds %r, no iteration; the newest checkpoint is taken",
                 *(latest, text[:20]),
