@@ -5,8 +5,6 @@ ring_te_spec --ultralong-rope-scaling yarn ...`` instead of ``torchrun ... pretr
 the script is not edited. On a machine without a GPU it runs on the CPU, over gloo.
 """
 
-from __future__ import annotations
-
 import runpy
 import sys
 from pathlib import Path

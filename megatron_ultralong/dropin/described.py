@@ -1,7 +1,5 @@
 """The model that Megatron-LM's arguments describe, beside that of an ``ultralong.json``."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

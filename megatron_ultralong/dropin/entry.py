@@ -7,8 +7,6 @@ container may describe the model too, and ``model_provider`` is a keyword. Which
 read off the signature.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import functools

@@ -4,8 +4,6 @@ Its scheduler compares what it was built with and what the checkpoint holds, onc
 and its weights are read, and ends with an assertion that names no argument.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

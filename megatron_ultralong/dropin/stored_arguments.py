@@ -5,8 +5,6 @@ Megatron-LM keeps the arguments of a run beside its weights, and looks at them o
 embedding, the epsilon of norms) is then as the command line has it, and nothing fails.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from pathlib import Path

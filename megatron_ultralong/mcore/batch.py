@@ -1,7 +1,5 @@
 """Rows of tokens, cut to the part that this rank works on, and what their loss is made of."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol

@@ -1,7 +1,5 @@
 """Ring attention as Megatron's ``core_attention``, with and without a memory."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

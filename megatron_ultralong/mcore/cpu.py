@@ -18,8 +18,6 @@ Megatron-Core names the device ``cuda`` in its own code. Where there is no CUDA 
 Nothing else of Megatron-Core is replaced: model, schedules, optimizer and checkpoints are its own.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any

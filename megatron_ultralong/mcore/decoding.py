@@ -6,8 +6,6 @@ alone; what does not divide, at least its last token, all ranks read together, a
 token after it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence

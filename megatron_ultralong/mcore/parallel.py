@@ -1,7 +1,5 @@
 """Processes and their groups, which stand before a Megatron model is built, and work in them."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import os

@@ -5,8 +5,6 @@ memory in huge pages, touch it, and register it. torch's allocator can do as muc
 (``pinned_use_cuda_host_register``), but one buffer at a time, each rounded up to a power of two.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging

@@ -5,8 +5,6 @@ products yield (queries, keys and values of a tile, the MLP's output) no gradien
 of a linear layer come from its input, its weight and the gradient of its output.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -11,8 +11,6 @@ only these exist, [s, b, h] each, with h the part of a tensor-parallel rank:
 Under sequence parallelism the input is gathered tile by tile too.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

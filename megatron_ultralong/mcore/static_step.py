@@ -5,8 +5,6 @@ to start all 1,487. A graph starts them at once. It is of one cache: it holds th
 dropped with it, so that no graph writes into memory that belongs to somebody else by now.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import warnings

@@ -4,8 +4,6 @@ What torchrun does for one node, without its page of traces: ranks have the vari
 a signal goes to all of them, and none outlives this process.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import dataclasses

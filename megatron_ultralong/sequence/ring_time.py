@@ -12,8 +12,6 @@ as it would at a barrier; it is at most one hop ahead of its neighbours::
 The time of the wires is left out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

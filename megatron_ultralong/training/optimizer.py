@@ -1,7 +1,5 @@
 """Megatron's data-parallel wrapper, optimizer and learning-rate schedule, from our config."""
 
-from __future__ import annotations
-
 import dataclasses
 import gc
 import inspect

@@ -1,7 +1,5 @@
 """The state of a run on this rank, when it is saved, and when the run ends before its time."""
 
-from __future__ import annotations
-
 import dataclasses
 import signal
 import time

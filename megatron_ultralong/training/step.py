@@ -1,7 +1,5 @@
 """One step: a global batch through the model by Megatron's schedules, and numbers gone bad."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """The checksum of a file while it is written, by threads of their own."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -5,8 +5,6 @@
 :func:`guarded` lasts, all three go through :mod:`megatron_ultralong.checkpoint.formats.pickles`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections.abc import Iterable, Iterator, Sequence

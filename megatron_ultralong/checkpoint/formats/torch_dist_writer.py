@@ -5,8 +5,6 @@ weight each, but made one at a time and in a fixed order, so that a killed write
 after the last one. Megatron-Core's ``dist_checkpointing`` reads the result at any parallel layout.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

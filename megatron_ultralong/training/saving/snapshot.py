@@ -6,8 +6,6 @@ fork copies the page tables of the whole process while communication threads hol
 rank copies its tensors to host memory and writes one file from a thread, which ends with it.
 """
 
-from __future__ import annotations
-
 import io
 import traceback
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """What a checkpoint of a run holds: model, optimizer, schedule, random states and position."""
 
-from __future__ import annotations
-
 import functools
 import random
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,5 @@
 """Where the time of a run goes: by phase of an iteration, as a torch trace, in sum at the end."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math
