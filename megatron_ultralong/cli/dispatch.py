@@ -19,10 +19,9 @@ from megatron_ultralong.cli.origin import fields_typed, says_who_set, with_short
 from megatron_ultralong.cli.start_of_run import HELP_FLAGS, begin, with_start_first
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
-from megatron_ultralong.program.errors import InputError, counted
+from megatron_ultralong.program.errors import InputError, counted, not_known
 from megatron_ultralong.program.exit_status import status_of_start
 from megatron_ultralong.program.launch import run_ranks, take_ranks
-from megatron_ultralong.program.not_known import not_known
 from megatron_ultralong.program.ranks import (
     as_job_of,
     check_current_folder,

@@ -64,8 +64,7 @@ def plan(words: Sequence[str]) -> Plan | None:
         total = load("training.early_checks:planned_iterations")(command.run)
         shorter, _ = with_shorter_warm_up(words, command.run, total)
         command = dataclasses.replace(command, run=shorter)
-    from megatron_ultralong.plan.command import make_plan, tell_plan
-    from megatron_ultralong.plan.lengths import command_text
+    from megatron_ultralong.plan.command import command_text, make_plan, tell_plan
 
     with says_who_set(words, run):
         command, rows = with_rows(command)
@@ -96,8 +95,7 @@ def _parse(words: Sequence[str], run: TrainingConfig) -> PlanConfig:
 
 def _plan_lengths(command: PlanConfig, recipe: str, words: Sequence[str]) -> None:
     """Plan a recipe of any length at each length that is asked for often."""
-    from megatron_ultralong.plan.command import console
-    from megatron_ultralong.plan.lengths import plans_by_length, show_lengths
+    from megatron_ultralong.plan.command import console, plans_by_length, show_lengths
 
     if command.json or command.png or not command.search:
         raise InputError(

@@ -14,9 +14,8 @@ from megatron_ultralong.config.flags import check_dashes, flags_of, given_flags
 from megatron_ultralong.config.parser_errors import unknown_flag
 from megatron_ultralong.config.plain_values import with_fields
 from megatron_ultralong.program.ending import PROGRAM
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, not_known
 from megatron_ultralong.program.names import with_home
-from megatron_ultralong.program.not_known import not_known
 
 HELP_FLAGS = ("-h", "--help", "--help-all")
 _NO_VALUE = ("--dry-run", *HELP_FLAGS)

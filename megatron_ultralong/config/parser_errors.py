@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.config.flags import Flag, given_flags
-from megatron_ultralong.program.errors import InputError, shown
-from megatron_ultralong.program.not_known import nearest, not_known
+from megatron_ultralong.program.errors import InputError, nearest, not_known, shown
 
 ELSEWHERE: dict[str, tuple[str, ...]] = {
     other: flags

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from megatron_ultralong.program import fields
-from megatron_ultralong.program.errors import InputError, shown
+from megatron_ultralong.program.errors import InputError, not_known, shown
 from megatron_ultralong.program.names import with_home
-from megatron_ultralong.program.not_known import not_known
 
 Config = TypeVar("Config")
 

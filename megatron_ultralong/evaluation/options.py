@@ -7,9 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from tyro.conf import Positional, arg
 
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, not_known
 from megatron_ultralong.program.fields import TEXT, UINT32, Range, Required, check_fields
-from megatron_ultralong.program.not_known import not_known
 from megatron_ultralong.program.quantity import LENGTH
 from megatron_ultralong.sequence.document_mask import DocumentMask
 

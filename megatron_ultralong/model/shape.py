@@ -5,9 +5,8 @@ from typing import Annotated, Final
 
 from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.model.families.family import Family
-from megatron_ultralong.program.errors import InputError, shown
+from megatron_ultralong.program.errors import InputError, not_known, shown
 from megatron_ultralong.program.fields import Range, check_ranges
-from megatron_ultralong.program.not_known import not_known
 
 MOST_POSITIONS: Final = 2**40
 """Of a model; rows have fewer."""

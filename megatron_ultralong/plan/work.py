@@ -54,7 +54,7 @@ def layer_work(job: Job) -> LayerWork:
 
 
 def unread_products(job: Job) -> float:
-    """FLOPs of a layer's recomputation that are left out (``mcore/products.py``)."""
+    """FLOPs of a layer's recomputation that are left out (``mcore/projection.py``)."""
     its, model = job.sizes, job.model
     layers, kind = job.config.layers, job.memory.recompute_granularity
     if kind == "none" or layers.needs_transformer_engine:

@@ -18,8 +18,7 @@ from megatron_ultralong.data.read.record import (
     text_error,
 )
 from megatron_ultralong.data.read.sources import FilePart, Source, check_unchanged, find_files
-from megatron_ultralong.program.errors import InputError, counted, named
-from megatron_ultralong.program.not_known import nearest
+from megatron_ultralong.program.errors import InputError, counted, named, nearest
 from megatron_ultralong.sequence.documents import document_id
 
 FIRST_RECORD_BYTES = 4 << 20
