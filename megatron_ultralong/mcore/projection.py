@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -110,13 +110,7 @@ class Projection:
 class _NoProducts(TorchFunctionMode):
     """Inside autograd functions a product is memory that nobody has written."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # With gradients enabled, autograd would lose the product from its graph.
         if func is torch.matmul and not torch.is_grad_enabled():
             left, right = args
