@@ -42,6 +42,7 @@ from megatron_ultralong.data.store.shards import (
     tokenise_shards,
 )
 from megatron_ultralong.data.tokenize import engines, tokenising
+from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer, copy_tokenizer
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.output import OutputFolder, check_output, output_folder
 from megatron_ultralong.program.progress import progress
@@ -159,7 +160,7 @@ def _tokenise(
 
 
 def _tokenise_with(
-    config: PrepareConfig, plan: _Plan, tokenizer: tokenising.DocumentTokenizer, work: OutputFolder
+    config: PrepareConfig, plan: _Plan, tokenizer: DocumentTokenizer, work: OutputFolder
 ) -> Path:
     folder = work.path / f"shards-{tokenizer.engine}"  # those of two engines are never mixed
     folder.mkdir(exist_ok=True)
@@ -190,7 +191,7 @@ def _write_rows(config: PrepareConfig, plan: _Plan, store: DocumentStore, folder
     shares = source_shares(config, store, selection, plans["train"])
     writer = RowWriter(store, separator, config.seq_length, tokenizer.vocab_size)
     splits = writer.write(folder, plans)
-    tokenising.copy_tokenizer(tokenizer, folder / manifests.TOKENIZER_FOLDER)
+    copy_tokenizer(tokenizer, folder / manifests.TOKENIZER_FOLDER)
     packed = np.asarray(plans["train"].kept, dtype=np.int64)
     manifest = Manifest(
         format_version=manifests.FORMAT_VERSION,
