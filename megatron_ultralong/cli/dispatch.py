@@ -185,7 +185,7 @@ def _load_run(verb: Verb) -> Any:
     """What a verb runs, imported."""
     if not verb.is_for_ranks:
         return load(verb.run)
-    from megatron_ultralong.mcore.deferred_compile import compile_at_first_call
+    from megatron_ultralong.mcore.cpu import compile_at_first_call
 
     with compile_at_first_call():
         return load(verb.run)

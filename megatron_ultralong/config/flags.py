@@ -4,9 +4,8 @@ import dataclasses
 import enum
 import re
 import types
-import typing
 from collections.abc import Container, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from megatron_ultralong.program import fields
 from megatron_ultralong.program.errors import InputError
@@ -62,7 +61,7 @@ def flags_of(cls: Any, default: Any = None, block: str = "", *, strict: bool = T
     that they are in; ``strict``: what is marked as required is.
     """
     cls = cls if default is None else type(default)
-    hints = typing.get_type_hints(cls, include_extras=True)
+    hints = get_type_hints(cls, include_extras=True)
     texts, numbers = fields.field_docstrings(cls), {one.name: one for one in fields.numbers_of(cls)}
     found, inner = [], []
     for field in dataclasses.fields(cls):
@@ -153,10 +152,10 @@ def _usage(name: str, hint: Any, kind: Any) -> str:
 
 def _metavar(kind: Any) -> str:
     """``N`` for a whole number, ``a|b`` for a choice, ``TEXT ...`` for several."""
-    if typing.get_origin(kind) is tuple:
-        return f"{_metavar(typing.get_args(kind)[0])} ..."
-    if typing.get_origin(kind) is Literal:
-        return "|".join(map(str, typing.get_args(kind)))
+    if get_origin(kind) is tuple:
+        return f"{_metavar(get_args(kind)[0])} ..."
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
     if len(options := fields.options_of(kind)) > 1:
         return "|".join(_metavar(one) for one in options if one is not types.NoneType)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):

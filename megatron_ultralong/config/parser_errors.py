@@ -11,10 +11,9 @@ import itertools
 import os
 import re
 import shlex
-import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from megatron_ultralong.config.flags import Flag, given_flags
 from megatron_ultralong.program.errors import InputError, nearest, not_known, shown
@@ -87,7 +86,7 @@ def _hooked(hook: Callable[[Any], None]) -> contextlib.AbstractContextManager[An
         register = importlib.import_module("tyro._errors").on_parse_error
     except (ImportError, AttributeError):
         return contextlib.nullcontext()
-    return typing.cast(contextlib.AbstractContextManager[Any], register(hook))
+    return cast(contextlib.AbstractContextManager[Any], register(hook))
 
 
 def _text(event: Any, flags: dict[str, str], unknown: Sequence[str], given: Sequence[str]) -> str:

@@ -2,10 +2,9 @@
 
 import dataclasses
 import re
-import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from megatron_ultralong.program import fields
 from megatron_ultralong.program.errors import InputError, not_known, shown
@@ -36,7 +35,7 @@ def _from_dict(config_class: type[Config], values: Any, where: str, path: str) -
     place = f"{where}: {path}" if path else where
     if not isinstance(values, Mapping):
         raise InputError(f"{place} must be a block of keys and values, not {shown(values)}")
-    hints = typing.get_type_hints(config_class, include_extras=True)
+    hints = get_type_hints(config_class, include_extras=True)
     known = {field.name: field for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     unknown = sorted(str(key) for key in values if key not in known)
     if unknown:
@@ -84,8 +83,8 @@ def _typed(hint: Any, value: Any, where: str, path: str) -> Any:
     for option in options:
         if dataclasses.is_dataclass(option) and isinstance(option, type):
             return _from_dict(option, value, where, path)
-        if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
-            item = typing.get_args(option)[0]
+        if get_origin(option) is tuple and isinstance(value, list | tuple):
+            item = get_args(option)[0]
             return tuple(_typed(item, one, where, f"{path}[{n}]") for n, one in enumerate(value))
         if option is Path and isinstance(value, str):
             return Path(value)
@@ -103,8 +102,8 @@ def _typed(hint: Any, value: Any, where: str, path: str) -> Any:
 def _is_a(option: Any, value: Any) -> bool:
     if option is Any:
         return True
-    if typing.get_origin(option) is Literal:
-        return isinstance(value, str) and value in typing.get_args(option)
+    if get_origin(option) is Literal:
+        return isinstance(value, str) and value in get_args(option)
     if isinstance(value, bool) and option in (int, float):
         return False
     kinds = int | float if option is float else option
@@ -113,10 +112,10 @@ def _is_a(option: Any, value: Any) -> bool:
 
 def _named(option: Any) -> str:
     """For people: ``one of 'none', 'block'``."""
-    if typing.get_origin(option) is Literal:
-        return f"one of {', '.join(map(repr, typing.get_args(option)))}"
-    if typing.get_origin(option) is tuple:
-        return f"a list, each item {_named(typing.get_args(option)[0])}"
+    if get_origin(option) is Literal:
+        return f"one of {', '.join(map(repr, get_args(option)))}"
+    if get_origin(option) is tuple:
+        return f"a list, each item {_named(get_args(option)[0])}"
     if option is type(None):
         return "nothing"
     return _KINDS.get(option, getattr(option, "__name__", str(option)))

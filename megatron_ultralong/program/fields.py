@@ -22,9 +22,8 @@ import math
 import numbers
 import textwrap
 import types
-import typing
 from collections.abc import Collection
-from typing import Any, Literal
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from megatron_ultralong.program.errors import InputError, shown
 from megatron_ultralong.program.quantity import Unit
@@ -48,7 +47,7 @@ def _own_docstrings(cls: Any) -> dict[str, str]:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     except OSError:
         return {}
-    body = typing.cast(ast.ClassDef, tree.body[0]).body
+    body = cast(ast.ClassDef, tree.body[0]).body
     found = {}
     for statement, following in itertools.pairwise(body):
         if (
@@ -214,26 +213,26 @@ def without_marks(hint: Any) -> Any:
 
 def options_of(kind: Any) -> tuple[Any, ...]:
     """The types that a field may be of: ``int | None -> (int, NoneType)``, ``int -> (int,)``."""
-    is_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
-    return typing.get_args(kind) if is_union else (kind,)
+    is_union = get_origin(kind) in (Union, types.UnionType)
+    return get_args(kind) if is_union else (kind,)
 
 
 @functools.cache
 def numbers_of(cls: Any) -> tuple[Number, ...]:
     """The fields of a dataclass that hold numbers, without those of the dataclasses in it."""
-    hints = typing.get_type_hints(cls, include_extras=True)
+    hints = get_type_hints(cls, include_extras=True)
     found = (_number(field.name, hints[field.name]) for field in dataclasses.fields(cls))
     return tuple(number for number in found if number is not None)
 
 
 def _number(name: str, hint: Any) -> Number | None:
     kind = without_marks(hint)
-    options, is_tuple = options_of(kind), typing.get_origin(kind) is tuple
+    options, is_tuple = options_of(kind), get_origin(kind) is tuple
     if is_tuple:
-        options = typing.get_args(kind)
+        options = get_args(kind)
     if int not in options and float not in options:
         return None
-    words = [word for one in options if typing.get_origin(one) is Literal for word in one.__args__]
+    words = [word for one in options if get_origin(one) is Literal for word in one.__args__]
     return Number(
         name,
         mark_of(hint, Range),
@@ -277,7 +276,7 @@ def check_required(config: Any, given: Collection[str] = ()) -> None:
     Raises:
         InputError: a field marked :class:`Required` is empty.
     """
-    hints = typing.get_type_hints(type(config), include_extras=True)
+    hints = get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         value, hint = getattr(config, field.name), hints[field.name]
         required = mark_of(hint, Required)
@@ -312,7 +311,7 @@ def check_texts(config: Any) -> None:
     Raises:
         InputError: one is no Unicode; the message has flag and text.
     """
-    hints = typing.get_type_hints(type(config), include_extras=True)
+    hints = get_type_hints(type(config), include_extras=True)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):

@@ -32,8 +32,8 @@ from megatron_ultralong.program.ranks import (
     under_torchrun,
     world_size,
 )
-from megatron_ultralong.program.standard_input import input_of_ranks
 from megatron_ultralong.program.starting import Starting, warn_of_cores
+from megatron_ultralong.program.streams import input_of_ranks
 
 HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 BAD_INPUT = 2

@@ -4,9 +4,8 @@ import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Final, Literal
 
-from megatron_ultralong.program.aside import write_aside
+from megatron_ultralong.program.aside import files_in, write_aside
 from megatron_ultralong.program.errors import InputError, missing
-from megatron_ultralong.program.listing import files_in
 from megatron_ultralong.program.ranks import is_main_rank
 
 LATEST_FILE = "latest_checkpointed_iteration.txt"

@@ -16,9 +16,9 @@ from megatron_ultralong.data.tokenize import tokenising
 from megatron_ultralong.data.tokenize.folder_template import MAX_TEMPLATE_BYTES
 from megatron_ultralong.data.tokenize.refused_tokenizer import is_failure
 from megatron_ultralong.model.shape import MOST_IDS
+from megatron_ultralong.program.aside import files_in
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_bounded, read_json
-from megatron_ultralong.program.listing import files_in
 
 FAST_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"

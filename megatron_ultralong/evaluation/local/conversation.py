@@ -18,11 +18,11 @@ from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.program.aside import files_in
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.journal import sample_key
 from megatron_ultralong.program.json_file import JsonObject
-from megatron_ultralong.program.listing import files_in
 
 
 def data_files(data: str, patterns: Sequence[str]) -> list[Path]:

@@ -16,9 +16,9 @@ from megatron_ultralong.evaluation.options import ModelsConfig
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import ModelRecord, plain_values
 from megatron_ultralong.model.shape import ModelConfig, num_parameters
+from megatron_ultralong.program.aside import files_in
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.fields import check_required
-from megatron_ultralong.program.listing import files_in
 
 
 def named_folders(config: ModelsConfig, num_ranks: int) -> list[tuple[str, Path]]:
