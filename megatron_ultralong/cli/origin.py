@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from megatron_ultralong.config.flags import given_flags
-from megatron_ultralong.config.recipes import EXTENSIONS
+from megatron_ultralong.config import flags, recipes
 from megatron_ultralong.program.errors import InputError, shown
 
 _FOLDERS = ("load", "save", "data_path")
@@ -36,7 +35,7 @@ def says_who_set(words: Sequence[str], start: Any) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        typed, text, is_any = fields_typed(words), str(error), words[0] in EXTENSIONS
+        typed, text, is_any = fields_typed(words), str(error), words[0] in recipes.EXTENSIONS
         found = [
             f"{name} {value if isinstance(value, str) else shown(value)}"
             + (f" ({_WORKED_OUT[name]})" if is_any and name in _WORKED_OUT else "")
@@ -61,7 +60,7 @@ def _names(text: str, field: str) -> bool:
 
 def fields_typed(words: Sequence[str]) -> frozenset[str]:
     """Fields that a command line has flags for: ``--seq-length=4 -> seq_length``."""
-    typed = {flag[2:].replace("-", "_") for flag in given_flags(words)}
+    typed = {flag[2:].replace("-", "_") for flag in flags.given_flags(words)}
     return frozenset(typed | {name.removeprefix("no_") for name in typed})
 
 

@@ -19,8 +19,7 @@ from megatron_ultralong.config.command_line import parse
 from megatron_ultralong.config.plain_values import flat_fields, with_fields
 from megatron_ultralong.config.recipes import EXTENSIONS, RECIPES
 from megatron_ultralong.config.training import PretrainConfig, SftConfig, TrainingConfig
-from megatron_ultralong.model.shape import MODELS, model_by_name, model_of_recipe
-from megatron_ultralong.model.yarn import published_scaling
+from megatron_ultralong.model import shape, yarn
 from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.plan.options import PlanConfig
 from megatron_ultralong.program.ending import PROGRAM
@@ -218,7 +217,7 @@ def source_of(command: PlanConfig, recipe: str) -> Source:
     from megatron_ultralong.checkpoint.formats import hugging_face_config as hugging_face
     from megatron_ultralong.checkpoint.formats.rope_block import rope_scaling
 
-    name = command.model or command.run.load or model_of_recipe(recipe)
+    name = command.model or command.run.load or shape.model_of_recipe(recipe)
     folder = Path(name)
     if (folder / FILE_NAME).is_file():
         metadata = load_metadata(folder)
@@ -235,9 +234,9 @@ def source_of(command: PlanConfig, recipe: str) -> Source:
     if flag == "--load" and len(folder.parts) > 1:  # of a cluster that this machine does not see
         raise InputError(
             f"--load {missing(folder)}: to plan without it, add what model it holds, such as "
-            f"--model llama3.1-8b; known: {', '.join(MODELS)}"
+            f"--model llama3.1-8b; known: {', '.join(shape.MODELS)}"
         )
-    return Source(name, model_by_name(name, flag), published_scaling(name))
+    return Source(name, shape.model_by_name(name, flag), yarn.published_scaling(name))
 
 
 def longest_of(config: TrainingConfig) -> int | None:

@@ -10,9 +10,8 @@ from typing import Any
 
 from megatron_ultralong.cli.origin import fields_typed
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
+from megatron_ultralong.config import parser_errors, plain_values
 from megatron_ultralong.config.flags import check_dashes, flags_of, given_flags
-from megatron_ultralong.config.parser_errors import unknown_flag
-from megatron_ultralong.config.plain_values import with_fields
 from megatron_ultralong.program.ending import PROGRAM
 from megatron_ultralong.program.errors import InputError, not_known
 from megatron_ultralong.program.names import with_home
@@ -48,7 +47,7 @@ def with_start_first(verb: str, its: Verb, words: Sequence[str]) -> list[str]:
     known = [*flags, "--config", "--dry-run", "--ranks"]
     unknown = [flag for flag in given_flags(words) if flag.replace("_", "-") not in known]
     if unknown and isinstance(its, TrainingVerb) and not {*words} & {*HELP_FLAGS}:
-        texts = "; ".join(unknown_flag(flag, known) for flag in unknown)
+        texts = "; ".join(parser_errors.unknown_flag(flag, known) for flag in unknown)
         raise InputError(f"{texts}; see `{PROGRAM} {verb} --help`")
     return rest
 
@@ -133,10 +132,10 @@ def _with_typed_end(run: Any, flags: Sequence[str]) -> Any:
         first, second = (f"--{name.replace('_', '-')}" for name in ends[:2])
         raise InputError(f"{first} and {second} both say how long the run is: give one of them")
     if "num_epochs" in ends:
-        return with_fields(run, train_iters=0, train_tokens=0.0)
+        return plain_values.with_fields(run, train_iters=0, train_tokens=0.0)
     if ends and hasattr(run, "num_epochs"):
-        run = with_fields(run, num_epochs=type(run).num_epochs)
-    return with_fields(run, train_tokens=0.0) if "train_iters" in ends else run
+        run = plain_values.with_fields(run, num_epochs=type(run).num_epochs)
+    return plain_values.with_fields(run, train_tokens=0.0) if "train_iters" in ends else run
 
 
 def _no_recipe(verb: str, word: str, recipes: Iterable[str]) -> str:

@@ -14,9 +14,8 @@ from tyro.constructors import (
 
 from megatron_ultralong.config.flags import Flag, check_dashes, flags_of, given_flags
 from megatron_ultralong.config.parser_errors import parser_errors
+from megatron_ultralong.program import fields, names
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import check_fields, check_texts, without_marks
-from megatron_ultralong.program.names import whole_names
 from megatron_ultralong.program.quantity import Unit
 
 
@@ -32,7 +31,7 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
     flags = flags_of(config_class, default)
     check_dashes(words, {name for flag in flags for name in flag.names})
     texts = {flag.names[0] for flag in flags if flag.is_text}
-    words = whole_names(words, lambda flag: flag not in texts)
+    words = names.whole_names(words, lambda flag: flag not in texts)
     _check_given_once(words, flags)
     units = {flag.names[0]: flag.unit for flag in flags if flag.unit}
     several = {flag.names[0] for flag in flags if flag.takes_several}
@@ -46,8 +45,8 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
             registry=_without_texts(),
         )
-    check_fields(config, given_flags(words))
-    check_texts(config)
+    fields.check_fields(config, given_flags(words))
+    fields.check_texts(config)
     return config
 
 
@@ -117,5 +116,5 @@ def _without_texts() -> ConstructorRegistry:
 
 def _without_text(field: StructFieldSpec) -> StructFieldSpec:
     """The field, where it is a group of flags without the text above them."""
-    is_group = dataclasses.is_dataclass(without_marks(field.type))
+    is_group = dataclasses.is_dataclass(fields.without_marks(field.type))
     return dataclasses.replace(field, helptext="") if is_group else field

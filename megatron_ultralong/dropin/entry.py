@@ -14,10 +14,9 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from megatron_ultralong.dropin import checkpoints, cpu, extension
+from megatron_ultralong.dropin import checkpoints, cpu, extension, installed
 from megatron_ultralong.dropin.arguments import ASKED, add_ultralong_args, with_ultralong_args
 from megatron_ultralong.dropin.extension import Extension
-from megatron_ultralong.dropin.installed import check_megatron_lm
 from megatron_ultralong.mcore.cpu import replaced
 from megatron_ultralong.program.ending import ends_with_message
 from megatron_ultralong.program.errors import InputError
@@ -54,7 +53,7 @@ def pretrain(
         InputError: our arguments do not fit the model, the checkpoint or the rows, or there is no
             Megatron-LM.
     """
-    check_megatron_lm()
+    installed.check_megatron_lm()
     provider, defaults = with_ultralong_args(extra_args_provider), dict(args_defaults or {})
     script = {
         "train_valid_test_dataset_provider": train_valid_test_dataset_provider,

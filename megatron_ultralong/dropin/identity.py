@@ -18,9 +18,8 @@ from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE, RELEASE
 from megatron_ultralong.checkpoint.disk.metadata import FILE_NAME, SOURCE_FOLDER, CheckpointMetadata
 from megatron_ultralong.checkpoint.formats.hugging_face_config import export_config, write_config
 from megatron_ultralong.data.rows.manifest import Manifest
+from megatron_ultralong.dropin import described, schedule
 from megatron_ultralong.dropin.arguments import ASKED, DropInConfig
-from megatron_ultralong.dropin.described import check_shape, model_of, not_of_a_family, vocabulary
-from megatron_ultralong.dropin.schedule import check_schedule
 from megatron_ultralong.dropin.stored_arguments import (
     check_has_metadata,
     check_same_run,
@@ -33,8 +32,7 @@ from megatron_ultralong.dropin.stored_arguments import (
 from megatron_ultralong.model import yarn
 from megatron_ultralong.model.families import titles
 from megatron_ultralong.program.errors import InputError, counted
-from megatron_ultralong.training import early_checks
-from megatron_ultralong.training.earlier_start import DATA_FILE, check_same_rows, save_rows
+from megatron_ultralong.training import earlier_start, early_checks
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +73,7 @@ class Identity:
                     "or name a new folder"
                 )
             if self.manifest is not None:
-                check_same_rows(
+                earlier_start.check_same_rows(
                     root,
                     _record(self.manifest),
                     f"--save {root} holds a run over other rows",
@@ -93,9 +91,9 @@ class Identity:
                 write_config(root / SOURCE_FOLDER, values)
             metadata.save_metadata(root, self.result)
             if self.manifest is not None:
-                save_rows(root, _record(self.manifest))
+                earlier_start.save_rows(root, _record(self.manifest))
             else:
-                (root / DATA_FILE).unlink(missing_ok=True)
+                (root / earlier_start.DATA_FILE).unlink(missing_ok=True)
             if self.result.not_exportable:
                 _log.warning(
                     "the checkpoints in %s cannot be exported, or read by other programs of this "
@@ -139,7 +137,7 @@ class _Weights:
     def check_model(self, args: Any, *, scales: bool) -> tuple[str, ...]:
         """Warnings of what the command line has otherwise, which is refused where it is silent."""
         if self.path is not None and self.has_file:
-            check_shape(args, self.source, self.path)
+            described.check_shape(args, self.source, self.path)
         if self.path is None or self.stored is None:
             return ()
         if not self.has_file:
@@ -182,7 +180,7 @@ def find_identity(config: DropInConfig, args: Any, manifest: Manifest | None) ->
         if weights.stored is not None:
             check_same_run(args, weights.stored, weights.resumed)
             step = getattr(args, "ckpt_step", None)
-            check_schedule(args, stored_schedule(weights.resumed, step), weights.resumed)
+            schedule.check_schedule(args, stored_schedule(weights.resumed, step), weights.resumed)
     config.check_scaling(source.rope_scaling)
     positions, has_rope = (
         source.model.max_position_embeddings,
@@ -228,7 +226,7 @@ def _beyond(args: Any, weights: _Weights) -> tuple[str, ...]:
 
 def _described(args: Any) -> CheckpointMetadata:
     """What Megatron-LM's arguments say of weights that come without an ``ultralong.json``."""
-    model, size = model_of(args), vocabulary(args)
+    model, size = described.model_of(args), described.vocabulary(args)
     unknown = None
     if size is None:
         unknown = (
@@ -240,7 +238,7 @@ def _described(args: Any) -> CheckpointMetadata:
         model=dataclasses.replace(model, vocab_size=size or model.vocab_size),
         rope_scaling=None,
         source_model=str(args.load or "Megatron-LM"),
-        not_exportable=not_of_a_family(args) or unknown,
+        not_exportable=described.not_of_a_family(args) or unknown,
     )
 
 
@@ -268,7 +266,7 @@ def _check_resume(
                 "weights"
             )
     if manifest is not None:
-        check_same_rows(
+        earlier_start.check_same_rows(
             folder,
             _record(manifest),
             f"the run in {folder}, which this resumes, is over other rows",

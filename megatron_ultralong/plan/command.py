@@ -7,7 +7,7 @@ from rich.table import Table
 
 from megatron_ultralong.config.training import SftConfig, TrainingConfig
 from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.plan import advice, given, report
+from megatron_ultralong.plan import advice, given, report, values
 from megatron_ultralong.plan.area import Rows, area_of
 from megatron_ultralong.plan.estimate import Estimate, layout_text
 from megatron_ultralong.plan.hardware import Hardware
@@ -15,7 +15,6 @@ from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.options import PlanConfig
 from megatron_ultralong.plan.report import Plan, show
 from megatron_ultralong.plan.search import Found, broken_rule, search
-from megatron_ultralong.plan.values import as_values, save_memory_picture
 from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.terminal import Console
@@ -76,9 +75,9 @@ def tell_plan(command: PlanConfig, plan: Plan) -> None:
         shown += others[: max(command.num_alternatives - 1, 0)]
     try:
         if command.json is not None:
-            write_aside(command.json, json.dumps(as_values(plan), indent=2) + "\n")
+            write_aside(command.json, json.dumps(values.as_values(plan), indent=2) + "\n")
         if command.png is not None:
-            save_memory_picture(command.png, shown)
+            values.save_memory_picture(command.png, shown)
     except OSError as error:
         raise InputError(f"--json or --png cannot be written ({error}): name another") from error
 

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_ultralong.attention.kernels.accumulators import patching, say
+from megatron_ultralong.attention.kernels import accumulators, math
 from megatron_ultralong.attention.kernels.base import Inputs, accumulation_dtype, each_alone
-from megatron_ultralong.attention.kernels.math import MATH
 
 _CHECK = "_validate_tensor"
 _KERNEL = "FlashAttentionForwardSm90"
@@ -67,7 +66,7 @@ def _is_usable(package: ModuleType, call: Call, inputs: Inputs) -> bool:
 
 
 def _refused(why: str) -> bool:
-    say(f"parts of out are rounded before a ring adds them: {why}")
+    accumulators.say(f"parts of out are rounded before a ring adds them: {why}")
     return False
 
 
@@ -91,9 +90,9 @@ def _exact(inputs: Inputs) -> Tensor:
     q, k, v = (x.double() for x in inputs[:3])
     wide = Inputs(q, k, v, inputs.mask, inputs.scale)
     if inputs.documents is None:
-        return MATH.forward(wide)[0]
+        return math.MATH.forward(wide)[0]
     runs = [(slice(start, start + its[-1]), its) for start, its in each_alone(inputs.documents)]
-    return torch.cat([MATH.forward(wide.rows(rows, its))[0] for rows, its in runs])
+    return torch.cat([math.MATH.forward(wide.rows(rows, its))[0] for rows, its in runs])
 
 
 def _written_twice(
@@ -118,7 +117,7 @@ def _writing_twice(package: ModuleType) -> Iterator[None]:
         if name != "out":  # which has twice the heads
             its[_CHECK](tensor, name, *others)
 
-    with patching:
+    with accumulators.patching:
         cache = function.compile_cache
         try:
             function.compile_cache = _compiled.setdefault(package.__name__, {})

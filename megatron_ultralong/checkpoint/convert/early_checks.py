@@ -8,9 +8,8 @@ from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, load
 from megatron_ultralong.checkpoint.formats import hugging_face_config, rope_block, rope_verdicts
 from megatron_ultralong.checkpoint.formats.kind import is_gguf, kind_of
 from megatron_ultralong.config import convert
+from megatron_ultralong.program import fields, output
 from megatron_ultralong.program.errors import InputError, missing
-from megatron_ultralong.program.fields import check_ranges
-from megatron_ultralong.program.output import check_output
 
 OUTPUT = "output"
 """What messages call the new folder, which has no flag."""
@@ -23,13 +22,13 @@ def check_import(config: convert.ImportConfig, num_ranks: int = 1) -> None:
         InputError: one of them is wrong.
     """
     del num_ranks
-    check_ranges(config)
+    fields.check_ranges(config)
     if kind_of(config.src) == "megatron":
         raise InputError(f"{config.src} is a Megatron checkpoint already: use it as it is")
     _check_model(config.src)
     if config.tokenizer:
         small_files.check_tokenizer(config.src)
-    check_output(config.dst, OUTPUT)
+    output.check_output(config.dst, OUTPUT)
 
 
 def check_export(config: convert.ExportConfig, num_ranks: int = 1) -> list[str]:
@@ -41,7 +40,7 @@ def check_export(config: convert.ExportConfig, num_ranks: int = 1) -> list[str]:
         InputError: one of them is wrong.
     """
     del num_ranks
-    check_ranges(config)
+    fields.check_ranges(config)
     metadata = _metadata(config.src, config.iteration)
     lines = _check_readers(metadata, config)
     if config.dst.suffix == ".gguf" and config.format != "gguf":
@@ -49,7 +48,7 @@ def check_export(config: convert.ExportConfig, num_ranks: int = 1) -> list[str]:
             f"output {config.dst} has the name of a GGUF file, and --format {config.format} writes "
             f"a folder of other files: add --format gguf, or name it {config.dst.with_suffix('')}"
         )
-    check_output(config.dst, OUTPUT)
+    output.check_output(config.dst, OUTPUT)
     return lines
 
 
@@ -60,7 +59,7 @@ def check_verify(config: convert.VerifyConfig, num_ranks: int = 1) -> None:
         InputError: one of them is wrong.
     """
     del num_ranks
-    check_ranges(config)
+    fields.check_ranges(config)
     _check_model(config.a, config.iteration)
     if not is_gguf(config.b):
         _check_model(config.b, config.iteration)
@@ -77,7 +76,7 @@ def check_inspect(config: convert.InspectConfig, num_ranks: int = 1) -> None:
         InputError: one of them is wrong.
     """
     del num_ranks
-    check_ranges(config)
+    fields.check_ranges(config)
     is_lone = config.src.is_file() and config.src.suffix == ".json"
     if not is_lone and kind_of(config.src) == "megatron":  # a config.json may be of any model
         _metadata(config.src, config.iteration)

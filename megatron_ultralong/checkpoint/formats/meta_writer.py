@@ -9,8 +9,7 @@ import torch
 
 from megatron_ultralong.checkpoint.disk.large_files import TensorWriter, save_values
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
-from megatron_ultralong.checkpoint.formats import meta
-from megatron_ultralong.checkpoint.formats.kind import PARAMS_FILE
+from megatron_ultralong.checkpoint.formats import kind, meta
 from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo, record_offsets
 from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD
 from megatron_ultralong.model.families.llama import LLAMA
@@ -125,7 +124,7 @@ def write_params(folder: Path, metadata: CheckpointMetadata, kept: Mapping[str, 
     values.pop("rope_scaling_factor", None)
     if meta.needs_factor(model.hidden_size, factor):
         values["rope_scaling_factor"] = factor
-    (folder / PARAMS_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    (folder / kind.PARAMS_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _ffn_params(model: ModelConfig) -> dict[str, Any]:

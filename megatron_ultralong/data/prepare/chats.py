@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from megatron_ultralong.data.options import PrepareChatConfig
-from megatron_ultralong.data.pack import packing
+from megatron_ultralong.data.pack import packing, sampling
 from megatron_ultralong.data.pack.packing import Int64Array, RowPlan
-from megatron_ultralong.data.pack.sampling import mixed_order
 from megatron_ultralong.data.prepare.chat_report import draw_chat_lengths, print_chat_summary
 from megatron_ultralong.data.prepare.chat_store import ChatStore, tokenise_chats
 from megatron_ultralong.data.read.sources import Source, parse_sources, warn_of_output
@@ -116,7 +115,7 @@ def _write(
     writer = RowWriter(documents, (), config.seq_length, tokenizer.vocab_size)
     plans: dict[str, RowPlan] = {}
     for name in names:
-        order = mixed_order((splits == name).astype(np.int64), documents.ids, config.seed)
+        order = sampling.mixed_order((splits == name).astype(np.int64), documents.ids, config.seed)
         if not order.size:
             raise _empty_split(config, name, store)
         plans[name] = _plan(config, order, documents.lengths)

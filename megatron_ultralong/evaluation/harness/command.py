@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megatron_ultralong.config.generate import SamplingConfig
-from megatron_ultralong.evaluation.asking import samples
-from megatron_ultralong.evaluation.asking.questions import draw, show
+from megatron_ultralong.evaluation.asking import questions, samples
 from megatron_ultralong.evaluation.harness import results as harness_results
 from megatron_ultralong.evaluation.harness.offline import WHAT, offline
 from megatron_ultralong.evaluation.models import interface
@@ -109,9 +108,9 @@ def evaluate_harness(config: HarnessConfig, subject: Subject[LanguageModel]) -> 
         metrics = {row: harness_results.condition(results, row) for row in rows}
         options = {"metrics": metrics, "notes": notes}
         measured = subject.result(KINDS["harness"], config, scores, **options)
-        show(measured, journal)
+        questions.show(measured, journal)
     if config.output:
-        draw(measured, config.output)
+        questions.draw(measured, config.output)
     return measured
 
 

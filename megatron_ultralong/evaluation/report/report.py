@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.evaluation.commands import FLAGS
-from megatron_ultralong.evaluation.options import RULER_THRESHOLD
+from megatron_ultralong.evaluation import commands, options
 from megatron_ultralong.evaluation.report.measurement import Measurement, with_labels
 from megatron_ultralong.evaluation.report.sections import sections
 from megatron_ultralong.evaluation.report.table import ReportTable, Section, effective_table
@@ -95,7 +94,7 @@ def _check_flags(result: Result, where: str) -> None:
     Of the benchmarks that are known here; of others nothing but the form is.
     """
     name = {"position_loss": "loss"}.get(result.kind.name, result.kind.name)
-    config, flags = result.config, FLAGS.get(name)
+    config, flags = result.config, commands.FLAGS.get(name)
     for number in fields.numbers_of(flags) if flags else ():
         if number.name in config:
             fields.check_number(flags, number, config[number.name], where=f"{where}.config")
@@ -223,7 +222,7 @@ class Report:
     versions: Mapping[str, str] = dataclasses.field(default_factory=versions)
     """Of what made the page; those of the results stand with them."""
     date: str = dataclasses.field(default_factory=now)
-    threshold: float = RULER_THRESHOLD
+    threshold: float = options.RULER_THRESHOLD
     """Of effective lengths."""
 
     @property
