@@ -20,8 +20,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from megatron_ultralong.program import exit_status, streams
 from megatron_ultralong.program.errors import InputError, counted
-from megatron_ultralong.program.exit_status import RANK_LOST, STATUS_VARIABLE, write_status
 from megatron_ultralong.program.fields import Range
 from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.ranks import (
@@ -33,7 +33,6 @@ from megatron_ultralong.program.ranks import (
     world_size,
 )
 from megatron_ultralong.program.starting import Starting, warn_of_cores
-from megatron_ultralong.program.streams import input_of_ranks
 
 HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 BAD_INPUT = 2
@@ -175,11 +174,11 @@ def run_ranks(
         starting = Starting([rank.error_file for rank in ranks])
         ended = _watch(ranks, sent, starting, saves=saves)
         status, message = _outcome(ended, sent, saves=saves)
-        if status == RANK_LOST:
+        if status == exit_status.RANK_LOST:
             message += f"; {way_on() or 'start it again'}"
         if message:
             sys.stderr.write(message if message.endswith("\n") else f"{message}\n")
-    write_status(status)
+    exit_status.write_status(status)
     return status
 
 
@@ -208,7 +207,7 @@ def _start(
     threads = max(1, len(os.sched_getaffinity(0)) // num_ranks)
     environment = {
         "OMP_NUM_THREADS": str(threads),
-        **{key: value for key, value in os.environ.items() if key != STATUS_VARIABLE},
+        **{key: value for key, value in os.environ.items() if key != exit_status.STATUS_VARIABLE},
         "RANK": str(number),
         "LOCAL_RANK": str(number),
         "GROUP_RANK": "0",
@@ -224,7 +223,7 @@ def _start(
     process = subprocess.Popen(
         [python, "-u", "-m", "megatron_ultralong", *words],
         env=environment,
-        stdin=input_of_ranks(),
+        stdin=streams.input_of_ranks(),
         start_new_session=True,  # a terminal's Ctrl-C comes once, from here
         preexec_fn=_dying_with(os.getpid(), dies_by),
     )
@@ -283,7 +282,7 @@ def _patience(status: int) -> float:
     """Seconds that the others have after a rank has ended so."""
     if status in (1, BAD_INPUT) or status > _SIGNALLED:
         return _FAILED_SECONDS
-    return _LOST_SECONDS if status < 0 or status == RANK_LOST else _ENDING_SECONDS
+    return _LOST_SECONDS if status < 0 or status == exit_status.RANK_LOST else _ENDING_SECONDS
 
 
 def _outcome(ended: Sequence[_Rank], sent: Sequence[int], *, saves: bool) -> tuple[int, str]:
@@ -300,7 +299,7 @@ def _outcome(ended: Sequence[_Rank], sent: Sequence[int], *, saves: bool) -> tup
         return BAD_INPUT, first.message() if first else ""
     if lost := _lost(own, sent):
         name = signal.Signals(-(lost.status or 0)).name
-        return RANK_LOST, (
+        return exit_status.RANK_LOST, (
             f"ultralong: rank {lost.number} (process {lost.process.pid}) was ended by {name}: all "
             f"ranks have ended{_OF_MEMORY if lost.status == -signal.SIGKILL else ''}"
         )
@@ -320,8 +319,8 @@ def _outcome(ended: Sequence[_Rank], sent: Sequence[int], *, saves: bool) -> tup
             f"ultralong: rank {own[0].number} (process {own[0].process.pid}) ended with status 1 "
             "and without a message: see the lines above"
         )
-    if RANK_LOST in statuses:
-        return RANK_LOST, "ultralong: a rank was lost: all ranks have ended"
+    if exit_status.RANK_LOST in statuses:
+        return exit_status.RANK_LOST, "ultralong: a rank was lost: all ranks have ended"
     return abs(statuses[0]), told[0].message() if told else ""
 
 

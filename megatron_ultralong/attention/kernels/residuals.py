@@ -15,7 +15,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from megatron_ultralong.attention.kernels import accumulators, math
 from megatron_ultralong.attention.kernels.base import Inputs, accumulation_dtype, each_alone
@@ -31,7 +30,7 @@ Call = Callable[[Inputs], "partial[tuple[Any, ...]]"]
 """The package's forward pass of some inputs, q the first argument."""
 
 
-def outputs(package: ModuleType, call: Call, inputs: Inputs) -> tuple[Tensor, Tensor]:
+def outputs(package: ModuleType, call: Call, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
     """Output, float32 where that can be had, and log-sum-exp, in the shapes of the package."""
     q, k, *_ = inputs
     kind = inputs.mask if inputs.mask is None else len(inputs.mask) > 2
@@ -85,7 +84,7 @@ def _trial(inputs: Inputs) -> Inputs:
     return Inputs(q, k, v, (0, 1, 130, 300) if inputs.documents else mask, inputs.scale)
 
 
-def _exact(inputs: Inputs) -> Tensor:
+def _exact(inputs: Inputs) -> torch.Tensor:
     """The output, by the formulas, in float64."""
     q, k, v = (x.double() for x in inputs[:3])
     wide = Inputs(q, k, v, inputs.mask, inputs.scale)
@@ -97,7 +96,7 @@ def _exact(inputs: Inputs) -> Tensor:
 
 def _written_twice(
     package: ModuleType, call: "partial[tuple[Any, ...]]"
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Output, its residuals and log-sum-exp, in the shapes of the package."""
     q, *_ = call.args
     room = q.new_empty((*q.shape[:-2], 2 * q.shape[-2], q.shape[-1]))
@@ -113,7 +112,7 @@ def _writing_twice(package: ModuleType) -> Iterator[None]:
     its: dict[str, Any] = {name: getattr(package, name) for name in (_KERNEL, _CHECK)}
     function = package._flash_attn_fwd
 
-    def check(tensor: Tensor, name: str, *others: Any) -> None:
+    def check(tensor: torch.Tensor, name: str, *others: Any) -> None:
         if name != "out":  # which has twice the heads
             its[_CHECK](tensor, name, *others)
 

@@ -17,8 +17,7 @@ from megatron_ultralong.model.shape import num_parameters
 from megatron_ultralong.program import aside, output, owner_record, rank_values, ranks
 from megatron_ultralong.program.errors import FailingDiskError, InputError, RunStopped
 from megatron_ultralong.program.owner import Owner, take
-from megatron_ultralong.training import earlier_start
-from megatron_ultralong.training.config_file import CONFIG_FILE, save_config
+from megatron_ultralong.training import config_file, earlier_start
 
 STATUS_FILE = "exit_status"
 TAKEN_OVER = 73
@@ -180,7 +179,7 @@ class RunFolder:
                 for name in (earlier_start.DATA_FILE, metadata.FILE_NAME, metadata.SOURCE_FOLDER):
                     aside.remove(root / name)
             if not self.nothing_left:  # else the file would not be that of any iteration
-                save_config(root / CONFIG_FILE, self._said)
+                config_file.save_config(root / config_file.CONFIG_FILE, self._said)
             self.write_identity()
             if self.resumed_iteration:
                 folders.write_latest(root, self.resumed_iteration)  # not one that was refused
@@ -192,8 +191,8 @@ class RunFolder:
             OSError: it cannot be written.
         """
         root = self._root
-        if not (root / CONFIG_FILE).is_file():
-            save_config(root / CONFIG_FILE, self._said)
+        if not (root / config_file.CONFIG_FILE).is_file():
+            config_file.save_config(root / config_file.CONFIG_FILE, self._said)
         if not (root / earlier_start.DATA_FILE).is_file():
             earlier_start.save_rows(root, self._data)
         source = root / metadata.SOURCE_FOLDER
