@@ -15,8 +15,14 @@ from megatron_ultralong.cli.meant_verb import (
     meant_verb,
     verb_comes_first,
 )
-from megatron_ultralong.cli.origin import fields_typed, says_who_set, with_shorter_warm_up
-from megatron_ultralong.cli.start_of_run import HELP_FLAGS, begin, with_start_first
+from megatron_ultralong.cli.start_of_run import (
+    HELP_FLAGS,
+    begin,
+    fields_typed,
+    says_who_set,
+    with_shorter_warm_up,
+    with_start_first,
+)
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
 from megatron_ultralong.program.errors import InputError, counted, not_known

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_ultralong.cli import origin, start_of_run
+from megatron_ultralong.cli import start_of_run
 from megatron_ultralong.cli.extension import Source, derived
 from megatron_ultralong.cli.verbs import load
 from megatron_ultralong.config.command_line import parse
@@ -49,7 +49,7 @@ def plan(words: Sequence[str]) -> Plan | None:
     run, rest = start_of_run.begin("plan", list(words), RECIPES, TrainingConfig)
     _check_gpu_name(rest)
     command = _parse(rest, run)
-    typed = origin.fields_typed(rest)
+    typed = start_of_run.fields_typed(rest)
     if words[0] in EXTENSIONS:
         its = command.run
         assert isinstance(its, PretrainConfig)
@@ -60,23 +60,23 @@ def plan(words: Sequence[str]) -> Plan | None:
         command = _parse(rest, run)
     elif words[0] != "--config":  # as `pretrain` takes it
         total = load("training.early_checks:planned_iterations")(command.run)
-        shorter, _ = origin.with_shorter_warm_up(words, command.run, total)
+        shorter, _ = start_of_run.with_shorter_warm_up(words, command.run, total)
         command = dataclasses.replace(command, run=shorter)
     from megatron_ultralong.plan.command import command_text, make_plan, tell_plan
 
-    with origin.says_who_set(words, run):
+    with start_of_run.says_who_set(words, run):
         command, rows = with_rows(command)
         recipe = words[1] if words[0] == "--config" else words[0]
         source = source_of(command, recipe)
     # a search changes what the recipe set
-    told = contextlib.nullcontext() if command.search else origin.says_who_set(words, run)
+    told = contextlib.nullcontext() if command.search else start_of_run.says_who_set(words, run)
     with told:
         found = make_plan(command, recipe, source.model, source.name, typed, rows)
         start = start_words(command, recipe, rest, is_file=words[0] == "--config")
         text, config, refusal = command_text(found.chosen, start), found.chosen.job.config, ""
         printed = [*words[: 2 if words[0] == "--config" else 1], *shlex.split(text)]
         try:
-            with origin.says_who_set(printed, run):
+            with start_of_run.says_who_set(printed, run):
                 config.check_run(source.model, source.scaling, command.gpus, longest_of(config))
         except InputError as error:
             refusal = str(error)
@@ -101,7 +101,7 @@ def _plan_lengths(command: PlanConfig, recipe: str, words: Sequence[str]) -> Non
             "--seq-length 512K"
         )
     source = source_of(command, recipe)
-    typed = origin.fields_typed(words)
+    typed = start_of_run.fields_typed(words)
 
     def run_of(length: int) -> TrainingConfig:
         its = with_fields(command.run, seq_length=length)
@@ -137,7 +137,7 @@ def start_words(
     run, said = command.run, _SAID.union(LAYOUT_FLAGS)
     rows = "chats" if isinstance(run, SftConfig) else "rows"
     found = [run.verb, "--config" if is_file else "", shlex.quote(recipe)]
-    typed = origin.fields_typed(words)
+    typed = start_of_run.fields_typed(words)
     for field, value, usual in (
         ("load", load_folder(command), BASE),
         ("data_path", run.data.data_path, rows),
@@ -149,7 +149,7 @@ def start_words(
     fields, is_kept = frozenset(name.split(".")[-1] for name in flat_fields(run)) - said, False
     for word in words:
         if word.startswith("--"):
-            is_kept = bool(origin.fields_typed([word]) & fields)
+            is_kept = bool(start_of_run.fields_typed([word]) & fields)
         if is_kept:
             found.append(shlex.quote(word))
     return " ".join(filter(None, found))

@@ -5,12 +5,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import tyro
-from tyro.constructors import (
-    ConstructorRegistry,
-    StructConstructorSpec,
-    StructFieldSpec,
-    StructTypeInfo,
-)
+from tyro import constructors
 
 from megatron_ultralong.config.flags import Flag, check_dashes, flags_of, given_flags
 from megatron_ultralong.config.parser_errors import parser_errors
@@ -88,25 +83,25 @@ def _plain_numbers(
     return found
 
 
-def _without_texts() -> ConstructorRegistry:
+def _without_texts() -> constructors.ConstructorRegistry:
     """Tyro's rules, with no text above groups of flags.
 
     The help has its own (:mod:`megatron_ultralong.cli.help`), and tyro would read their source for
     it, a third of the time that a command line takes.
     """
-    registry = ConstructorRegistry()
+    registry = constructors.ConstructorRegistry()
     is_asking = False
 
-    def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+    def rule(info: constructors.StructTypeInfo) -> constructors.StructConstructorSpec | None:
         nonlocal is_asking
         if is_asking or not dataclasses.is_dataclass(info.type):
             return None
         is_asking = True
         try:  # tyro's own rule
-            spec = ConstructorRegistry.get_struct_spec(info)
+            spec = constructors.ConstructorRegistry.get_struct_spec(info)
         finally:
             is_asking = False
-        if not isinstance(spec, StructConstructorSpec):
+        if not isinstance(spec, constructors.StructConstructorSpec):
             return None
         return dataclasses.replace(spec, fields=tuple(map(_without_text, spec.fields)))
 
@@ -114,7 +109,7 @@ def _without_texts() -> ConstructorRegistry:
     return registry
 
 
-def _without_text(field: StructFieldSpec) -> StructFieldSpec:
+def _without_text(field: constructors.StructFieldSpec) -> constructors.StructFieldSpec:
     """The field, where it is a group of flags without the text above them."""
     is_group = dataclasses.is_dataclass(fields.without_marks(field.type))
     return dataclasses.replace(field, helptext="") if is_group else field

@@ -7,11 +7,8 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
+from megatron.core import distributed
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import Adam, MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
@@ -81,7 +78,7 @@ def wrap_model(
     They are float32, unless ``config`` says otherwise. The optimizer's states are spread over those
     ranks too (the distributed optimizer).
     """
-    ddp_config = DistributedDataParallelConfig(
+    ddp_config = distributed.DistributedDataParallelConfig(
         grad_reduce_in_fp32=config is None or config.main_grads_dtype == "fp32",
         use_distributed_optimizer=True,
     )
@@ -90,7 +87,7 @@ def wrap_model(
         for chunk in chunks
     ]
     for chunk in chunks:
-        chunk.config.finalize_model_grads_func = finalize_model_grads
+        chunk.config.finalize_model_grads_func = distributed.finalize_model_grads
     return wrapped
 
 
