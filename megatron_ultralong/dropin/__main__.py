@@ -9,9 +9,9 @@ import runpy
 import sys
 from pathlib import Path
 
-from megatron_ultralong.dropin.installed import check_megatron_lm
 from megatron_ultralong.program.ending import ends_with_message
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.optional import check_megatron_lm
 
 
 def main() -> None:

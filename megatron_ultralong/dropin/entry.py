@@ -14,12 +14,13 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from megatron_ultralong.dropin import checkpoints, cpu, extension, installed
+from megatron_ultralong.dropin import checkpoints, cpu, extension
 from megatron_ultralong.dropin.arguments import ASKED, add_ultralong_args, with_ultralong_args
 from megatron_ultralong.dropin.extension import Extension
 from megatron_ultralong.mcore.cpu import replaced
 from megatron_ultralong.program.ending import ends_with_message
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.optional import check_megatron_lm
 
 _MARK = "extended_by_ultralong"
 Once = Callable[[], Extension]
@@ -53,7 +54,7 @@ def pretrain(
         InputError: our arguments do not fit the model, the checkpoint or the rows, or there is no
             Megatron-LM.
     """
-    installed.check_megatron_lm()
+    check_megatron_lm()
     provider, defaults = with_ultralong_args(extra_args_provider), dict(args_defaults or {})
     script = {
         "train_valid_test_dataset_provider": train_valid_test_dataset_provider,
