@@ -5,7 +5,6 @@ what it is there to say.
 """
 
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -18,6 +17,7 @@ from typing import Any
 
 from megatron_ultralong.doctor.finding import Finding, Level
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.optional import installed_version
 
 LIBRARIES = {
     "numpy": "numpy>=1.26",
@@ -51,14 +51,6 @@ def library_findings() -> Iterator[Finding]:
         else:
             well += 1
     yield Finding("ok", "libraries", f"{well} of {len(LIBRARIES)} are there and import")
-
-
-def installed_version(distribution: str) -> str | None:
-    """Version of an installed distribution, None if it is not installed."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def release(version: str) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import site
 import sys
@@ -57,6 +58,14 @@ def check_optional_package(name: str, what: str, otherwise: str = "") -> None:
         f"{what}: this needs the package {package}, which is not installed: {way}"
         f"{otherwise and f', or {otherwise}'}"
     )
+
+
+def installed_version(distribution: str) -> str | None:
+    """Version of an installed distribution, None if it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _add_harness(module: str) -> bool:

@@ -4,7 +4,6 @@ import dataclasses
 import gc
 import inspect
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from megatron.core import distributed
@@ -17,6 +16,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_ultralong.config.optimizer import TYPES, OptimizerConfig
 from megatron_ultralong.program.errors import InputError, counted
+from megatron_ultralong.program.optional import installed_version
 
 DTYPES = {
     "fp32": torch.float32,
@@ -35,10 +35,7 @@ _PRECISION_AWARE = (
 def adam_name() -> str:
     """The Adam that Megatron-Core has picked: Transformer Engine's, Apex's or torch's."""
     package = Adam.__module__.split(".")[0]
-    try:
-        number = version(package)
-    except PackageNotFoundError:  # Apex from its sources
-        number = ""
+    number = installed_version(package) or ""  # none: Apex from its sources
     return f"{Adam.__name__} of {package} {number}".strip()
 
 

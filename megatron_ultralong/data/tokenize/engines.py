@@ -8,7 +8,6 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,6 +19,7 @@ from megatron_ultralong.data.read.record import MAX_DOCUMENT_BYTES
 from megatron_ultralong.data.tokenize import refused_tokenizer, tokenising, tokenizer_model
 from megatron_ultralong.data.tokenize.refused_tokenizer import NAMES
 from megatron_ultralong.program.errors import InputError, missing
+from megatron_ultralong.program.optional import installed_version
 
 SAMPLE_CHARACTERS = 2048
 """Characters of a batch's first document that the reference reads too; a batch is a million."""
@@ -190,16 +190,9 @@ def _added_tokens(data: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of this program, of Python and of packages; gigatoken's may be ``missing``."""
+    """Versions of this program, of Python and of packages; of one that is not there ``missing``."""
     found = {"megatron_ultralong": __version__, "python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            if package != "gigatoken":
-                raise
-            found[package] = "missing"
-    return found
+    return found | {package: installed_version(package) or "missing" for package in packages}
 
 
 Result = TypeVar("Result")
