@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from megatron_ultralong.checkpoint.convert.table import show, show_rows
+from megatron_ultralong.checkpoint.convert.report import show, show_rows
 from megatron_ultralong.program import progress
 from megatron_ultralong.program.ending import ends_with_message, tell
 from megatron_ultralong.program.errors import InputError, escaped, printable

@@ -28,6 +28,7 @@ from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
 from megatron_ultralong.program.errors import InputError, counted, not_known
 from megatron_ultralong.program.exit_status import status_of_start
 from megatron_ultralong.program.launch import run_ranks, take_ranks
+from megatron_ultralong.program.progress import say_loaded, warn_of_gpus
 from megatron_ultralong.program.ranks import (
     as_job_of,
     check_current_folder,
@@ -38,7 +39,6 @@ from megatron_ultralong.program.ranks import (
     under_torchrun,
     world_size,
 )
-from megatron_ultralong.program.starting import say_loaded, warn_of_gpus
 from megatron_ultralong.program.terminal import PrintableFormatter
 
 FIRST_STEPS = (

@@ -20,15 +20,6 @@ from megatron_ultralong.checkpoint.formats.hugging_face_config import export_con
 from megatron_ultralong.data.rows.manifest import Manifest
 from megatron_ultralong.dropin import described, schedule
 from megatron_ultralong.dropin.arguments import ASKED, DropInConfig
-from megatron_ultralong.dropin.stored_arguments import (
-    check_has_metadata,
-    check_same_run,
-    check_stored,
-    stored_arguments,
-    stored_context,
-    stored_scaling,
-    stored_schedule,
-)
 from megatron_ultralong.model import yarn
 from megatron_ultralong.model.families import titles
 from megatron_ultralong.program.errors import InputError, counted
@@ -131,7 +122,7 @@ class _Weights:
         is_resumed = path == Path(args.load or "") and _iteration(path) and not args.finetune
         stored = None
         if not has_file or source.not_exportable or is_resumed:
-            stored = stored_arguments(path, getattr(args, "ckpt_step", None))
+            stored = described.stored_arguments(path, getattr(args, "ckpt_step", None))
         return cls(path, has_file, source, path if is_resumed else None, stored)
 
     def check_model(self, args: Any, *, scales: bool) -> tuple[str, ...]:
@@ -141,16 +132,16 @@ class _Weights:
         if self.path is None or self.stored is None:
             return ()
         if not self.has_file:
-            check_has_metadata(self.stored, self.path, FILE_NAME)
+            described.check_has_metadata(self.stored, self.path, FILE_NAME)
         elif not self.source.not_exportable:
             return ()
-        return check_stored(args, self.stored, self.path, scales=scales)
+        return described.check_stored(args, self.stored, self.path, scales=scales)
 
     @property
     def context(self) -> int | None:
         """Positions before any scaling; None: nothing says it."""
         if not self.has_file:
-            return stored_context(self.stored)
+            return described.stored_context(self.stored)
         model = self.source.model
         return yarn.raw_context(self.source.rope_scaling, model.max_position_embeddings)
 
@@ -178,9 +169,11 @@ def find_identity(config: DropInConfig, args: Any, manifest: Manifest | None) ->
         if weights.has_file:
             _check_resume(config, source, weights.resumed, manifest)
         if weights.stored is not None:
-            check_same_run(args, weights.stored, weights.resumed)
+            described.check_same_run(args, weights.stored, weights.resumed)
             step = getattr(args, "ckpt_step", None)
-            schedule.check_schedule(args, stored_schedule(weights.resumed, step), weights.resumed)
+            schedule.check_schedule(
+                args, described.stored_schedule(weights.resumed, step), weights.resumed
+            )
     config.check_scaling(source.rope_scaling)
     positions, has_rope = (
         source.model.max_position_embeddings,
@@ -206,7 +199,7 @@ def _before_scaling(
     """
     if not context:
         return source
-    scaling = stored_scaling(stored) if stored else None
+    scaling = described.stored_scaling(stored) if stored else None
     factor = scaling.scaling_factor if scaling else 1
     model = dataclasses.replace(source.model, max_position_embeddings=math.floor(factor * context))
     return dataclasses.replace(source, model=model, rope_scaling=scaling)

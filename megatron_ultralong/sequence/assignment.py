@@ -13,8 +13,7 @@ from functools import lru_cache
 import torch
 
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.sequence.chunks import balanced_chunks, zigzag_chunks
-from megatron_ultralong.sequence.ring_time import Chunks
+from megatron_ultralong.sequence.chunks import Chunks, balanced_chunks, zigzag_chunks
 
 
 @dataclass(frozen=True)

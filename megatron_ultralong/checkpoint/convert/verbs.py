@@ -10,8 +10,7 @@ from megatron_ultralong.checkpoint.convert import (
     small_files,
     verification,
 )
-from megatron_ultralong.checkpoint.convert.report import ConversionReport, good_for, summarise
-from megatron_ultralong.checkpoint.convert.table import show
+from megatron_ultralong.checkpoint.convert.report import ConversionReport, good_for, show, summarise
 from megatron_ultralong.checkpoint.convert.verification import Comparison
 from megatron_ultralong.checkpoint.disk.folder import RELEASE, write_latest
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, save_metadata
