@@ -78,9 +78,8 @@ def way_on(save: str | None) -> str:
 
 def check_nobodys(root: Path) -> None:
     """Raise InputError where a folder without checkpoints holds what is not a run's."""
-    begun = aside.partial_path(
-        root / CONFIG_FILE
-    )  # of a start that was killed while it wrote the first
+    # of a start that was killed while it wrote the first
+    begun = aside.partial_path(root / CONFIG_FILE)
     others = [
         path for path in root.iterdir() if not owner_record.is_owner_file(path) and path != begun
     ]
