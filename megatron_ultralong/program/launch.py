@@ -20,19 +20,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from megatron_ultralong.program import exit_status, streams
+from megatron_ultralong.program import exit_status, ranks, streams
 from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.fields import Range
 from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.progress import Starting, warn_of_cores
-from megatron_ultralong.program.ranks import (
-    ERROR_FILE,
-    LAUNCHED,
-    path_of_modules,
-    tasks_without_ranks,
-    under_torchrun,
-    world_size,
-)
 
 HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 BAD_INPUT = 2
@@ -80,11 +72,11 @@ def take_ranks(words: Sequence[str]) -> tuple[int | None, list[str]]:
 
 def _check_can_start(num_ranks: int) -> None:
     """Raise InputError where something has started ranks already, or GPUs are too few."""
-    tasks, _, program = tasks_without_ranks()
-    if under_torchrun() or tasks:
+    tasks, _, program = ranks.tasks_without_ranks()
+    if ranks.under_torchrun() or tasks:
         who = f"one of {counted(tasks, 'task')} of {program}"
-        if under_torchrun():
-            who = f"rank {os.environ['RANK']} of {world_size()}"
+        if ranks.under_torchrun():
+            who = f"rank {os.environ['RANK']} of {ranks.world_size()}"
         raise InputError(
             f"--ranks {num_ranks} starts ranks itself, and this process is one of a job already "
             f"({who}): leave --ranks out under torchrun, and let srun or mpirun start one task"
@@ -151,11 +143,11 @@ def run_ranks(
     if not _num_gpus():
         warn_of_cores(num_ranks, len(os.sched_getaffinity(0)))
     sent: list[int] = []
-    ranks: list[_Rank] = []
+    started: list[_Rank] = []
 
     def hand_on(number: int, frame: object) -> None:
         sent.append(number)
-        for rank in ranks:
+        for rank in started:
             if rank.status is None:
                 with contextlib.suppress(OSError):
                     os.kill(rank.process.pid, number)
@@ -166,13 +158,13 @@ def run_ranks(
             stack.callback(signal.signal, number, signal.signal(number, hand_on))
         port = stack.enter_context(_held_port())
         dies_by = signal.SIGTERM if saves else signal.SIGKILL
-        stack.callback(_kill, ranks)
+        stack.callback(_kill, started)
         for rank in range(num_ranks):
-            ranks.append(_start(words, rank, num_ranks, port, folder, dies_by))
+            started.append(_start(words, rank, num_ranks, port, folder, dies_by))
             if sent:  # it came before this one was there
                 hand_on(sent.pop(), None)
-        starting = Starting([rank.error_file for rank in ranks])
-        ended = _watch(ranks, sent, starting, saves=saves)
+        starting = Starting([rank.error_file for rank in started])
+        ended = _watch(started, sent, starting, saves=saves)
         status, message = _outcome(ended, sent, saves=saves)
         if status == exit_status.RANK_LOST:
             message += f"; {way_on() or 'start it again'}"
@@ -182,8 +174,8 @@ def run_ranks(
     return status
 
 
-def _kill(ranks: Sequence[_Rank]) -> None:
-    for rank in ranks:
+def _kill(started: Sequence[_Rank]) -> None:
+    for rank in started:
         if rank.status is None:
             rank.kill(signal.SIGKILL)
 
@@ -215,9 +207,9 @@ def _start(
         "LOCAL_WORLD_SIZE": str(num_ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        LAUNCHED: str(os.getpid()),
-        ERROR_FILE: str(error_file),
-        **path_of_modules(),
+        ranks.LAUNCHED: str(os.getpid()),
+        ranks.ERROR_FILE: str(error_file),
+        **ranks.path_of_modules(),
     }
     python = os.environ.get("PYTHON_EXEC", sys.executable)  # as torchrun chooses it
     process = subprocess.Popen(
@@ -243,7 +235,7 @@ def _dying_with(parent: int, number: int) -> Callable[[], None]:
 
 
 def _watch(
-    ranks: Sequence[_Rank], sent: Sequence[int], starting: Starting, *, saves: bool
+    started: Sequence[_Rank], sent: Sequence[int], starting: Starting, *, saves: bool
 ) -> list[_Rank]:
     """Wait for all ranks, in the order of their ends; end those that a failed one leaves behind.
 
@@ -252,9 +244,9 @@ def _watch(
     """
     ended: list[_Rank] = []
     deadline, number, is_ending = math.inf, signal.SIGTERM, False
-    while len(ended) < len(ranks):
+    while len(ended) < len(started):
         starting.look()
-        for rank in ranks:
+        for rank in started:
             if rank.status is None and (status := rank.process.poll()) is not None:
                 rank.status = status
                 ended.append(rank)
@@ -269,7 +261,7 @@ def _watch(
             if len(sent) > 1:
                 deadline = 0.0
             is_ending = True
-        left = [rank for rank in ranks if rank.status is None]
+        left = [rank for rank in started if rank.status is None]
         if left and time.monotonic() >= deadline:
             for rank in left:
                 rank.kill(number)
