@@ -15,11 +15,10 @@ from typing import TextIO
 import rich.progress
 from rich.table import Column
 
+from megatron_ultralong.program import ranks, streams
 from megatron_ultralong.program.ending import PROGRAM, drop_unread_output, tell
 from megatron_ultralong.program.errors import counted
 from megatron_ultralong.program.quantity import duration, quantity, rate
-from megatron_ultralong.program.ranks import ERROR_FILE, is_launched, under_torchrun
-from megatron_ultralong.program.streams import take_failure
 from megatron_ultralong.program.terminal import Console
 
 _WIDTH_OF_A_BAR = 100
@@ -94,7 +93,7 @@ class ProgressBar:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
             _write(line, sys.stdout)
-            reason = take_failure(sys.stdout)
+            reason = streams.take_failure(sys.stdout)
             if reason and not self._has_warned:
                 self._has_warned = True
                 tell(
@@ -160,14 +159,14 @@ _TOLD_EVERY = 30.0
 
 def say_loaded() -> None:
     """Leave word for what has started this rank by ``--ranks`` that its libraries are loaded."""
-    if is_launched():
+    if ranks.is_launched():
         with contextlib.suppress(OSError):
-            _mark(Path(os.environ[ERROR_FILE])).touch()
+            _mark(Path(os.environ[ranks.ERROR_FILE])).touch()
 
 
 def warn_of_gpus(num_gpus: int) -> None:
     """Warn of GPUs of this machine that a job without ranks leaves idle."""
-    if num_gpus > 1 and not under_torchrun():
+    if num_gpus > 1 and not ranks.under_torchrun():
         tell(
             f"warning: one of the {num_gpus} GPUs of this machine computes: `--ranks {num_gpus}` "
             "takes all, CUDA_VISIBLE_DEVICES=0 says that one is meant"

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_name
-from megatron_ultralong.program import errors
-from megatron_ultralong.program.aside import write_aside
+from megatron_ultralong.program import aside, errors
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_bounded, read_json
 
@@ -81,7 +80,7 @@ def write_checksums(folder: Path, checksums: Checksums) -> None:
         name: {key: value for key, value in entry._asdict().items() if value != ()}
         for name, entry in sorted(checksums.items())
     }
-    write_aside(folder / FILE_NAME, _text(files))
+    aside.write_aside(folder / FILE_NAME, _text(files))
 
 
 def read_checksums(folder: Path) -> dict[str, Checksum]:
