@@ -4,11 +4,7 @@ Megatron-LM looks a spec up in ``vars(module)``, so they are real module-level o
 Transformer Engine, ``ring_te_spec`` is there too, and says what is missing when it is built.
 """
 
-from megatron_ultralong.mcore.layer_spec import (
-    RingLocalLayer,
-    RingTransformerEngineLayer,
-    ring_spec,
-)
+from megatron_ultralong.mcore import layer_spec
 
-ring_local_spec = ring_spec(RingLocalLayer)
-ring_te_spec = ring_spec(RingTransformerEngineLayer)
+ring_local_spec = layer_spec.ring_spec(layer_spec.RingLocalLayer)
+ring_te_spec = layer_spec.ring_spec(layer_spec.RingTransformerEngineLayer)

@@ -16,6 +16,26 @@ from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.pack.sampling import LengthSampling
 from megatron_ultralong.data.prepare.documents import prepare
 
+SCALED: dict[str, dict[str, Any]] = {
+    "llama3": {
+        "rope_type": "llama3",
+        "rope_theta": 10_000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": {
+        "rope_type": "yarn",
+        "rope_theta": 10_000.0,
+        "factor": 8.0,
+        "beta_fast": 4.0,
+        "beta_slow": 1.0,
+        "attention_factor": 1.2,
+        "original_max_position_embeddings": 64,
+    },
+}
+"""Rope blocks for eight times 64 positions."""
 TEXT = "def f(x):\n    return x + 1\n\n\nclass A:\n    pass\n"
 
 

@@ -21,24 +21,12 @@ from megatron_ultralong.config.training import DataConfig, PretrainConfig
 from megatron_ultralong.evaluation.models.facts import named_folders
 from megatron_ultralong.evaluation.options import ModelsConfig
 from megatron_ultralong.generation.early_checks import check_generation
-from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.model.yarn import LinearConfig, NtkConfig, RopeScaling, YarnConfig
 from megatron_ultralong.program.errors import InputError
 from tests.models import write_llama
+from tests.shapes import llama_shape
 
-MODEL = ModelConfig(
-    num_layers=4,
-    hidden_size=64,
-    ffn_hidden_size=128,
-    num_attention_heads=4,
-    num_query_groups=2,
-    kv_channels=16,
-    vocab_size=256,
-    norm_epsilon=1e-5,
-    rotary_base=10_000.0,
-    max_position_embeddings=64,
-    untie_embeddings_and_output_weights=True,
-)
+MODEL = llama_shape(layers=4, hidden=64, ffn=128, vocabulary=256, positions=64)
 RUN = PretrainConfig(load="model", train_iters=1, data=DataConfig(data_path="rows"))
 
 

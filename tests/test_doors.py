@@ -183,4 +183,4 @@ def test_folders_are_listed_in_one_place() -> None:
             isinstance(f, ast.Attribute) and f.attr in ("glob", "rglob", "iglob") for f in calls
         ):
             found.add(path.relative_to(PACKAGE).as_posix())
-    assert found == LISTS.keys(), "use megatron_ultralong.program.listing"
+    assert found == LISTS.keys(), "use megatron_ultralong.program.aside"

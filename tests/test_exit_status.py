@@ -18,9 +18,13 @@ from megatron_ultralong.cli.dispatch import main
 from megatron_ultralong.doctor import diagnosis
 from megatron_ultralong.doctor.finding import Finding
 from megatron_ultralong.program.ending import ends_with_message
-from megatron_ultralong.program.errors import InputError, RunStopped
+from megatron_ultralong.program.errors import (
+    ClosedFileError,
+    FailingDiskError,
+    InputError,
+    RunStopped,
+)
 from megatron_ultralong.program.rank_values import from_main_rank
-from megatron_ultralong.program.refused_file import ClosedFileError, FailingDiskError
 from tests.patience import patience
 
 Rank = Callable[..., int]

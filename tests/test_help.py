@@ -24,9 +24,8 @@ from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.plan.hardware import HARDWARE, hardware_by_name
 from megatron_ultralong.plan.options import PlanConfig
 from megatron_ultralong.program.ending import NO_READER
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, nearest
 from megatron_ultralong.program.launch import take_ranks
-from megatron_ultralong.program.not_known import nearest
 from megatron_ultralong.program.progress import ProgressBar
 from tests.docs.commands import commands
 from tests.patience import patience

@@ -13,9 +13,8 @@ import pytest
 from megatron_ultralong import cli
 from megatron_ultralong.config.recipes import PRETRAIN_RECIPES
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import Text, flag_of, mark_of
 from megatron_ultralong.program.names import local_name, with_home
-from megatron_ultralong.program.required import flag_of, mark_of
-from megatron_ultralong.program.texts import Text
 from megatron_ultralong.training.config_file import load_config, save_config
 from tests.edges import NEEDED, nested_classes, parse, parsed_class, with_needed
 

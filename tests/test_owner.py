@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from megatron_ultralong.program import owner, owner_record
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, refused_file
 from megatron_ultralong.program.owner import Owner, check_not_owned, take
 from megatron_ultralong.program.owner_record import (
     OwnerRecord,
@@ -24,7 +24,6 @@ from megatron_ultralong.program.owner_record import (
     read_owners,
     this_process,
 )
-from megatron_ultralong.program.refused_file import refused_file
 
 RACERS = 6
 

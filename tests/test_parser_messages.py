@@ -18,8 +18,7 @@ from megatron_ultralong.config.parser_errors import ELSEWHERE, unknown_flag
 from megatron_ultralong.config.recipes import RECIPES
 from megatron_ultralong.model.shape import MODELS
 from megatron_ultralong.plan.hardware import HARDWARE
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.not_known import nearest, slips
+from megatron_ultralong.program.errors import InputError, nearest, slips
 from tests.command_line import refusal
 from tests.edges import flags, parse, parsed_class, with_needed
 

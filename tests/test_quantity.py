@@ -18,18 +18,15 @@ from hypothesis import strategies as st
 from megatron_ultralong import cli
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.dropin.arguments import DropInConfig, add_ultralong_args
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, counted, either, named
 from megatron_ultralong.program.fields import Number, numbers_of
 from megatron_ultralong.program.quantity import (
     BYTES,
     LENGTH,
     TOKENS,
     Unit,
-    counted,
     different,
     duration,
-    either,
-    named,
     quantity,
     rate,
 )
@@ -243,7 +240,7 @@ NEVER_ONE = frozenset(
         "attention/ring/function.py assignment.cp_size ranks",  # for programmers, as what follows
         "sequence/assignment.py len(shards) shards",
         "sequence/assignment.py self.cp_size ranks",
-        "program/starting.py num_gpus GPUs",
+        "program/progress.py num_gpus GPUs",
         "evaluation/results/cell.py self.num_samples samples",
         "evaluation/results/result.py cell.num_samples prompts",
     )

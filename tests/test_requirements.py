@@ -136,7 +136,7 @@ def test_the_loop_of_megatron_lm_comes_by_an_extra() -> None:
     for version in ("0.17.0", "0.19.2"):
         assert needed.specifier.contains(version)
         assert usual.specifier.contains(version)
-    for page in ("README.md", "docs/dropin.md", "megatron_ultralong/dropin/installed.py"):
+    for page in ("README.md", "docs/dropin.md", "megatron_ultralong/program/optional.py"):
         assert "pip install -e '.[megatron-lm]'" in (ROOT / page).read_text()
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.program import launch, ranks, starting
+from megatron_ultralong.program import launch, progress, ranks
 
 
 def test_more_ranks_than_cores_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
-    starting.warn_of_cores(8, 8)
+    progress.warn_of_cores(8, 8)
     assert not capsys.readouterr().err
-    starting.warn_of_cores(64, 2)
+    progress.warn_of_cores(64, 2)
     told = capsys.readouterr().err
     assert told.startswith("warning: --ranks 64 on 2 cores without a GPU: ")
     assert "--ranks 2 or less is faster" in told
@@ -23,20 +23,20 @@ def test_ranks_that_are_slow_to_start_are_counted(
 ) -> None:
     files = [tmp_path / f"{number}.json" for number in range(3)]
     now = [100.0]
-    monkeypatch.setattr(starting.time, "monotonic", lambda: now[0])
-    progress = starting.Starting(files)
-    progress.look()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    starting = progress.Starting(files)
+    starting.look()
     assert not capsys.readouterr().err
     monkeypatch.setenv(ranks.LAUNCHED, "1")
     for number, said in ((0, "1 of 3 ranks have"), (1, "2 of 3 ranks have"), (2, "")):
         monkeypatch.setenv(ranks.ERROR_FILE, str(files[number]))
-        starting.say_loaded()
+        progress.say_loaded()
         now[0] += 31
-        progress.look()
+        starting.look()
         assert said in (told := capsys.readouterr().err)
         assert bool(told) == bool(said)
     now[0] += 300
-    progress.look()
+    starting.look()
     assert not capsys.readouterr().err
 
 
@@ -57,11 +57,11 @@ def test_a_job_that_takes_all_gpus_is_not_warned(
 ) -> None:
     if rank:
         monkeypatch.setenv("RANK", rank)
-    starting.warn_of_gpus(gpus)
+    progress.warn_of_gpus(gpus)
     assert capsys.readouterr().err == ""
 
 
 def test_a_job_of_one_rank_on_several_gpus_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    starting.warn_of_gpus(8)
+    progress.warn_of_gpus(8)
     told = capsys.readouterr().err
     assert told.startswith("warning: one of the 8 GPUs of this machine computes: `--ranks 8` takes")

@@ -12,10 +12,8 @@ import pytest
 
 from megatron_ultralong import cli
 from megatron_ultralong.data.read.record import read_named_text
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import shown
-from megatron_ultralong.program.required import flag_of, mark_of
-from megatron_ultralong.program.texts import Text
+from megatron_ultralong.program.errors import InputError, shown
+from megatron_ultralong.program.fields import Text, flag_of, mark_of
 from tests.edges import nested_classes, parse, parsed_class, with_needed
 
 NAMES = {

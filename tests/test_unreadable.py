@@ -16,18 +16,16 @@ from typing import Any
 import pytest
 
 from megatron_ultralong import cli
-from megatron_ultralong.data.options import PrepareChatConfig
-from megatron_ultralong.data.prepare.chats import prepare_chat
 from megatron_ultralong.data.read.record import unreadable
 from megatron_ultralong.evaluation.results.file import write_results
 from megatron_ultralong.program.ending import ends_with_message
-from megatron_ultralong.program.refused_file import refused_file
+from megatron_ultralong.program.errors import refused_file
 from tests.evaluation.results import AFTER, BEFORE, loss_of
 from tests.models import TEXT, prepare_rows
 from tests.patience import patience
 from tests.ranks import start_forkserver
 from tests.rights import as_ordinary_user, closed
-from tests.training.chats import conversations, write_chat_model
+from tests.training.chats import write_chat_model, write_chats
 from tests.warm.server import open_streams, run_module
 
 Without = Callable[[Path], contextlib.AbstractContextManager[None]]
@@ -91,17 +89,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "prompt.txt").write_text(TEXT)
     (folder / "texts" / "a.txt").write_text(TEXT * 20)
     (folder / "texts" / "more" / "b.jsonl").write_text(json.dumps({"text": TEXT * 20}))
-    records = "".join(json.dumps(record) + "\n" for record in conversations(40))
-    (folder / "own.jsonl").write_text(records)
-    config = PrepareChatConfig(
-        source=(f"own={folder}/own.jsonl",),
-        tokenizer=folder / "hf",
-        output=folder / "chats",
-        seq_length=128,
-        too_long="drop",
-        valid_fraction=0.3,
-    )
-    prepare_chat(config)
+    write_chats(folder, 40)
     for name, losses in (("before", BEFORE), ("after", AFTER)):
         (folder / "results" / name).mkdir(parents=True)
         write_results(folder / "results" / name / "results.json", [loss_of(name, 2048, losses)])

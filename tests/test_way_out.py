@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.checkpoint.convert.table import show
+from megatron_ultralong.checkpoint.convert.report import show
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER
 from megatron_ultralong.checkpoint.formats.gguf_rope import readers
 from megatron_ultralong.data.read.conversation import ConversationError

@@ -36,7 +36,7 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.recipes import PRETRAIN_RECIPES
 from megatron_ultralong.config.run import LayerConfig, MemoryConfig
 from megatron_ultralong.config.training import PretrainConfig
-from megatron_ultralong.mcore import cpu, elementwise, products
+from megatron_ultralong.mcore import cpu, elementwise, projection
 from megatron_ultralong.mcore.core_attention import RingCoreAttention
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.mcore.recomputed_layer import RecomputedLayer, _LayerWork
@@ -210,7 +210,7 @@ class Bench:
             yield
             return
         nothing = contextlib.nullcontext()
-        with mock.patch.object(products, "result_left_out", return_value=nothing):
+        with mock.patch.object(projection, "result_left_out", return_value=nothing):
             yield
 
     def dense(self, way: str) -> tuple[float, dict[str, float]]:

@@ -13,13 +13,13 @@ project: ``benchmarks/harness.md``.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import datetime
 import json
 import math
 import tempfile
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -144,9 +144,7 @@ def compare(subject: opening.Subject[LanguageModel], length: int) -> None:
 
 def main() -> None:
     """Make the model if it is not there, and measure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="folder for the model")
     parser.add_argument("--model", default="llama3.1-8b", help="whose shape to take")
     parser.add_argument("--layers", type=int, default=0, help="of the model; 0: all of its shape")

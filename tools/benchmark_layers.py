@@ -23,42 +23,48 @@ from safetensors.torch import save_file
 from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.config.convert import ImportConfig
 
-HIDDEN, FFN, VOCABULARY = 64, 96, 320
-SHAPES = {
-    "self_attn.q_proj": (HIDDEN, HIDDEN),
-    "self_attn.k_proj": (HIDDEN // 2, HIDDEN),
-    "self_attn.v_proj": (HIDDEN // 2, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HIDDEN),
-    "mlp.gate_proj": (FFN, HIDDEN),
-    "mlp.up_proj": (FFN, HIDDEN),
-    "mlp.down_proj": (HIDDEN, FFN),
-    "input_layernorm": (HIDDEN,),
-    "post_attention_layernorm": (HIDDEN,),
-}
 
-
-def write_model(folder: Path, num_layers: int) -> None:
-    """A random Llama, all tensors in one file."""
+def write_model(
+    folder: Path,
+    num_layers: int,
+    *,
+    hidden: int = 64,
+    ffn: int = 96,
+    vocabulary: int = 320,
+    heads: int = 4,
+) -> Path:
+    """A random Llama, all tensors in one file; half as many key heads."""
+    shapes = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (hidden // 2, hidden),
+        "self_attn.v_proj": (hidden // 2, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (ffn, hidden),
+        "mlp.up_proj": (ffn, hidden),
+        "mlp.down_proj": (hidden, ffn),
+        "input_layernorm": (hidden,),
+        "post_attention_layernorm": (hidden,),
+    }
     folder.mkdir()
     tensors = {
-        "model.embed_tokens.weight": torch.randn(VOCABULARY, HIDDEN),
-        "lm_head.weight": torch.randn(VOCABULARY, HIDDEN),
-        "model.norm.weight": torch.ones(HIDDEN),
+        "model.embed_tokens.weight": torch.randn(vocabulary, hidden),
+        "lm_head.weight": torch.randn(vocabulary, hidden),
+        "model.norm.weight": torch.ones(hidden),
     }
     for layer in range(num_layers):
-        for name, shape in SHAPES.items():
+        for name, shape in shapes.items():
             tensors[f"model.layers.{layer}.{name}.weight"] = torch.randn(shape)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": VOCABULARY,
-        "hidden_size": HIDDEN,
-        "intermediate_size": FFN,
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
         "num_hidden_layers": num_layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2,
+        "head_dim": hidden // heads,
         "max_position_embeddings": 64,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
@@ -66,6 +72,7 @@ def write_model(folder: Path, num_layers: int) -> None:
         "hidden_act": "silu",
     }
     (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def main() -> None:

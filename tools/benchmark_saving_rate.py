@@ -49,8 +49,7 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.run import CheckpointConfig
 from megatron_ultralong.mcore import cpu, model
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.model.parameters import num_parameters
-from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.model.shape import ModelConfig, num_parameters
 from megatron_ultralong.program.rank_values import every_rank
 from megatron_ultralong.training import optimizer
 from megatron_ultralong.training.saving.checkpoint_writer import CheckpointWriter

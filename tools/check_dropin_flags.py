@@ -39,8 +39,8 @@ def main() -> None:
         if not (asked.megatron_lm / "pretrain_gpt.py").is_file():
             words.error(f"--megatron-lm {asked.megatron_lm} is no checkout: no pretrain_gpt.py")
         sys.path.insert(0, str(asked.megatron_lm.resolve()))
-    from megatron_ultralong.dropin.installed import check_megatron_lm
     from megatron_ultralong.program.ending import ends_with_message
+    from megatron_ultralong.program.optional import check_megatron_lm
 
     with ends_with_message():
         check_megatron_lm()

@@ -11,9 +11,9 @@ differences grow with the position. Exit status 1 where the continuations differ
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -71,9 +71,7 @@ def report(found: Scores, expected: Scores) -> None:
 
 def main() -> None:
     """Run both, one after the other, and compare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("run", help="Megatron checkpoint")
     parser.add_argument("exported", help="Hugging Face folder of its export")
     parser.add_argument("--data-path", required=True, help="rows; the first of train is read")

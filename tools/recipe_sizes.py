@@ -17,10 +17,10 @@ from megatron_ultralong.config.recipes import SFT_RECIPES, extend
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.model.shape import model_by_name
 from megatron_ultralong.plan.advice import best
+from megatron_ultralong.plan.command import short_length
 from megatron_ultralong.plan.estimate import Estimate, layout_text
 from megatron_ultralong.plan.hardware import hardware_by_name
 from megatron_ultralong.plan.job import GIB, Job
-from megatron_ultralong.plan.lengths import short_length
 from megatron_ultralong.plan.report import layout_flags
 from megatron_ultralong.sequence.documents import causal_area
 from tools.page_tables import page_with, table

@@ -58,13 +58,7 @@ def _before_check(before: Result, context: int, inside: float | None, rise: floa
     losses = _beyond(before, context)
     if inside is None or not losses:
         return Check(name, NOT_MEASURED, f"at least {rise:.2f} nats above the mean inside", False)
-    lowest = min(losses)
-    return Check(
-        name,
-        f"{lowest:.3f} in the best bin, {lowest - inside:+.3f}",
-        f"at least {inside:.3f} + {rise:.2f} in every bin",
-        lowest >= inside + rise,
-    )
+    return _bin_check(name, "best", min(losses), inside, rise)
 
 
 def _beyond_check(after: Result, context: int, inside: float | None, slack: float) -> Check:
@@ -72,12 +66,17 @@ def _beyond_check(after: Result, context: int, inside: float | None, slack: floa
     losses = _beyond(after, context)
     if inside is None or not losses:
         return Check(name, NOT_MEASURED, f"at most {slack:.2f} nats above the mean inside", False)
-    highest = max(losses)
+    return _bin_check(name, "worst", max(losses), inside, slack)
+
+
+def _bin_check(name: str, which: str, loss: float, inside: float, margin: float) -> Check:
+    """The best bin is so much worse than the mean; or the worst is no worse than that."""
+    is_best, bound = which == "best", inside + margin
     return Check(
         name,
-        f"{highest:.3f} in the worst bin, {highest - inside:+.3f}",
-        f"at most {inside:.3f} + {slack:.2f} in every bin",
-        highest <= inside + slack,
+        f"{loss:.3f} in the {which} bin, {loss - inside:+.3f}",
+        f"at {'least' if is_best else 'most'} {inside:.3f} + {margin:.2f} in every bin",
+        loss >= bound if is_best else loss <= bound,
     )
 
 

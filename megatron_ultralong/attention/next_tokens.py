@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from megatron_ultralong.attention.decoding import KeyValueCache, join_ranks
 from megatron_ultralong.attention.kernels import block_attention
@@ -47,13 +46,13 @@ class NextTokens:
     def attend(
         self,
         layer: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
         *,
         group: dist.ProcessGroup | None,
         softmax_scale: float,
-    ) -> Tensor:
+    ) -> torch.Tensor:
         """Output [1, b, heads, d] over cached keys and the new ones, which are kept.
 
         Args:

@@ -15,18 +15,23 @@ from megatron_ultralong.cli.meant_verb import (
     meant_verb,
     verb_comes_first,
 )
-from megatron_ultralong.cli.origin import fields_typed, says_who_set, with_shorter_warm_up
-from megatron_ultralong.cli.start_of_run import HELP_FLAGS, begin, with_start_first
+from megatron_ultralong.cli.start_of_run import (
+    HELP_FLAGS,
+    begin,
+    fields_typed,
+    says_who_set,
+    with_shorter_warm_up,
+    with_start_first,
+)
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
-from megatron_ultralong.program.environment import check_current_folder
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, counted, not_known
 from megatron_ultralong.program.exit_status import status_of_start
 from megatron_ultralong.program.launch import run_ranks, take_ranks
-from megatron_ultralong.program.not_known import not_known
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.progress import say_loaded, warn_of_gpus
 from megatron_ultralong.program.ranks import (
     as_job_of,
+    check_current_folder,
     check_start,
     check_variables,
     is_launched,
@@ -34,7 +39,6 @@ from megatron_ultralong.program.ranks import (
     under_torchrun,
     world_size,
 )
-from megatron_ultralong.program.starting import say_loaded, warn_of_gpus
 from megatron_ultralong.program.terminal import PrintableFormatter
 
 FIRST_STEPS = (
@@ -202,7 +206,7 @@ def _load_run(verb: Verb) -> Any:
     """What a verb runs, imported."""
     if not verb.is_for_ranks:
         return load(verb.run)
-    from megatron_ultralong.mcore.deferred_compile import compile_at_first_call
+    from megatron_ultralong.mcore.cpu import compile_at_first_call
 
     with compile_at_first_call():
         return load(verb.run)

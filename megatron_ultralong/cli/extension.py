@@ -11,8 +11,7 @@ from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.model import yarn
 from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import InputError, counted
 
 
 class Source(NamedTuple):

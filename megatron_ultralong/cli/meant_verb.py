@@ -6,7 +6,7 @@ from pathlib import Path
 
 from megatron_ultralong.cli.verbs import VERBS
 from megatron_ultralong.program.ending import PROGRAM
-from megatron_ultralong.program.not_known import nearest
+from megatron_ultralong.program.errors import nearest
 
 ELSEWHERE = {
     "chat": "generate --chat",

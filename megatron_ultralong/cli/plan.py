@@ -11,16 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_ultralong.cli import start_of_run
 from megatron_ultralong.cli.extension import Source, derived
-from megatron_ultralong.cli.origin import fields_typed, says_who_set, with_shorter_warm_up
-from megatron_ultralong.cli.start_of_run import begin
 from megatron_ultralong.cli.verbs import load
 from megatron_ultralong.config.command_line import parse
 from megatron_ultralong.config.plain_values import flat_fields, with_fields
 from megatron_ultralong.config.recipes import EXTENSIONS, RECIPES
 from megatron_ultralong.config.training import PretrainConfig, SftConfig, TrainingConfig
-from megatron_ultralong.model.shape import MODELS, model_by_name, model_of_recipe
-from megatron_ultralong.model.yarn import published_scaling
+from megatron_ultralong.model import shape, yarn
 from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.plan.options import PlanConfig
 from megatron_ultralong.program.ending import PROGRAM
@@ -48,10 +46,10 @@ def plan(words: Sequence[str]) -> Plan | None:
     """
     if words[0].startswith("-") and words[0] != "--config":
         words = ["extend", *words]  # the recipe that fits any model and length
-    run, rest = begin("plan", list(words), RECIPES, TrainingConfig)
+    run, rest = start_of_run.begin("plan", list(words), RECIPES, TrainingConfig)
     _check_gpu_name(rest)
     command = _parse(rest, run)
-    typed = fields_typed(rest)
+    typed = start_of_run.fields_typed(rest)
     if words[0] in EXTENSIONS:
         its = command.run
         assert isinstance(its, PretrainConfig)
@@ -62,24 +60,23 @@ def plan(words: Sequence[str]) -> Plan | None:
         command = _parse(rest, run)
     elif words[0] != "--config":  # as `pretrain` takes it
         total = load("training.early_checks:planned_iterations")(command.run)
-        shorter, _ = with_shorter_warm_up(words, command.run, total)
+        shorter, _ = start_of_run.with_shorter_warm_up(words, command.run, total)
         command = dataclasses.replace(command, run=shorter)
-    from megatron_ultralong.plan.command import make_plan, tell_plan
-    from megatron_ultralong.plan.lengths import command_text
+    from megatron_ultralong.plan.command import command_text, make_plan, tell_plan
 
-    with says_who_set(words, run):
+    with start_of_run.says_who_set(words, run):
         command, rows = with_rows(command)
         recipe = words[1] if words[0] == "--config" else words[0]
         source = source_of(command, recipe)
     # a search changes what the recipe set
-    told = contextlib.nullcontext() if command.search else says_who_set(words, run)
+    told = contextlib.nullcontext() if command.search else start_of_run.says_who_set(words, run)
     with told:
         found = make_plan(command, recipe, source.model, source.name, typed, rows)
         start = start_words(command, recipe, rest, is_file=words[0] == "--config")
         text, config, refusal = command_text(found.chosen, start), found.chosen.job.config, ""
         printed = [*words[: 2 if words[0] == "--config" else 1], *shlex.split(text)]
         try:
-            with says_who_set(printed, run):
+            with start_of_run.says_who_set(printed, run):
                 config.check_run(source.model, source.scaling, command.gpus, longest_of(config))
         except InputError as error:
             refusal = str(error)
@@ -96,8 +93,7 @@ def _parse(words: Sequence[str], run: TrainingConfig) -> PlanConfig:
 
 def _plan_lengths(command: PlanConfig, recipe: str, words: Sequence[str]) -> None:
     """Plan a recipe of any length at each length that is asked for often."""
-    from megatron_ultralong.plan.command import console
-    from megatron_ultralong.plan.lengths import plans_by_length, show_lengths
+    from megatron_ultralong.plan.command import console, plans_by_length, show_lengths
 
     if command.json or command.png or not command.search:
         raise InputError(
@@ -105,7 +101,7 @@ def _plan_lengths(command: PlanConfig, recipe: str, words: Sequence[str]) -> Non
             "--seq-length 512K"
         )
     source = source_of(command, recipe)
-    typed = fields_typed(words)
+    typed = start_of_run.fields_typed(words)
 
     def run_of(length: int) -> TrainingConfig:
         its = with_fields(command.run, seq_length=length)
@@ -141,7 +137,7 @@ def start_words(
     run, said = command.run, _SAID.union(LAYOUT_FLAGS)
     rows = "chats" if isinstance(run, SftConfig) else "rows"
     found = [run.verb, "--config" if is_file else "", shlex.quote(recipe)]
-    typed = fields_typed(words)
+    typed = start_of_run.fields_typed(words)
     for field, value, usual in (
         ("load", load_folder(command), BASE),
         ("data_path", run.data.data_path, rows),
@@ -153,7 +149,7 @@ def start_words(
     fields, is_kept = frozenset(name.split(".")[-1] for name in flat_fields(run)) - said, False
     for word in words:
         if word.startswith("--"):
-            is_kept = bool(fields_typed([word]) & fields)
+            is_kept = bool(start_of_run.fields_typed([word]) & fields)
         if is_kept:
             found.append(shlex.quote(word))
     return " ".join(filter(None, found))
@@ -220,7 +216,7 @@ def source_of(command: PlanConfig, recipe: str) -> Source:
     from megatron_ultralong.checkpoint.formats import hugging_face_config as hugging_face
     from megatron_ultralong.checkpoint.formats.rope_block import rope_scaling
 
-    name = command.model or command.run.load or model_of_recipe(recipe)
+    name = command.model or command.run.load or shape.model_of_recipe(recipe)
     folder = Path(name)
     if (folder / FILE_NAME).is_file():
         metadata = load_metadata(folder)
@@ -237,9 +233,9 @@ def source_of(command: PlanConfig, recipe: str) -> Source:
     if flag == "--load" and len(folder.parts) > 1:  # of a cluster that this machine does not see
         raise InputError(
             f"--load {missing(folder)}: to plan without it, add what model it holds, such as "
-            f"--model llama3.1-8b; known: {', '.join(MODELS)}"
+            f"--model llama3.1-8b; known: {', '.join(shape.MODELS)}"
         )
-    return Source(name, model_by_name(name, flag), published_scaling(name))
+    return Source(name, shape.model_by_name(name, flag), yarn.published_scaling(name))
 
 
 def longest_of(config: TrainingConfig) -> int | None:

@@ -1,22 +1,21 @@
-"""What a run starts from: a recipe, or ``--config FILE``, wherever it stands in a command."""
+"""What a run starts from: a recipe, or ``--config FILE``; and what a message says it has set."""
 
+import contextlib
+import dataclasses
 import itertools
 import re
 import shlex
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.cli.origin import fields_typed
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
+from megatron_ultralong.config import parser_errors, plain_values, recipes
 from megatron_ultralong.config.flags import check_dashes, flags_of, given_flags
-from megatron_ultralong.config.parser_errors import unknown_flag
-from megatron_ultralong.config.plain_values import with_fields
 from megatron_ultralong.program.ending import PROGRAM
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, not_known, shown
 from megatron_ultralong.program.names import with_home
-from megatron_ultralong.program.not_known import not_known
 
 HELP_FLAGS = ("-h", "--help", "--help-all")
 _NO_VALUE = ("--dry-run", *HELP_FLAGS)
@@ -49,7 +48,7 @@ def with_start_first(verb: str, its: Verb, words: Sequence[str]) -> list[str]:
     known = [*flags, "--config", "--dry-run", "--ranks"]
     unknown = [flag for flag in given_flags(words) if flag.replace("_", "-") not in known]
     if unknown and isinstance(its, TrainingVerb) and not {*words} & {*HELP_FLAGS}:
-        texts = "; ".join(unknown_flag(flag, known) for flag in unknown)
+        texts = "; ".join(parser_errors.unknown_flag(flag, known) for flag in unknown)
         raise InputError(f"{texts}; see `{PROGRAM} {verb} --help`")
     return rest
 
@@ -134,10 +133,10 @@ def _with_typed_end(run: Any, flags: Sequence[str]) -> Any:
         first, second = (f"--{name.replace('_', '-')}" for name in ends[:2])
         raise InputError(f"{first} and {second} both say how long the run is: give one of them")
     if "num_epochs" in ends:
-        return with_fields(run, train_iters=0, train_tokens=0.0)
+        return plain_values.with_fields(run, train_iters=0, train_tokens=0.0)
     if ends and hasattr(run, "num_epochs"):
-        run = with_fields(run, num_epochs=type(run).num_epochs)
-    return with_fields(run, train_tokens=0.0) if "train_iters" in ends else run
+        run = plain_values.with_fields(run, num_epochs=type(run).num_epochs)
+    return plain_values.with_fields(run, train_tokens=0.0) if "train_iters" in ends else run
 
 
 def _no_recipe(verb: str, word: str, recipes: Iterable[str]) -> str:
@@ -168,3 +167,91 @@ def _no_recipe(verb: str, word: str, recipes: Iterable[str]) -> str:
             f"; for rows of any length: `{PROGRAM} {verb} extend --seq-length {length[0].upper()}`"
         )
     return f"{what}; or --config FILE"
+
+
+_FOLDERS = ("load", "save", "data_path")
+"""A message that names them has the path."""
+_WORKED_OUT = {
+    "context_parallel_size": "all ranks (--ranks, --gpus) over tensor and pipeline parallel sizes",
+    "seq_length": "of the rows, or --seq-length",
+    "global_batch_size": "rows over iterations, a multiple of the ranks'",
+    "sequence_parallel": "on with tensor parallelism",
+}
+"""Where a recipe of any length has a value from that it does not set itself."""
+
+
+@contextlib.contextmanager
+def says_who_set(words: Sequence[str], start: Any) -> Iterator[None]:
+    """Add to a message which of its fields a recipe or a file set, and no flag.
+
+    ``num_attention_heads (4) must be divisible by tensor_model_parallel_size (8): ...; the recipe
+    llama3.1-8b-1m sets tensor_model_parallel_size 8``.
+
+    ``words`` are behind the verb; the flags among them change ``start``.
+
+    Raises:
+        InputError: as it was raised inside, with more text.
+    """
+    try:
+        yield
+    except InputError as error:
+        typed, text, is_any = fields_typed(words), str(error), words[0] in recipes.EXTENSIONS
+        found = [
+            f"{name} {value if isinstance(value, str) else shown(value)}"
+            + (f" ({_WORKED_OUT[name]})" if is_any and name in _WORKED_OUT else "")
+            for name, value in _set_by(start).items()
+            if name not in typed and name not in _FOLDERS and _names(text, name)
+        ]
+        if not found:
+            raise
+        who = words[1] if words[0] == "--config" else f"the recipe {words[0]}"
+        told = ", ".join(found)
+        if is_any:
+            raise InputError(f"{error}; {who} works out {told}") from error
+        raise InputError(f"{error}; {who} sets {told}") from error
+
+
+def _names(text: str, field: str) -> bool:
+    """Whether a message names a field: ``lr (3)``, ``seq_length``, ``--seq-length``, not "save"."""
+    flag = re.escape("--" + field.replace("_", "-"))
+    name = re.escape(field) + ("" if "_" in field else r"(?= [('])")
+    return re.search(rf"(?<![\w-])(?:{flag}(?![\w-])|{name}(?!\w))", text) is not None
+
+
+def fields_typed(words: Sequence[str]) -> frozenset[str]:
+    """Fields that a command line has flags for: ``--seq-length=4 -> seq_length``."""
+    typed = {flag[2:].replace("-", "_") for flag in given_flags(words)}
+    return frozenset(typed | {name.removeprefix("no_") for name in typed})
+
+
+def with_shorter_warm_up(words: Sequence[str], config: Any, total: int) -> tuple[Any, str]:
+    """``config``, whose warm-up is half of a run that is not longer than its recipe's.
+
+    So a trial needs ``--train-iters`` or ``--train-tokens`` alone. A warm-up that was typed stays,
+    and may be refused.
+
+    ``total`` are iterations of its run; 0: not known.
+
+    Returns:
+        The configuration, and a line that says so; empty where nothing had to give way.
+    """
+    warm_up = config.optimizer.lr_warmup_iters
+    if not 0 < total <= warm_up or "lr_warmup_iters" in fields_typed(words):
+        return config, ""
+    optimizer = dataclasses.replace(config.optimizer, lr_warmup_iters=total // 2)
+    text = f"half of train_iters ({total}), where the recipe {words[0]} has {warm_up}"
+    config = dataclasses.replace(config, optimizer=optimizer)
+    return config, f"lr_warmup_iters is {total // 2}, {text}"
+
+
+def _set_by(start: Any) -> dict[str, Any]:
+    """What a recipe or a file has that is not its class's default, by the name of the field."""
+    plain = type(start)()
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(start):
+        value, default = getattr(start, field.name), getattr(plain, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= _set_by(value)
+        elif value != default:
+            found[field.name] = value
+    return found

@@ -5,21 +5,13 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import tyro
-from tyro.constructors import (
-    ConstructorRegistry,
-    StructConstructorSpec,
-    StructFieldSpec,
-    StructTypeInfo,
-)
+from tyro import constructors
 
 from megatron_ultralong.config.flags import Flag, check_dashes, flags_of, given_flags
 from megatron_ultralong.config.parser_errors import parser_errors
+from megatron_ultralong.program import fields, names
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import check_ranges, without_marks
-from megatron_ultralong.program.names import whole_names
 from megatron_ultralong.program.quantity import Unit
-from megatron_ultralong.program.required import check_required
-from megatron_ultralong.program.texts import check_texts
 
 
 def parse(config_class: Any, program: str, words: Sequence[str], default: Any = None) -> Any:
@@ -34,7 +26,7 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
     flags = flags_of(config_class, default)
     check_dashes(words, {name for flag in flags for name in flag.names})
     texts = {flag.names[0] for flag in flags if flag.is_text}
-    words = whole_names(words, lambda flag: flag not in texts)
+    words = names.whole_names(words, lambda flag: flag not in texts)
     _check_given_once(words, flags)
     units = {flag.names[0]: flag.unit for flag in flags if flag.unit}
     several = {flag.names[0] for flag in flags if flag.takes_several}
@@ -48,9 +40,8 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
             registry=_without_texts(),
         )
-    check_required(config, given_flags(words))
-    check_ranges(config)
-    check_texts(config)
+    fields.check_fields(config, given_flags(words))
+    fields.check_texts(config)
     return config
 
 
@@ -92,25 +83,25 @@ def _plain_numbers(
     return found
 
 
-def _without_texts() -> ConstructorRegistry:
+def _without_texts() -> constructors.ConstructorRegistry:
     """Tyro's rules, with no text above groups of flags.
 
     The help has its own (:mod:`megatron_ultralong.cli.help`), and tyro would read their source for
     it, a third of the time that a command line takes.
     """
-    registry = ConstructorRegistry()
+    registry = constructors.ConstructorRegistry()
     is_asking = False
 
-    def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+    def rule(info: constructors.StructTypeInfo) -> constructors.StructConstructorSpec | None:
         nonlocal is_asking
         if is_asking or not dataclasses.is_dataclass(info.type):
             return None
         is_asking = True
         try:  # tyro's own rule
-            spec = ConstructorRegistry.get_struct_spec(info)
+            spec = constructors.ConstructorRegistry.get_struct_spec(info)
         finally:
             is_asking = False
-        if not isinstance(spec, StructConstructorSpec):
+        if not isinstance(spec, constructors.StructConstructorSpec):
             return None
         return dataclasses.replace(spec, fields=tuple(map(_without_text, spec.fields)))
 
@@ -118,7 +109,7 @@ def _without_texts() -> ConstructorRegistry:
     return registry
 
 
-def _without_text(field: StructFieldSpec) -> StructFieldSpec:
+def _without_text(field: constructors.StructFieldSpec) -> constructors.StructFieldSpec:
     """The field, where it is a group of flags without the text above them."""
-    is_group = dataclasses.is_dataclass(without_marks(field.type))
+    is_group = dataclasses.is_dataclass(fields.without_marks(field.type))
     return dataclasses.replace(field, helptext="") if is_group else field

@@ -4,21 +4,12 @@ import dataclasses
 import enum
 import re
 import types
-import typing
 from collections.abc import Container, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from megatron_ultralong.program import fields
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import (
-    field_docstrings,
-    mark_of,
-    numbers_of,
-    options_of,
-    without_marks,
-)
 from megatron_ultralong.program.quantity import Unit
-from megatron_ultralong.program.required import NothingRequired, Required, flag_of
-from megatron_ultralong.program.texts import Text
 
 _KINDS = {bool: "", int: "N", float: "X", str: "TEXT"}
 
@@ -70,20 +61,20 @@ def flags_of(cls: Any, default: Any = None, block: str = "", *, strict: bool = T
     that they are in; ``strict``: what is marked as required is.
     """
     cls = cls if default is None else type(default)
-    hints = typing.get_type_hints(cls, include_extras=True)
-    texts, numbers = field_docstrings(cls), {one.name: one for one in numbers_of(cls)}
+    hints = get_type_hints(cls, include_extras=True)
+    texts, numbers = fields.field_docstrings(cls), {one.name: one for one in fields.numbers_of(cls)}
     found, inner = [], []
     for field in dataclasses.fields(cls):
         hint, value = hints[field.name], _default(field, default)
-        kind = without_marks(hint)
+        kind = fields.without_marks(hint)
         if dataclasses.is_dataclass(kind):
-            needed = strict and mark_of(hint, NothingRequired) is None
+            needed = strict and fields.mark_of(hint, fields.NothingRequired) is None
             its = None if value is dataclasses.MISSING else value
             title = _first_sentence(kind.__doc__ if its is None else type(its).__doc__)
             inner += flags_of(kind, its, title, strict=needed)
             continue
         required = value is dataclasses.MISSING
-        required |= strict and not value and mark_of(hint, Required) is not None
+        required |= strict and not value and fields.mark_of(hint, fields.Required) is not None
         number = numbers.get(field.name)
         limits = number.range if number else None
         unit = number.unit if number else None
@@ -97,7 +88,7 @@ def flags_of(cls: Any, default: Any = None, block: str = "", *, strict: bool = T
                 "" if required else _shown(value),
                 block,
                 unit,
-                mark_of(hint, Text) is not None,
+                fields.mark_of(hint, fields.Text) is not None,
             )
         )
     return found + inner
@@ -148,7 +139,7 @@ def _shown(value: Any) -> str:
 
 def _usage(name: str, hint: Any, kind: Any) -> str:
     metadata = getattr(hint, "__metadata__", ())
-    flag = flag_of(name, hint)
+    flag = fields.flag_of(name, hint)
     if kind is bool:
         return f"{flag}, --no-{flag.removeprefix('--')}"
     metavar = next((one.metavar for one in metadata if getattr(one, "metavar", None)), None)
@@ -161,11 +152,11 @@ def _usage(name: str, hint: Any, kind: Any) -> str:
 
 def _metavar(kind: Any) -> str:
     """``N`` for a whole number, ``a|b`` for a choice, ``TEXT ...`` for several."""
-    if typing.get_origin(kind) is tuple:
-        return f"{_metavar(typing.get_args(kind)[0])} ..."
-    if typing.get_origin(kind) is Literal:
-        return "|".join(map(str, typing.get_args(kind)))
-    if len(options := options_of(kind)) > 1:
+    if get_origin(kind) is tuple:
+        return f"{_metavar(get_args(kind)[0])} ..."
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    if len(options := fields.options_of(kind)) > 1:
         return "|".join(_metavar(one) for one in options if one is not types.NoneType)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
         return "|".join(one.name for one in kind)

@@ -5,10 +5,8 @@ from typing import Annotated, Literal
 
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import UINT32, Range, check_ranges
+from megatron_ultralong.program.fields import TEXT, UINT32, Range, Required, check_fields
 from megatron_ultralong.program.quantity import LENGTH
-from megatron_ultralong.program.required import Required, check_required
-from megatron_ultralong.program.texts import TEXT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +25,7 @@ class SamplingConfig:
 
     def check(self) -> None:
         """Raise InputError where a number is out of its range, or has no effect."""
-        check_ranges(self)
+        check_fields(self)
         given = [f"--top-k {self.top_k}"] * bool(self.top_k)
         given += [f"--top-p {self.top_p:g}"] * (self.top_p < 1)
         if self.temperature == 0 and given:
@@ -80,7 +78,7 @@ class GenerateConfig:
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
-        check_required(self)
+        check_fields(self)
         if not self.prompt and not self.prompt_file:
             raise InputError("--prompt TEXT or --prompt-file FILE is needed: what to continue")
         if self.system and not self.chat:
@@ -88,5 +86,4 @@ class GenerateConfig:
                 "--system is a message of a chat, and without --chat prompts are plain text: "
                 "give --chat, or put the text before the prompt"
             )
-        check_ranges(self)
         self.sampling.check()

@@ -5,9 +5,8 @@ import math
 from typing import Annotated, Literal
 
 from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, counted, either
 from megatron_ultralong.program.fields import YEAR, Range
-from megatron_ultralong.program.quantity import counted, either
 from megatron_ultralong.sequence.head_exchange import check_heads
 
 OF_TRAINING = (

@@ -11,15 +11,12 @@ import itertools
 import os
 import re
 import shlex
-import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from megatron_ultralong.config.flags import Flag, given_flags
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import shown
-from megatron_ultralong.program.not_known import nearest, not_known
+from megatron_ultralong.program.errors import InputError, nearest, not_known, shown
 
 ELSEWHERE: dict[str, tuple[str, ...]] = {
     other: flags
@@ -89,7 +86,7 @@ def _hooked(hook: Callable[[Any], None]) -> contextlib.AbstractContextManager[An
         register = importlib.import_module("tyro._errors").on_parse_error
     except (ImportError, AttributeError):
         return contextlib.nullcontext()
-    return typing.cast(contextlib.AbstractContextManager[Any], register(hook))
+    return cast(contextlib.AbstractContextManager[Any], register(hook))
 
 
 def _text(event: Any, flags: dict[str, str], unknown: Sequence[str], given: Sequence[str]) -> str:

@@ -2,24 +2,13 @@
 
 import dataclasses
 import re
-import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import (
-    Number,
-    check_number,
-    mark_of,
-    numbers_of,
-    options_of,
-    shown,
-    without_marks,
-)
+from megatron_ultralong.program import fields
+from megatron_ultralong.program.errors import InputError, not_known, shown
 from megatron_ultralong.program.names import local_name
-from megatron_ultralong.program.not_known import not_known
-from megatron_ultralong.program.texts import Text
 
 Config = TypeVar("Config")
 
@@ -46,9 +35,9 @@ def _from_dict(config_class: type[Config], values: Any, where: str, path: str) -
     place = f"{where}: {path}" if path else where
     if not isinstance(values, Mapping):
         raise InputError(f"{place} must be a block of keys and values, not {shown(values)}")
-    hints = typing.get_type_hints(config_class, include_extras=True)
-    fields = {field.name: field for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
-    unknown = sorted(str(key) for key in values if key not in fields)
+    hints = get_type_hints(config_class, include_extras=True)
+    known = {field.name: field for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    unknown = sorted(str(key) for key in values if key not in known)
     if unknown:
         name = unknown[0]
         if block := _block_of(name, hints):
@@ -56,10 +45,10 @@ def _from_dict(config_class: type[Config], values: Any, where: str, path: str) -
                 f"{place}: key {name!r} belongs in the block {block!r}: write it there, indented, "
                 f"as `{block}: {{{name}: ...}}`"
             )
-        raise InputError(f"{place}: {not_known('key', name, sorted(fields))}")
+        raise InputError(f"{place}: {not_known('key', name, sorted(known))}")
     absent = [
         name
-        for name, field in fields.items()
+        for name, field in known.items()
         if name not in values
         and field.default is dataclasses.MISSING
         and field.default_factory is dataclasses.MISSING
@@ -67,17 +56,17 @@ def _from_dict(config_class: type[Config], values: Any, where: str, path: str) -
     if absent:
         raise InputError(f"{place}: missing keys {absent}")
     cls: Any = config_class
-    numbers = {number.name: number for number in numbers_of(cls)}
+    numbers = {number.name: number for number in fields.numbers_of(cls)}
     arguments = {}
     for key, value in values.items():
         at, number = f"{path}.{key}" if path else key, numbers.get(key)
         if number and number.unit and isinstance(value, str):
             value = _plain(number, value, f"{where}: {at}")
-        if isinstance(value, str) and mark_of(hints[key], Text) is None:
+        if isinstance(value, str) and fields.mark_of(hints[key], fields.Text) is None:
             value = local_name(value)
         arguments[key] = _typed(hints[key], value, where, at)
         if number:
-            check_number(config_class, number, arguments[key], where=where, path=at)
+            fields.check_number(config_class, number, arguments[key], where=where, path=at)
     try:
         return config_class(**arguments)
     except InputError as error:
@@ -86,7 +75,7 @@ def _from_dict(config_class: type[Config], values: Any, where: str, path: str) -
 
 def _block_of(name: str, hints: Mapping[str, Any]) -> str | None:
     """The block of a configuration that has such a key: flags have none, and files do."""
-    kinds = ((block, kind) for block, hint in hints.items() for kind in options_of(hint))
+    kinds = ((block, kind) for block, hint in hints.items() for kind in fields.options_of(hint))
     return next(
         (
             block
@@ -98,7 +87,7 @@ def _block_of(name: str, hints: Mapping[str, Any]) -> str | None:
     )
 
 
-def _plain(number: Number, text: str, name: str) -> str | int:
+def _plain(number: fields.Number, text: str, name: str) -> str | int:
     """``512K -> 524288``; a plain number in quotes stays a text, which is refused."""
     plain = number.unit.plain(text, name) if number.unit else text
     return text if plain == text else int(plain)
@@ -110,12 +99,12 @@ def _typed(hint: Any, value: Any, where: str, path: str) -> Any:
     Raises:
         InputError: it is of another type.
     """
-    options = options_of(without_marks(hint))
+    options = fields.options_of(fields.without_marks(hint))
     for option in options:
         if dataclasses.is_dataclass(option) and isinstance(option, type):
             return _from_dict(option, value, where, path)
-        if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
-            item = typing.get_args(option)[0]
+        if get_origin(option) is tuple and isinstance(value, list | tuple):
+            item = get_args(option)[0]
             return tuple(_typed(item, one, where, f"{path}[{n}]") for n, one in enumerate(value))
         if option is Path and isinstance(value, str):
             return Path(value)
@@ -133,8 +122,8 @@ def _typed(hint: Any, value: Any, where: str, path: str) -> Any:
 def _is_a(option: Any, value: Any) -> bool:
     if option is Any:
         return True
-    if typing.get_origin(option) is Literal:
-        return isinstance(value, str) and value in typing.get_args(option)
+    if get_origin(option) is Literal:
+        return isinstance(value, str) and value in get_args(option)
     if isinstance(value, bool) and option in (int, float):
         return False
     kinds = int | float if option is float else option
@@ -143,10 +132,10 @@ def _is_a(option: Any, value: Any) -> bool:
 
 def _named(option: Any) -> str:
     """For people: ``one of 'none', 'block'``."""
-    if typing.get_origin(option) is Literal:
-        return f"one of {', '.join(map(repr, typing.get_args(option)))}"
-    if typing.get_origin(option) is tuple:
-        return f"a list, each item {_named(typing.get_args(option)[0])}"
+    if get_origin(option) is Literal:
+        return f"one of {', '.join(map(repr, get_args(option)))}"
+    if get_origin(option) is tuple:
+        return f"a list, each item {_named(get_args(option)[0])}"
     if option is type(None):
         return "nothing"
     return _KINDS.get(option, getattr(option, "__name__", str(option)))
@@ -175,8 +164,8 @@ def flat_fields(value: Any, prefix: str = "") -> dict[str, object]:
     """Fields of a nested dataclass by dotted name, so that a difference has a name."""
     if not dataclasses.is_dataclass(value):
         return {prefix: value}
-    fields: dict[str, object] = {}
+    found: dict[str, object] = {}
     for field in dataclasses.fields(value):
         name = f"{prefix}.{field.name}" if prefix else field.name
-        fields.update(flat_fields(getattr(value, field.name), name))
-    return fields
+        found.update(flat_fields(getattr(value, field.name), name))
+    return found

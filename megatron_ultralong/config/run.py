@@ -4,9 +4,8 @@ import dataclasses
 from typing import Annotated, Literal
 
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import YEAR, Range, check_ranges
+from megatron_ultralong.program.fields import TEXT, YEAR, Range, check_ranges
 from megatron_ultralong.program.quantity import LENGTH
-from megatron_ultralong.program.texts import TEXT
 
 RecomputeGranularity = Literal["none", "full", "keep_attention"]
 

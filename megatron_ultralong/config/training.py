@@ -16,10 +16,9 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.model.yarn import RopeScaling
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import UINT32, Range, check_ranges
-from megatron_ultralong.program.quantity import LENGTH, TOKENS, counted
-from megatron_ultralong.program.required import Required, check_required
+from megatron_ultralong.program.errors import InputError, counted
+from megatron_ultralong.program.fields import UINT32, Range, Required, check_fields
+from megatron_ultralong.program.quantity import LENGTH, TOKENS
 from megatron_ultralong.sequence.document_mask import DocumentMask
 
 Self = TypeVar("Self", bound="TrainingConfig")
@@ -117,8 +116,7 @@ class TrainingConfig:
         Raises:
             InputError: a rule between fields is broken.
         """
-        check_required(self)
-        check_ranges(self)
+        check_fields(self)
         if not self.train_iters:
             raise InputError(
                 "train_iters must be at least 1, not 0, where no train_tokens are given: use "

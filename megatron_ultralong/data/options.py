@@ -16,10 +16,9 @@ from megatron_ultralong.data.rows import manifest
 from megatron_ultralong.data.tokenize.chat_template import DATE, TemplateName
 from megatron_ultralong.data.tokenize.tokenising import SeparatorInText, TokenizerEngine
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import INT64, UINT32, Range, check_ranges
+from megatron_ultralong.program.fields import INT64, TEXT, UINT32, Range, check_ranges
 from megatron_ultralong.program.names import with_home
 from megatron_ultralong.program.quantity import LENGTH, TOKENS
-from megatron_ultralong.program.texts import TEXT
 
 Sources = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="NAME=PATH")]
 HeldOut = Annotated[float, Range(0, below=1, rule="the rest is the training split")]

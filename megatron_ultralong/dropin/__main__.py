@@ -5,24 +5,22 @@ ring_te_spec --ultralong-rope-scaling yarn ...`` instead of ``torchrun ... pretr
 the script is not edited. On a machine without a GPU it runs on the CPU, over gloo.
 """
 
-from __future__ import annotations
-
 import runpy
 import sys
 from pathlib import Path
 
-from megatron_ultralong.dropin.installed import check_megatron_lm
 from megatron_ultralong.program.ending import ends_with_message
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.optional import check_megatron_lm
 
 
 def main() -> None:
     """Run the script named by the first argument; it sees the others. ``--help``: list ours."""
     with ends_with_message():
         if sys.argv[1:2] in (["--help"], ["-h"]):
-            from megatron_ultralong.dropin.listed import own_help
+            from megatron_ultralong.dropin.arguments import own_parser
 
-            sys.stdout.write(own_help())
+            sys.stdout.write(own_parser().format_help())
             return
         if len(sys.argv) < 2 or not Path(sys.argv[1]).is_file():
             named = sys.argv[1] if len(sys.argv) > 1 else "nothing"

@@ -9,10 +9,9 @@ import itertools
 import math
 import re
 import sys
-import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from megatron_ultralong.config import rope, run
 from megatron_ultralong.config.flags import check_dashes
@@ -266,7 +265,7 @@ _METAVARS: dict[Any, str] = {int: "N", str: "TEXT"}
 def add_own_group(parser: argparse.ArgumentParser) -> None:
     """Add our arguments, and change nothing else."""
     group = parser.add_argument_group("ultralong", "Long context by megatron-ultralong.")
-    hints = typing.get_type_hints(DropInConfig)
+    hints = get_type_hints(DropInConfig)
     helps = field_docstrings(DropInConfig)
     units = {number.name: number.unit for number in numbers_of(DropInConfig)}
     for field in dataclasses.fields(DropInConfig):
@@ -332,13 +331,30 @@ def _kind(hint: Any) -> tuple[Callable[[str], Any], list[str] | None]:
     """How the text of an argument is read, and what it may be."""
     if hint in (int, float, str):
         return hint, None
-    options = typing.get_args(hint)
-    if typing.get_origin(hint) is Literal:
+    options = get_args(hint)
+    if get_origin(hint) is Literal:
         return str, list(options)
-    words = [word for option in options for word in typing.get_args(option)]
+    words = [word for option in options for word in get_args(option)]
     assert float in options, f"an argument cannot be a {hint}"
 
     def number_or_word(text: str) -> float | str:
         return text if text in words else float(text)
 
     return number_or_word, None
+
+
+_USAGE = "torchrun ... -m megatron_ultralong.dropin SCRIPT --spec megatron_ultralong.spec SPEC ..."
+_AFTER = (
+    "SCRIPT is a Megatron-LM script such as pretrain_gpt.py; SPEC is ring_te_spec (Transformer "
+    "Engine) or ring_local_spec. All other arguments are those of SCRIPT: `SCRIPT --help` in the "
+    "same place lists them too. docs/dropin.md has whole commands."
+)
+
+
+def own_parser() -> argparse.ArgumentParser:
+    """Of ``python -m megatron_ultralong.dropin --help``: the arguments of this project alone."""
+    parser = argparse.ArgumentParser(
+        prog="megatron_ultralong.dropin", usage=_USAGE, epilog=_AFTER, add_help=False
+    )
+    add_own_group(parser)
+    return parser

@@ -5,8 +5,6 @@ Megatron-LM's loaders unpickle what a checkpoint holds. While a run lasts they r
 was looked through as our own programs do it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging

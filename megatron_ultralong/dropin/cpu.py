@@ -20,8 +20,6 @@ Before 0.17 ``megatron.training`` cannot be imported without Triton, for kernels
 run on GPUs alone. PyTorch's builds for CPUs bring none.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import functools

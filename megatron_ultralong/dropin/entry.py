@@ -7,8 +7,6 @@ container may describe the model too, and ``model_provider`` is a keyword. Which
 read off the signature.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import functools
@@ -19,10 +17,10 @@ from typing import Any
 from megatron_ultralong.dropin import checkpoints, cpu, extension
 from megatron_ultralong.dropin.arguments import ASKED, add_ultralong_args, with_ultralong_args
 from megatron_ultralong.dropin.extension import Extension
-from megatron_ultralong.dropin.installed import check_megatron_lm
 from megatron_ultralong.mcore.cpu import replaced
 from megatron_ultralong.program.ending import ends_with_message
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.optional import check_megatron_lm
 
 _MARK = "extended_by_ultralong"
 Once = Callable[[], Extension]

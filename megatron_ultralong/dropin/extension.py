@@ -45,12 +45,8 @@ from megatron_ultralong.dropin.rules import (
     idle_notes,
     parts,
 )
-from megatron_ultralong.mcore import cpu, recomputed_layer, rotary
-from megatron_ultralong.mcore.core_attention import (
-    RingCoreAttention,
-    RowsOfDocuments,
-    document_params,
-)
+from megatron_ultralong.mcore import core_attention, cpu, recomputed_layer, rotary
+from megatron_ultralong.mcore.core_attention import RingCoreAttention
 from megatron_ultralong.mcore.cpu import replaced
 from megatron_ultralong.mcore.model import work_in_tiles
 from megatron_ultralong.model import yarn
@@ -116,9 +112,9 @@ def give_documents(
     tokens = arguments[0] if arguments else keywords["input_ids"]
     ends = _whole_rows(tokens == eod, cp_group)
     rows = tuple(_boundaries(row) for row in ends.cpu())
-    documents = document_params(rows[0], ends.shape[1])
+    documents = core_attention.document_params(rows[0], ends.shape[1])
     if len(rows) > 1:
-        documents = RowsOfDocuments(**vars(documents), cu_seqlens_of_rows=rows)
+        documents = core_attention.RowsOfDocuments(**vars(documents), cu_seqlens_of_rows=rows)
     return arguments, {**keywords, "packed_seq_params": documents}
 
 

@@ -23,24 +23,12 @@ from megatron_ultralong.checkpoint.formats.hugging_face_config import (
     write_config,
 )
 from megatron_ultralong.data.rows.manifest import Manifest
+from megatron_ultralong.dropin import described, schedule
 from megatron_ultralong.dropin.arguments import ASKED, DropInConfig
-from megatron_ultralong.dropin.described import check_shape, model_of, not_of_a_family, vocabulary
-from megatron_ultralong.dropin.schedule import check_schedule
-from megatron_ultralong.dropin.stored_arguments import (
-    check_has_metadata,
-    check_same_run,
-    check_stored,
-    stored_arguments,
-    stored_context,
-    stored_scaling,
-    stored_schedule,
-)
 from megatron_ultralong.model import yarn
 from megatron_ultralong.model.families import titles
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.quantity import counted
-from megatron_ultralong.training import early_checks
-from megatron_ultralong.training.earlier_start import DATA_FILE, check_same_rows, save_rows
+from megatron_ultralong.program.errors import InputError, counted
+from megatron_ultralong.training import earlier_start, early_checks
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +69,7 @@ class Identity:
                     "or name a new folder"
                 )
             if self.manifest is not None:
-                check_same_rows(
+                earlier_start.check_same_rows(
                     root,
                     _record(self.manifest),
                     f"--save {root} holds a run over other rows",
@@ -99,9 +87,9 @@ class Identity:
                 write_config(root / SOURCE_FOLDER, values)
             metadata.save_metadata(root, self.result)
             if self.manifest is not None:
-                save_rows(root, _record(self.manifest))
+                earlier_start.save_rows(root, _record(self.manifest))
             else:
-                (root / DATA_FILE).unlink(missing_ok=True)
+                (root / earlier_start.DATA_FILE).unlink(missing_ok=True)
             if self.result.not_exportable:
                 _log.warning(
                     "the checkpoints in %s cannot be exported, or read by other programs of this "
@@ -141,13 +129,13 @@ class _Weights:
         is_resumed = path == Path(args.load or "") and _iteration(path) and not args.finetune
         stored = None
         if not has_file or source.not_exportable or is_resumed:
-            stored = stored_arguments(path, getattr(args, "ckpt_step", None))
+            stored = described.stored_arguments(path, getattr(args, "ckpt_step", None))
         return cls(path, has_file, source, path if is_resumed else None, stored)
 
     def check_model(self, args: Any, *, scales: bool) -> tuple[str, ...]:
         """Warnings of what the command line has otherwise, which is refused where it is silent."""
         if self.path is not None and self.has_file:
-            check_shape(args, self.source, self.path)
+            described.check_shape(args, self.source, self.path)
         if self.path is None and args.load and args.load != args.save:
             return (
                 f"warning: --load {args.load} holds no checkpoint: the run begins with random "
@@ -156,16 +144,16 @@ class _Weights:
         if self.path is None or self.stored is None:
             return ()
         if not self.has_file:
-            check_has_metadata(self.stored, self.path, FILE_NAME)
+            described.check_has_metadata(self.stored, self.path, FILE_NAME)
         elif not self.source.not_exportable:
             return ()
-        return check_stored(args, self.stored, self.path, scales=scales)
+        return described.check_stored(args, self.stored, self.path, scales=scales)
 
     @property
     def context(self) -> int | None:
         """Positions before any scaling; None: nothing says it."""
         if not self.has_file:
-            return stored_context(self.stored)
+            return described.stored_context(self.stored)
         model = self.source.model
         return yarn.raw_context(self.source.rope_scaling, model.max_position_embeddings)
 
@@ -214,9 +202,11 @@ def find_identity(config: DropInConfig, args: Any, manifest: Manifest | None) ->
         if weights.has_file:
             _check_resume(config, source, weights.resumed, manifest)
         if weights.stored is not None:
-            check_same_run(args, weights.stored, weights.resumed)
+            described.check_same_run(args, weights.stored, weights.resumed)
             step = getattr(args, "ckpt_step", None)
-            check_schedule(args, stored_schedule(weights.resumed, step), weights.resumed)
+            schedule.check_schedule(
+                args, described.stored_schedule(weights.resumed, step), weights.resumed
+            )
     config.check_scaling(source.rope_scaling)
     positions, has_rope = (
         source.model.max_position_embeddings,
@@ -242,7 +232,7 @@ def _before_scaling(
     """
     if not context:
         return source
-    scaling = stored_scaling(stored) if stored else None
+    scaling = described.stored_scaling(stored) if stored else None
     factor = scaling.scaling_factor if scaling else 1
     model = dataclasses.replace(source.model, max_position_embeddings=math.floor(factor * context))
     return dataclasses.replace(source, model=model, rope_scaling=scaling)
@@ -262,7 +252,7 @@ def _beyond(args: Any, weights: _Weights) -> tuple[str, ...]:
 
 def _described(args: Any) -> CheckpointMetadata:
     """What Megatron-LM's arguments say of weights that come without an ``ultralong.json``."""
-    model, size = model_of(args), vocabulary(args)
+    model, size = described.model_of(args), described.vocabulary(args)
     unknown = None
     if size is None:
         unknown = (
@@ -274,7 +264,7 @@ def _described(args: Any) -> CheckpointMetadata:
         model=dataclasses.replace(model, vocab_size=size or model.vocab_size),
         rope_scaling=None,
         source_model=str(args.load or "Megatron-LM"),
-        not_exportable=not_of_a_family(args) or unknown,
+        not_exportable=described.not_of_a_family(args) or unknown,
     )
 
 
@@ -302,7 +292,7 @@ def _check_resume(
                 "weights"
             )
     if manifest is not None:
-        check_same_rows(
+        earlier_start.check_same_rows(
             folder,
             _record(manifest),
             f"the run in {folder}, which this resumes, is over other rows",

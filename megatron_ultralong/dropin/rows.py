@@ -1,7 +1,5 @@
 """Rows of ``ultralong prepare`` as the iterators of a Megatron-LM run, and the step over them."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Callable, Iterator

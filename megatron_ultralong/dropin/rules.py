@@ -6,8 +6,6 @@ in ``known_arguments.py`` concerns modules that stay Megatron-LM's own. What is 
 it is refused unless it is at its default (:func:`check_arguments`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 from collections.abc import Iterable, Iterator

@@ -17,9 +17,8 @@ from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.options import ChatConfig, check_num_samples
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import KINDS, Result, ScoreCell, mean_cell
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.journal import sample_key
-from megatron_ultralong.program.quantity import counted
 
 METRIC = "turns exact"
 """Share of turns of which every token, the end too, is the likeliest after all before it: those

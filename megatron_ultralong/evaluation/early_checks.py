@@ -17,9 +17,8 @@ from megatron_ultralong.evaluation.options import WITHOUT_TEMPLATE, HarnessConfi
 from megatron_ultralong.generation.early_checks import check_template
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError, missing
-from megatron_ultralong.program.fields import check_ranges
+from megatron_ultralong.program.fields import check_ranges, check_required
 from megatron_ultralong.program.output import check_output
-from megatron_ultralong.program.required import check_required
 
 _MANIFESTS: dict[str, Callable[[str], Manifest | ChatManifest]] = {
     "loss": load_manifest,

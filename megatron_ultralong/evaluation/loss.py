@@ -14,9 +14,7 @@ from megatron_ultralong.data.rows.packed import PackedRows, rows_of
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, ask, scoring
 from megatron_ultralong.evaluation.models import interface
 from megatron_ultralong.evaluation.options import LossConfig, check_num_samples
-from megatron_ultralong.evaluation.results import result
-from megatron_ultralong.evaluation.results.file import file_sha256, write_results
-from megatron_ultralong.evaluation.results.tables import loss_table
+from megatron_ultralong.evaluation.results import file, result, tables
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import Journal
 from megatron_ultralong.program.output import check_output, output_folder
@@ -47,12 +45,12 @@ def evaluate_loss(
         pairs = zip(results, records, strict=True)
         results = [dataclasses.replace(one, model=record) for one, record in pairs]
     if scorers[0].is_main:
-        Console().print(loss_table(results))
+        Console().print(tables.loss_table(results))
         if config.output:
             from megatron_ultralong.evaluation.results.pictures import draw
 
             with output_folder(config.output, "evaluate loss") as folder:
-                write_results(folder.path / "loss.json", results)
+                file.write_results(folder.path / "loss.json", results)
             draw(results, Path(config.output) / "loss.png")
     return results
 
@@ -85,7 +83,7 @@ def measure_position_loss(
         interface.check_length(scorer, seq_length, config.beyond_trained_positions)
     edges = bin_edges(seq_length, config.smallest_bin, [one.max_positions for one in scorers])
     # Equal manifests are of equal rows; rows from elsewhere have none.
-    material = {FILE_NAME: file_sha256(manifest)} if manifest.is_file() else {}
+    material = {FILE_NAME: file.file_sha256(manifest)} if manifest.is_file() else {}
     results = []
     for scorer in scorers:
         sums = _row_sums(config, scorer, rows, num_rows, edges, separator_ids)

@@ -7,12 +7,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from tyro.conf import Positional, arg
 
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import UINT32, Range, check_ranges
-from megatron_ultralong.program.not_known import not_known
+from megatron_ultralong.program.errors import InputError, not_known
+from megatron_ultralong.program.fields import TEXT, UINT32, Range, Required, check_fields
 from megatron_ultralong.program.quantity import LENGTH
-from megatron_ultralong.program.required import Required, check_required
-from megatron_ultralong.program.texts import TEXT
 from megatron_ultralong.sequence.document_mask import DocumentMask
 
 
@@ -63,8 +60,7 @@ class AskingConfig:
 
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
-        check_required(self)
-        check_ranges(self)
+        check_fields(self)
         if self.TASKS:
             check_tasks(vars(self)["tasks"], self.TASKS)
         for name, what in self.DIFFERENT.items():

@@ -8,19 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.data.rows.manifest import load_manifest
-from megatron_ultralong.evaluation.chat import evaluate_chat
-from megatron_ultralong.evaluation.commands import benchmark_of
+from megatron_ultralong.evaluation import chat, commands, loss
 from megatron_ultralong.evaluation.harness.command import evaluate_harness
-from megatron_ultralong.evaluation.local.graphwalks import evaluate_graphwalks
-from megatron_ultralong.evaluation.local.local_benchmarks import (
-    evaluate_infinitebench,
-    evaluate_lv_eval,
+from megatron_ultralong.evaluation.local import (
+    graphwalks,
+    local_benchmarks,
+    longbench_v2,
+    mrcr,
+    nolima,
+    ruler2,
 )
-from megatron_ultralong.evaluation.local.longbench_v2 import evaluate_longbench_v2
-from megatron_ultralong.evaluation.local.mrcr import evaluate_mrcr
-from megatron_ultralong.evaluation.local.nolima import evaluate_nolima
-from megatron_ultralong.evaluation.local.ruler2 import evaluate_ruler2
-from megatron_ultralong.evaluation.loss import evaluate_loss
 from megatron_ultralong.evaluation.models import opening
 from megatron_ultralong.evaluation.models.facts import ModelFacts, model_facts, tokenizer_folder
 from megatron_ultralong.evaluation.report.report import load_results
@@ -43,14 +40,14 @@ _EVALUATE: dict[str, Callable[[Any, opening.Subject[Any]], Any]] = {
     "passkey": functools.partial(_retrieval, passkey_grid),
     "needle": functools.partial(_retrieval, needle_grid),
     "ruler": evaluate_ruler,
-    "mrcr": evaluate_mrcr,
-    "graphwalks": evaluate_graphwalks,
-    "ruler2": evaluate_ruler2,
-    "nolima": evaluate_nolima,
-    "longbench_v2": evaluate_longbench_v2,
-    "lv_eval": evaluate_lv_eval,
-    "infinitebench": evaluate_infinitebench,
-    "chat": evaluate_chat,
+    "mrcr": mrcr.evaluate_mrcr,
+    "graphwalks": graphwalks.evaluate_graphwalks,
+    "ruler2": ruler2.evaluate_ruler2,
+    "nolima": nolima.evaluate_nolima,
+    "longbench_v2": longbench_v2.evaluate_longbench_v2,
+    "lv_eval": local_benchmarks.evaluate_lv_eval,
+    "infinitebench": local_benchmarks.evaluate_infinitebench,
+    "chat": chat.evaluate_chat,
     "harness": evaluate_harness,
 }
 """Called with a benchmark's own options and a model."""
@@ -64,12 +61,12 @@ def run(command: Any) -> None:
     Raises:
         InputError: the benchmark's own, or an output folder holds something else.
     """
-    (name, config), models = benchmark_of(command), command.models
+    (name, config), models = commands.benchmark_of(command), command.models
     facts = [model_facts(load, models.precision) for load in models.load]
     if name == "loss":
         separator_ids = load_manifest(config.data_path).separator_ids
         with opening.open_scorers(models) as scorers:
-            evaluate_loss(config, list(scorers), separator_ids, [one.record for one in facts])
+            loss.evaluate_loss(config, list(scorers), separator_ids, [one.record for one in facts])
         return
     configs = [_config_of(config, one.name, len(facts)) for one in facts]
     tokenizers = [PromptTokenizer(tokenizer_folder(load)) for load in models.load]

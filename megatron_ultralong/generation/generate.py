@@ -12,12 +12,8 @@ from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.config.generate import GenerateConfig
 from megatron_ultralong.data.rows.indexed import unknown_id, why_unknown
+from megatron_ultralong.generation import early_checks
 from megatron_ultralong.generation.continuation import Continuation, TextStream, open_decoder
-from megatron_ultralong.generation.early_checks import (
-    WITHOUT_CHAT,
-    check_generation,
-    check_template,
-)
 from megatron_ultralong.generation.folder_tokenizer import FolderTokenizer
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.program.ending import tell
@@ -66,7 +62,7 @@ class ChatPrompt:
     """
 
     def __init__(self, folder: Path) -> None:
-        check_template(folder, WITHOUT_CHAT)
+        early_checks.check_template(folder, early_checks.WITHOUT_CHAT)
         what = "--chat renders the tokenizer's template"
         self._tokenizer = FolderTokenizer(folder, what, "leave --chat out")
 
@@ -103,7 +99,7 @@ def generate(config: GenerateConfig) -> list[str]:
     Raises:
         InputError: a field, a file or a tokenizer that does not fit, see the messages.
     """
-    early, folder = check_generation(config, world_size()), Path(config.load)
+    early, folder = early_checks.check_generation(config, world_size()), Path(config.load)
     metadata, tokenizer, messages = early.metadata, early.tokenizer, early.messages
     model = metadata.model
     stop_ids = frozenset() if config.ignore_eos else tokenizer.stop_ids()

@@ -13,13 +13,10 @@ from megatron_ultralong.data.tokenize.engines import choose_tokenizer
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, folder_template
 from megatron_ultralong.data.tokenize.template_comparison import check_ids, difference
 from megatron_ultralong.generation.prompt_template import PromptTemplate
-from megatron_ultralong.model.families import FAMILIES
+from megatron_ultralong.model.families import FAMILIES, llama
 from megatron_ultralong.model.families.family import Turns
-from megatron_ultralong.model.families.llama import LLAMA
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import shown
+from megatron_ultralong.program.errors import ClosedFileError, InputError, shown
 from megatron_ultralong.program.json_file import JsonObject, read_json
-from megatron_ultralong.program.refused_file import ClosedFileError
 
 
 class Special(str):
@@ -122,7 +119,7 @@ class PromptTokenizer:
         families = [*([self._family] if self._family else []), *FAMILIES.values()]
         known = self._special_ids.keys()
         fitting = (each for one in families for each in one.turns if known >= set(each.marks))
-        turns = next(fitting, LLAMA.turns[0])
+        turns = next(fitting, llama.LLAMA.turns[0])
         if self._rendered is not None and "system" in turns.before:
             before, after = ("".join(side["system"]) for side in (turns.before, turns.after))
             begin = self._rendered.partition(turns.before["user"][0])[0]
@@ -141,7 +138,7 @@ class PromptTokenizer:
         Llama's is not: ``chat`` is upstream's for it, without the dates of Llama 3.1.
         """
         text = folder_template(self.folder)
-        if text is None or set(LLAMA.turns[0].marks) <= self._special_ids.keys():
+        if text is None or set(llama.LLAMA.turns[0].marks) <= self._special_ids.keys():
             return None
         try:
             template = FolderTemplate(text, self.folder)

@@ -1,7 +1,5 @@
 """Rows of tokens, cut to the part that this rank works on, and what their loss is made of."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
@@ -16,9 +14,8 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from megatron.core.utils import get_attr_wrapped_model
 
-from megatron_ultralong.mcore.core_attention import document_params
+from megatron_ultralong.mcore import core_attention, parallel
 from megatron_ultralong.mcore.cpu import device
-from megatron_ultralong.mcore.parallel import broadcast, last_stage_output
 from megatron_ultralong.sequence.assignment import Assignment, balanced, zigzag
 from megatron_ultralong.sequence.document_mask import DocumentMask
 from megatron_ultralong.sequence.documents import Row, document_positions
@@ -100,7 +97,7 @@ def local_batch(
         if cp_assignment == "balanced":
             assignment = balanced(rows[0].cu_seqlens.tolist(), size)
         cu_seqlens = torch.from_numpy(rows[0].cu_seqlens)
-        packed = document_params(cu_seqlens, rows[0].seq_length, assignment)
+        packed = core_attention.document_params(cu_seqlens, rows[0].seq_length, assignment)
 
     length = rows[0].seq_length
     positions = assignment.positions(rank, length)
@@ -193,11 +190,13 @@ def score_rows(
         device=device(),
     )
 
-    hidden_BSH = last_stage_output(model, batch.tokens, batch.position_ids, groups.cp.size())
+    hidden_BSH = parallel.last_stage_output(
+        model, batch.tokens, batch.position_ids, groups.cp.size()
+    )
     local = torch.empty((2, *batch.tokens.shape), device=device())
     if hidden_BSH is not None:
         local[0], local[1] = model.tiled_loss.scores(batch.labels, hidden_BSH)
-    broadcast(local, groups.pp, -1)
+    parallel.broadcast(local, groups.pp, -1)
     shards = [torch.empty_like(local) for _ in range(groups.cp.size())]
     dist.all_gather(shards, local, group=groups.cp)
     whole = zigzag(len(shards)).unshard(shards, 2).cpu()

@@ -4,8 +4,6 @@ Everything else here runs on all of them as it is written. What a release has is
 signatures, fields and modules, so that a fork or a later release is judged by what it can do.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import importlib.util

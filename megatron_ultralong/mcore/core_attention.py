@@ -1,7 +1,5 @@
 """Ring attention as Megatron's ``core_attention``, with and without a memory."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
@@ -16,9 +14,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
-from megatron_ultralong.attention import KeptOutput, decoding, ring_attention
+from megatron_ultralong.attention import KeptOutput, decoding, heads, ring_attention
 from megatron_ultralong.attention.decoding import KeyValueCache, Placement
-from megatron_ultralong.attention.heads import head_attention
 from megatron_ultralong.attention.next_tokens import NextTokens
 from megatron_ultralong.attention.ring.function import Backend
 from megatron_ultralong.mcore.projection import CosSin
@@ -148,7 +145,7 @@ class RingCoreAttention(MegatronModule):
         attention: Callable[..., Tensor] = functools.partial(ring_attention, group=self.ring_group)
         if self.head_group is not None:
             attention = functools.partial(
-                head_attention, heads=self.head_group, ring=self.ring_group
+                heads.head_attention, heads=self.head_group, ring=self.ring_group
             )
         outs_SBHD = [
             attention(

@@ -18,9 +18,8 @@ Megatron-Core names the device ``cuda`` in its own code. Where there is no CUDA 
 Nothing else of Megatron-Core is replaced: model, schedules, optimizer and checkpoints are its own.
 """
 
-from __future__ import annotations
-
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -47,13 +46,7 @@ def _means_cuda(value: Any) -> bool:
 
 
 class _CudaMeansCpu(TorchFunctionMode):
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.Tensor.cuda:
             return args[0]
@@ -144,4 +137,34 @@ def cpu_backend() -> Iterator[None]:
         (megatron_random, "_set_cuda_rng_state", set_cpu_rng_state),
     )
     with replaced(*replacements), _CudaMeansCpu():
+        yield
+
+
+@contextlib.contextmanager
+def compile_at_first_call() -> Iterator[None]:
+    """While this is entered, a function given to ``torch.compile`` is compiled when it is called.
+
+    Megatron-Core decorates its fused functions with ``torch.compile`` when it is imported, and the
+    decorator imports torch's whole compiler, half of the time that Megatron-Core takes to import,
+    on every rank; on a CPU none of these functions is called.
+
+    What is compiled, and its arguments, stay the same; modules (which ``torch.compile`` wraps in
+    another class) are compiled at once.
+    """
+    at_once = torch.compile
+
+    def deferred(model: Callable[..., Any] | None = None, **options: Any) -> Callable[..., Any]:
+        if model is None:
+            return functools.partial(deferred, **options)
+        if isinstance(model, torch.nn.Module):
+            return at_once(model, **options)
+        compiled = functools.cache(lambda: at_once(model, **options))
+
+        @functools.wraps(model)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return compiled()(*args, **kwargs)
+
+        return call
+
+    with replaced((torch, "compile", deferred)):
         yield

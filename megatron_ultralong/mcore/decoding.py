@@ -6,8 +6,6 @@ alone; what does not divide, at least its last token, all ranks read together, a
 token after it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -15,20 +13,21 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
 from megatron_ultralong.attention.decoding import KeyValueCache, local_capacity, spread_length
 from megatron_ultralong.attention.next_tokens import NextTokens
-from megatron_ultralong.mcore.cache_room import most_tokens
 from megatron_ultralong.mcore.core_attention import CachedCoreAttention, GivenPositions, Pass
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.parallel import broadcast, last_stage_output
 from megatron_ultralong.mcore.projection import CosSin
 from megatron_ultralong.mcore.static_step import StaticStep, StepForm, graph_refusal
+from megatron_ultralong.program.available_memory import available_memory
 from megatron_ultralong.program.rank_values import every_rank
-from megatron_ultralong.program.ranks import is_main_rank
+from megatron_ultralong.program.ranks import is_main_rank, local_world_size
 from megatron_ultralong.sequence.assignment import zigzag
 
 logger = logging.getLogger(__name__)
@@ -354,3 +353,25 @@ class Decoder:
 
 def _kernel_by_kernel(why: str) -> str:
     return f"each token kernel by kernel ({why})"
+
+
+def most_tokens(bytes_per_token: float, groups: ProcessGroupCollection) -> int:
+    """Tokens that the free memory of every rank of a replica holds; all of them call it.
+
+    A tenth of a device's memory is left to activations, and a fifth of what the host has
+    available, which its ranks share.
+    """
+    tokens = torch.tensor(int(_free_bytes() / bytes_per_token), device=device())
+    for group in (groups.tp, groups.cp, groups.pp):
+        dist.all_reduce(tokens, op=dist.ReduceOp.MIN, group=group)
+    return int(tokens)
+
+
+def _free_bytes() -> int:
+    """Memory that keys and values may take on this rank."""
+    if device().type != "cuda":
+        local_ranks = local_world_size()
+        return int(0.8 * available_memory() / local_ranks)
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    return max(0, free - total // 10)

@@ -6,8 +6,6 @@ its cache: one kernel for each direction, float32 inside, one rounding at the en
 runs Megatron-Core's operations one by one. Norms are one kernel of torch's in both.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 from typing import Any, NamedTuple

@@ -7,8 +7,6 @@ them and writes them rotated where they belong. Arithmetic is float32 with one r
 Megatron-Core's rounds cosines, sines and both products too.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import itertools

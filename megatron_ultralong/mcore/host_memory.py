@@ -12,7 +12,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
 
 from megatron_ultralong.mcore.pinned_memory import PinnedMemory
 
@@ -20,10 +19,10 @@ from megatron_ultralong.mcore.pinned_memory import PinnedMemory
 class Kept:
     """Tensors of one forward pass of a layer, for its backward pass; these stay where they are."""
 
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
         self._tensors = tensors
 
-    def take(self) -> Sequence[Tensor]:
+    def take(self) -> Sequence[torch.Tensor]:
         """The tensors, on the device; once."""
         tensors, self._tensors = self._tensors, ()
         return tensors
@@ -35,7 +34,7 @@ class Kept:
 class Store:
     """Keeps the tensors of layers, on their device; backward takes them in reverse order."""
 
-    def keep(self, tensors: Sequence[Tensor], *, begins_pass: bool = False) -> Kept:
+    def keep(self, tensors: Sequence[torch.Tensor], *, begins_pass: bool = False) -> Kept:
         """Keep the tensors of the layer that has just run, which may be the first of its pass."""
         return Kept(tensors)
 
@@ -50,12 +49,12 @@ class HostMemory(Store):
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._last: _OnHost | None = None
 
-    def keep(self, tensors: Sequence[Tensor], *, begins_pass: bool = False) -> Kept:
+    def keep(self, tensors: Sequence[torch.Tensor], *, begins_pass: bool = False) -> Kept:
         """Start copying to the host."""
         self._last = _OnHost(self, tensors, None if begins_pass else self._last)
         return self._last
 
-    def take_buffer(self, tensor: Tensor) -> Tensor:
+    def take_buffer(self, tensor: torch.Tensor) -> torch.Tensor:
         """A buffer of the shape of ``tensor``, pinned if that is on a CUDA device."""
         buffer = self.memory.take(tensor.shape, tensor.dtype)
         assert self.memory.num_bytes <= self.max_bytes, (
@@ -83,14 +82,14 @@ class _OnHost(Kept):
     """Tensors of one layer on the host; those of the layer before it are fetched ahead."""
 
     def __init__(
-        self, store: HostMemory, tensors: Sequence[Tensor], previous: _OnHost | None
+        self, store: HostMemory, tensors: Sequence[torch.Tensor], previous: _OnHost | None
     ) -> None:
         self.buffers = [store.take_buffer(x) for x in tensors]
         self._store = store
         self._previous = previous
         self._device = tensors[0].device
         self._stream = store.stream(self._device)
-        self._fetched: list[Tensor] | None = None
+        self._fetched: list[torch.Tensor] | None = None
         self._taken = False
         with self._copies():
             for buffer, tensor in zip(self.buffers, tensors, strict=True):
@@ -98,7 +97,7 @@ class _OnHost(Kept):
                 if self._stream is not None:
                     tensor.record_stream(self._stream)  # memory that stays until it is copied
 
-    def take(self) -> Sequence[Tensor]:
+    def take(self) -> Sequence[torch.Tensor]:
         """The tensors, fetched if they were not yet."""
         assert not self._taken, "a layer's tensors are taken once"
         self._taken = True

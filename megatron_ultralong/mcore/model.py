@@ -1,7 +1,5 @@
 """Megatron's GPTModel in the shape of a model, with our attention and rotary embedding."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel

@@ -1,7 +1,5 @@
 """Processes and their groups, which stand before a Megatron model is built, and work in them."""
 
-from __future__ import annotations
-
 import contextlib
 import datetime
 import os
@@ -18,8 +16,7 @@ from torch import Tensor
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.mcore.cpu import cpu_backend, needs_cpu_backend
 from megatron_ultralong.mcore.static_step import drop_graphs
-from megatron_ultralong.program.errors import InputError, PassingError
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import InputError, PassingError, counted
 from megatron_ultralong.program.ranks import number_of, world_size
 
 

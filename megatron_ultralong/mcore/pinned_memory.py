@@ -5,8 +5,6 @@ memory in huge pages, touch it, and register it. torch's allocator can do as muc
 (``pinned_use_cuda_host_register``), but one buffer at a time, each rounded up to a power of two.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging
@@ -18,7 +16,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import torch
-from torch import Tensor
 
 from megatron_ultralong.plan.job import PAGE_BYTES, in_pages
 from megatron_ultralong.program.errors import InputError
@@ -47,7 +44,7 @@ class PinnedMemory:
         self._is_required = is_required
         self.num_bytes = 0
         """Of all buffers made so far."""
-        self._free: defaultdict[int, list[Tensor]] = defaultdict(list)
+        self._free: defaultdict[int, list[torch.Tensor]] = defaultdict(list)
 
     def reserve(
         self, sizes: Iterable[int], advance: Callable[[int], None] = lambda num_bytes: None
@@ -87,13 +84,13 @@ class PinnedMemory:
             raise InputError(refusal)
         _log.warning("WARNING: %s. It is used without; copies are slower", refusal)
 
-    def take(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    def take(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
         """A buffer for a tensor; made if there is none."""
         num_bytes = shape.numel() * dtype.itemsize
         self.reserve([num_bytes])
         return self._free[in_pages(num_bytes)].pop()[:num_bytes].view(dtype).view(shape)
 
-    def give_back(self, buffer: Tensor) -> None:
+    def give_back(self, buffer: torch.Tensor) -> None:
         """Take a buffer back: the next that is taken may be the same."""
         whole = torch.empty(0, dtype=torch.uint8)
         size = in_pages(buffer.nbytes)
@@ -124,7 +121,7 @@ class _Mapping(mmap.mmap):
             self.forget()
 
 
-def _make(num_bytes: int, pins: bool) -> tuple[Tensor, str]:
+def _make(num_bytes: int, pins: bool) -> tuple[torch.Tensor, str]:
     """Memory that has pages, [num_bytes] of uint8; and why the GPU does not know of it if ``pins``.
 
     A status of CUDA that is not zero is also what ``cudaGetLastError`` says next in this thread:

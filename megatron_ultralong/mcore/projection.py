@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.transformer.identity_op import IdentityOp
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from megatron_ultralong.mcore import products, tiles
+from megatron_ultralong.mcore import tiles
 
 QueriesKeysValues = tuple[Tensor, Tensor, Tensor]
 
@@ -75,7 +77,7 @@ class Projection:
         """
         for tile in self.tiles.of(len(hidden)):
             source = hidden[tile].detach().requires_grad_()
-            with torch.enable_grad(), products.result_left_out(self._unread):
+            with torch.enable_grad(), result_left_out(self._unread):
                 made = self._made(source, tile)
             # The residual's gradient is a root too: autograd then adds up as without recomputation.
             roots = self._roots(made, gradients, tile)
@@ -103,3 +105,44 @@ class Projection:
         angles, group = self.tiles.take(self.angles, tile), self.attention.pg_collection.cp
         q, k = (apply_rotary_pos_emb(x, angles, self.layer.config, cp_group=group) for x in (q, k))
         return q, k, v
+
+
+class _NoProducts(TorchFunctionMode):
+    """Inside autograd functions a product is memory that nobody has written."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # With gradients enabled, autograd would lose the product from its graph.
+        if func is torch.matmul and not torch.is_grad_enabled():
+            left, right = args
+            return left.new_empty((*left.shape[:-1], right.shape[-1]))
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def result_left_out(linear: nn.Module | None) -> Iterator[None]:
+    """While this is entered, ``linear`` yields a tensor of any content, with its gradients.
+
+    Backward makes a layer's tensors again to have the graph that gradients go through. What its
+    last products yield (queries, keys and values of a tile, the MLP's output) no gradient depends
+    on: those of a linear layer come from its input, its weight and the gradient of its output.
+
+    Megatron-Core's linear layers multiply in an autograd function of their own, by
+    ``torch.matmul``; others (Transformer Engine's) do what they always do. None: no layer.
+    """
+    if linear is None:
+        yield
+        return
+    own, forward = vars(linear).get("forward"), linear.forward  # somebody may have set one
+
+    def without_product(*args: Any, **kwargs: Any) -> Any:
+        with _NoProducts():
+            return forward(*args, **kwargs)
+
+    linear.forward = without_product
+    try:
+        yield
+    finally:
+        if own is None:
+            del linear.forward
+        else:
+            linear.forward = own

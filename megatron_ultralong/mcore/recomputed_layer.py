@@ -11,8 +11,6 @@ only these exist, [s, b, h] each, with h the part of a tensor-parallel rank:
 Under sequence parallelism the input is gathered tile by tile too.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 
@@ -23,10 +21,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_ultralong.attention import KeptOutput
-from megatron_ultralong.mcore import compat, core_attention, products, tiles
+from megatron_ultralong.mcore import compat, core_attention, projection, tiles
 from megatron_ultralong.mcore.fused_projection import FusedProjection
 from megatron_ultralong.mcore.host_memory import Kept, Store
-from megatron_ultralong.mcore.projection import CosSin, Projection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +56,7 @@ class RecomputedLayer(TransformerLayer):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         context: Tensor | None = None,
-        rotary_pos_emb: Tensor | CosSin | None = None,
+        rotary_pos_emb: Tensor | projection.CosSin | None = None,
         packed_seq_params: PackedSeqParams | None = None,
         **others: Any,
     ) -> tuple[Tensor, Tensor | None]:
@@ -74,7 +71,9 @@ class RecomputedLayer(TransformerLayer):
             others: Megatron's arguments for inference and cross attention.
         """
         if self.recomputation is None:
-            assert not isinstance(rotary_pos_emb, CosSin), "Megatron's layer takes angles"
+            assert not isinstance(rotary_pos_emb, projection.CosSin), (
+                "Megatron's layer takes angles"
+            )
             result: tuple[Tensor, Tensor | None] = super().forward(
                 hidden_states=hidden_states,
                 attention_mask=attention_mask,
@@ -99,7 +98,7 @@ class _LayerWork:
         self,
         layer: RecomputedLayer,
         recomputation: Recomputation,
-        angles: Tensor | CosSin,
+        angles: Tensor | projection.CosSin,
         packed_seq_params: PackedSeqParams | None,
     ) -> None:
         assert not layer.hidden_dropout, "dropout is not supported: set it to 0"
@@ -109,11 +108,11 @@ class _LayerWork:
         self.packed_seq_params = packed_seq_params
         runs = config.tensor_model_parallel_size if config.sequence_parallel else 1
         self.tiles = tiles.SequenceTiles(runs, recomputation.tile_size)
-        self.projection: Projection
-        if recomputation.fused and not isinstance(angles, CosSin):
+        self.projection: projection.Projection
+        if recomputation.fused and not isinstance(angles, projection.CosSin):
             self.projection = FusedProjection(layer, self.tiles, angles)
         else:
-            self.projection = Projection(layer, self.tiles, angles)
+            self.projection = projection.Projection(layer, self.tiles, angles)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, KeptOutput]:
         """Result, attention's output and what attention keeps.
@@ -152,7 +151,7 @@ class _LayerWork:
             attended = self.tiles.take(out.detach(), tile).requires_grad_()
             with (
                 torch.enable_grad(),
-                products.result_left_out(getattr(self.layer.mlp, "linear_fc2", None)),
+                projection.result_left_out(getattr(self.layer.mlp, "linear_fc2", None)),
             ):
                 summands = self.after_attention(residual, attended)
             torch.autograd.backward(summands, [dresult[tile]] * 2)

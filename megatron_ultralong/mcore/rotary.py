@@ -1,7 +1,5 @@
 """Rotary embedding of the extended model, for this rank's positions only."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

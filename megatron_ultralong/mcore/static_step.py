@@ -5,8 +5,6 @@ to start all 1,487. A graph starts them at once. It is of one cache: it holds th
 dropped with it, so that no graph writes into memory that belongs to somebody else by now.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import warnings
@@ -17,7 +15,6 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from megatron_ultralong.attention.kernels import block_attention
 from megatron_ultralong.attention.next_tokens import NextTokens
@@ -71,7 +68,7 @@ class StaticStep:
         self,
         next_tokens: NextTokens,
         head_dim: int,
-        logits: Callable[[NextTokens, Tensor, Tensor], Tensor],
+        logits: Callable[[NextTokens, torch.Tensor, torch.Tensor], torch.Tensor],
         *,
         captures: bool,
     ) -> None:
@@ -88,7 +85,7 @@ class StaticStep:
         self._next, self._model, self._captures = next_tokens, logits, captures
         self._tokens = torch.zeros((num_rows, 1), dtype=torch.int64, device=device)
         self._angles = torch.zeros((1, num_rows, 1, head_dim), dtype=torch.float32, device=device)
-        self._logits: Tensor | None = None
+        self._logits: torch.Tensor | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self.failure = ""
         """Why it is no graph though it was to be one."""
@@ -99,9 +96,9 @@ class StaticStep:
         self,
         rows: Sequence[int],
         tokens: npt.NDArray[np.int64],
-        angles_SBHD: Tensor,
+        angles_SBHD: torch.Tensor,
         kept: Sequence[bool],
-    ) -> Tensor:
+    ) -> torch.Tensor:
         """Logits of the token after it, [rows, vocabulary], which stay what they are.
 
         Args:
@@ -118,7 +115,7 @@ class StaticStep:
         return self._run()[list(rows)]
 
     @torch.no_grad()
-    def _run(self) -> Tensor:
+    def _run(self) -> torch.Tensor:
         """Logits of all rows, which the next step may overwrite."""
         self._num_steps += 1
         if self._captures and self._graph is None and self._num_steps > WARM_UP:
@@ -138,10 +135,10 @@ class StaticStep:
         current.wait_stream(self._stream)
         return logits
 
-    def _forward(self) -> Tensor:
+    def _forward(self) -> torch.Tensor:
         return self._model(self._next, self._tokens, self._angles)
 
-    def _try(self) -> Tensor:
+    def _try(self) -> torch.Tensor:
         """The step, to find out whether the host waits for the device in it.
 
         PyTorch 2.11 does not forget a capture that failed half-way, so none is begun then. Where it

@@ -11,8 +11,6 @@ The plain formula, with ``z = h W^T`` over the vocabulary::
     dh = dz W                               dW = dz^T h
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -9,8 +9,6 @@ rank, zero where the token is another rank's, then sums and scatters them: 32 Gi
 Llama 8B, of which a rank keeps an eighth.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

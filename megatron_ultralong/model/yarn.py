@@ -21,8 +21,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from megatron_ultralong.model.shape import MOST_POSITIONS
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import Range, check_ranges, shown
+from megatron_ultralong.program.errors import InputError, shown
+from megatron_ultralong.program.fields import Range, check_ranges
 
 if TYPE_CHECKING:  # a command line is read without numpy
     import numpy as np

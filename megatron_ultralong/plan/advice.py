@@ -14,8 +14,7 @@ from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.optimizer_memory import least_memory
 from megatron_ultralong.plan.options import MOST_GPUS
 from megatron_ultralong.plan.search import LAYOUT_FLAGS, SAME_TIME, Found, broken_rule, search
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.sequence.documents import causal_area
 
 SHORTEST_ROW = 8192

@@ -12,9 +12,8 @@ import numpy as np
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.sequence.chunks import balanced_chunks, zigzag_chunks
+from megatron_ultralong.sequence.chunks import balanced_chunks, hop_areas, ring_time, zigzag_chunks
 from megatron_ultralong.sequence.documents import causal_area
-from megatron_ultralong.sequence.ring_time import hop_areas, ring_time
 
 DRAWN_ROWS, DRAWN_DOCUMENTS = 32, 200_000
 """Rows that are drawn where documents are known by their mean length alone, at the most; fewer of
@@ -61,7 +60,7 @@ class DocumentRows:
         """Time of attention over that of ranks that share it evenly and do not wait, the mean row.
 
         Ranks that gather all keys wait for the busiest at the end alone; those of a ring also at
-        its hops (:mod:`~megatron_ultralong.sequence.ring_time`).
+        its hops (:mod:`~megatron_ultralong.sequence.chunks`).
         """
         # Neighbours that exchange heads share the work of their tokens.
         ranks, is_ring = parallel.ring_ranks, parallel.cp_comm_type != "all_gather"

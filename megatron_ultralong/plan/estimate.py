@@ -18,7 +18,7 @@ from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.ledger import Part
 from megatron_ultralong.plan.step_memory import StageMemory, step_memory
 from megatron_ultralong.plan.step_time import StepTime, step_time
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import counted
 
 CONTEXT_GIB = 1.0
 """CUDA context, and the libraries' own memory; an allowance."""

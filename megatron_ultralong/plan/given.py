@@ -14,7 +14,7 @@ from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.layer_memory import fp32_notes
 from megatron_ultralong.plan.ledger import Part
 from megatron_ultralong.plan.step_time import StepTime
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import counted
 from megatron_ultralong.program.terminal import Console
 from megatron_ultralong.sequence.documents import causal_area
 

@@ -6,10 +6,8 @@ from typing import Annotated, Any, Literal, cast
 
 from megatron_ultralong.config.plain_values import from_dict
 from megatron_ultralong.model.flops import PEAK_TFLOPS, device_key
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import Range
-from megatron_ultralong.program.not_known import not_known
-from megatron_ultralong.program.texts import TEXT
+from megatron_ultralong.program.errors import InputError, not_known
+from megatron_ultralong.program.fields import TEXT, Range
 
 Kernel = Literal["fa4", "fa3", "cudnn", "fa2", "cpu"]
 

@@ -9,8 +9,7 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.plain_values import with_fields
 from megatron_ultralong.config.run import LOCAL_LAYERS, MemoryConfig
 from megatron_ultralong.config.training import TrainingConfig
-from megatron_ultralong.model.parameters import num_parameters, part_parameters
-from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.model.shape import ModelConfig, num_parameters, part_parameters
 from megatron_ultralong.plan.area import DocumentRows
 
 GIB = 2**30

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 
-from megatron_ultralong.model.parameters import layer_matrices, layer_vectors
+from megatron_ultralong.model.shape import layer_matrices, layer_vectors
 from megatron_ultralong.plan.job import Job, pinned_bytes, stage_parameters
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}

@@ -6,9 +6,8 @@ from typing import Annotated
 
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.plan.hardware import Hardware, hardware_by_name, hardware_from
-from megatron_ultralong.program.fields import Range, check_ranges
+from megatron_ultralong.program.fields import NothingRequired, Range, Required, check_ranges
 from megatron_ultralong.program.quantity import LENGTH
-from megatron_ultralong.program.required import NothingRequired, Required
 from megatron_ultralong.program.yaml_file import read_yaml
 
 MOST_GPUS = 16_384

@@ -7,7 +7,7 @@ from functools import cached_property
 from rich.table import Table
 from rich.text import Text
 
-from megatron_ultralong.plan.advice import flag_of
+from megatron_ultralong.plan import advice, layer_memory, without_effect
 from megatron_ultralong.plan.estimate import (
     MEMORY_ACCURACY,
     Estimate,
@@ -24,11 +24,10 @@ from megatron_ultralong.plan.given import (
     traffic_table,
 )
 from megatron_ultralong.plan.job import GIB, Job
-from megatron_ultralong.plan.layer_memory import fp32_notes
 from megatron_ultralong.plan.search import MARGIN_TIME, SAME_TIME, Found
-from megatron_ultralong.plan.without_effect import idle_flags
 from megatron_ultralong.program.ending import PROGRAM
-from megatron_ultralong.program.quantity import counted, few_tokens
+from megatron_ultralong.program.errors import counted
+from megatron_ultralong.program.quantity import few_tokens
 from megatron_ultralong.program.terminal import Console
 
 
@@ -97,7 +96,7 @@ def layout_flags(job: Job) -> str:
 def show(console: Console, plan: Plan, num_alternatives: int) -> None:
     """Print everything that the command prints; flags stay on one line, to be copied."""
     console.print(_summary(plan), soft_wrap=True, highlight=False)
-    notes = fp32_notes(plan.chosen.job.config, plan.chosen.job.model)
+    notes = layer_memory.fp32_notes(plan.chosen.job.config, plan.chosen.job.model)
     for line in (*notes, *plan.hints):  # before the tables, with the layout that they change
         console.print(line, soft_wrap=True, highlight=False)
     console.print(memory_table(plan.chosen))
@@ -145,8 +144,8 @@ def _summary(plan: Plan) -> Text:
             f"\nwarning: leaves {left:.1f} GiB of a GPU, and memory is planned within "
             f"{MEMORY_ACCURACY:.0%} of its {estimate.needed / GIB:.1f}: it may not fit"
         )
-    for name, why in idle_flags(job):
-        text.append(f"\n{flag_of(name)} changes nothing here: {why}", style="dim")
+    for name, why in without_effect.idle_flags(job):
+        text.append(f"\n{advice.flag_of(name)} changes nothing here: {why}", style="dim")
     return text
 
 

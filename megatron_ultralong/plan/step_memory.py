@@ -8,7 +8,7 @@ everything the others keep is there, too. ``tools/benchmark_plan.py`` holds it a
 import dataclasses
 import math
 
-from megatron_ultralong.model.parameters import layer_matrices
+from megatron_ultralong.model.shape import layer_matrices
 from megatron_ultralong.plan.job import LSE_BYTES, Job, in_pages, stage_parameters
 from megatron_ultralong.plan.layer_memory import AttentionMemory, TileMemory
 from megatron_ultralong.plan.ledger import Ledger, Peak

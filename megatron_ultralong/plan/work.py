@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, NamedTuple
 
-from megatron_ultralong.model.parameters import layer_matrices, layer_parameters
+from megatron_ultralong.model.shape import layer_matrices, layer_parameters
 from megatron_ultralong.plan.hardware import Hardware
 from megatron_ultralong.plan.job import Job, stage_parameters
 from megatron_ultralong.plan.optimizer_memory import optimizer_bytes
@@ -54,7 +54,7 @@ def layer_work(job: Job) -> LayerWork:
 
 
 def unread_products(job: Job) -> float:
-    """FLOPs of a layer's recomputation that are left out (``mcore/products.py``)."""
+    """FLOPs of a layer's recomputation that are left out (``mcore/projection.py``)."""
     its, model = job.sizes, job.model
     layers, kind = job.config.layers, job.memory.recompute_granularity
     if kind == "none" or layers.needs_transformer_engine:

@@ -1,7 +1,8 @@
-"""Files and folders that stand under their names whole, or not at all."""
+"""Files and folders: those that stand under their names whole, or not at all; and lists of them."""
 
 import contextlib
 import errno
+import fnmatch
 import os
 import shutil
 import stat
@@ -91,3 +92,31 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def files_in(folder: Path, pattern: str = "*") -> list[Path]:
+    """Files of ``folder`` whose names fit, ``*.jinja``; none where it is not there.
+
+    ``glob`` passes over a folder that this user may not list as if nothing were in it.
+
+    Raises:
+        OSError: it cannot be listed.
+    """
+    names = os.listdir(folder) if folder.is_dir() else []
+    found = (folder / name for name in sorted(fnmatch.filter(names, pattern)))
+    return [path for path in found if path.is_file()]
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files of ``folder`` and of the folders in it, in order; none where it is not there.
+
+    Raises:
+        OSError: one of them cannot be listed.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    walk = os.walk(folder, onerror=refuse) if folder.is_dir() else ()
+    found = (Path(place) / name for place, _, names in walk for name in names)
+    return sorted(path for path in found if path.is_file())

@@ -11,10 +11,15 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_ultralong.program.errors import InputError, PassingError, RunStopped, printable
+from megatron_ultralong.program.errors import (
+    InputError,
+    PassingError,
+    RunStopped,
+    printable,
+    refused_file,
+)
 from megatron_ultralong.program.exit_status import forget_status, leave_status
 from megatron_ultralong.program.ranks import ERROR_FILE, is_launched, is_main_rank, number_of
-from megatron_ultralong.program.refused_file import refused_file
 from megatron_ultralong.program.streams import make_lasting, take_failure
 
 PROGRAM = "ultralong"

@@ -1,9 +1,16 @@
-"""Fields of configurations: the docstring of each, and the range of every number.
+"""Fields of configurations: the docstring of each, and what it has to hold.
 
 ``lr: Annotated[float, Range(0, 1)]`` holds for a flag, for a key of a file and for a value that
 another program passes. The command line checks what it has parsed before it imports what works
 with it; configurations check themselves too. tests/test_ranges.py fails by name for a number
 without a range.
+
+``load: Annotated[str, Required("a Megatron checkpoint")] = ""`` is marked in the help, and may not
+be left empty. A field without default needs no mark: the command line asks for it.
+
+``prompt: Annotated[tuple[str, ...], TEXT] = ()`` holds text, not the name of a file, which may be
+any bytes. Bytes of the command line that are no text in its locale come as halves of characters; a
+tokenizer would read something else for each of them.
 """
 
 import ast
@@ -15,10 +22,10 @@ import math
 import numbers
 import textwrap
 import types
-import typing
-from typing import Any, Literal
+from collections.abc import Collection
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, shown
 from megatron_ultralong.program.quantity import Unit
 
 
@@ -40,7 +47,7 @@ def _own_docstrings(cls: Any) -> dict[str, str]:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
     except OSError:
         return {}
-    body = typing.cast(ast.ClassDef, tree.body[0]).body
+    body = cast(ast.ClassDef, tree.body[0]).body
     found = {}
     for statement, following in itertools.pairwise(body):
         if (
@@ -184,15 +191,6 @@ def check_number(
             )
 
 
-def shown(value: Any) -> str:
-    """A value as a message shows it: of a long one the beginning."""
-    try:
-        text = repr(value)
-    except ValueError:  # an integer of more digits than Python prints
-        return "a number of thousands of digits"
-    return text if len(text) <= 80 else text[:80] + "..."
-
-
 def _rule(cls: Any, number: Number) -> str:
     if number.range is not None and number.range.rule:
         return number.range.rule
@@ -215,26 +213,26 @@ def without_marks(hint: Any) -> Any:
 
 def options_of(kind: Any) -> tuple[Any, ...]:
     """The types that a field may be of: ``int | None -> (int, NoneType)``, ``int -> (int,)``."""
-    is_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
-    return typing.get_args(kind) if is_union else (kind,)
+    is_union = get_origin(kind) in (Union, types.UnionType)
+    return get_args(kind) if is_union else (kind,)
 
 
 @functools.cache
 def numbers_of(cls: Any) -> tuple[Number, ...]:
     """The fields of a dataclass that hold numbers, without those of the dataclasses in it."""
-    hints = typing.get_type_hints(cls, include_extras=True)
+    hints = get_type_hints(cls, include_extras=True)
     found = (_number(field.name, hints[field.name]) for field in dataclasses.fields(cls))
     return tuple(number for number in found if number is not None)
 
 
 def _number(name: str, hint: Any) -> Number | None:
     kind = without_marks(hint)
-    options, is_tuple = options_of(kind), typing.get_origin(kind) is tuple
+    options, is_tuple = options_of(kind), get_origin(kind) is tuple
     if is_tuple:
-        options = typing.get_args(kind)
+        options = get_args(kind)
     if int not in options and float not in options:
         return None
-    words = [word for one in options if typing.get_origin(one) is Literal for word in one.__args__]
+    words = [word for one in options if get_origin(one) is Literal for word in one.__args__]
     return Number(
         name,
         mark_of(hint, Range),
@@ -244,3 +242,90 @@ def _number(name: str, hint: Any) -> Number | None:
         is_tuple=is_tuple,
         unit=mark_of(hint, Unit),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Required:
+    """The field has to be given: it may not be empty or 0."""
+
+    what: str
+    """What it is, for the message: ``a Megatron checkpoint``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NothingRequired:
+    """Of a block of fields: the verb that holds it works without those marked in it."""
+
+
+def flag_of(name: str, hint: Any) -> str:
+    """How users give a field: ``--data-path``, or the name of an argument without flag: ``RUN``."""
+    metadata = getattr(hint, "__metadata__", ())
+    metavar = next((one.metavar for one in metadata if getattr(one, "metavar", None)), "")
+    if any("Positional" in str(one) for one in metadata):
+        return str(metavar).split()[0]
+    own = next((one.name for one in metadata if isinstance(getattr(one, "name", None), str)), "")
+    return f"--{own or name.replace('_', '-')}"
+
+
+def check_required(config: Any, given: Collection[str] = ()) -> None:
+    """Check that what has to be given is, in a configuration and the blocks that it holds.
+
+    A number that is 0 on the command line, which has the flags ``given``, is given, and has a
+    range.
+
+    Raises:
+        InputError: a field marked :class:`Required` is empty.
+    """
+    hints = get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        value, hint = getattr(config, field.name), hints[field.name]
+        required = mark_of(hint, Required)
+        flag = flag_of(field.name, hint)
+        if required and not value and not (value == 0 and flag in given):
+            raise InputError(f"{flag} is needed: {required.what}")
+        if dataclasses.is_dataclass(value) and not mark_of(hint, NothingRequired):
+            check_required(value, given)
+
+
+def check_fields(config: Any, given: Collection[str] = ()) -> None:
+    """Check that what has to be given is, and that every number is in its range.
+
+    Raises:
+        InputError: see :func:`check_required` and :func:`check_ranges`.
+    """
+    check_required(config, given)
+    check_ranges(config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """The field is read character by character."""
+
+
+TEXT = Text()
+
+
+def check_texts(config: Any) -> None:
+    """Check the texts of a configuration, and of the blocks that it holds.
+
+    Raises:
+        InputError: one is no Unicode; the message has flag and text.
+    """
+    hints = get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            check_texts(value)
+        elif mark_of(hints[field.name], Text):
+            for text in value if isinstance(value, tuple) else (value or "",):
+                _check_text(text, flag_of(field.name, hints[field.name]))
+
+
+def _check_text(text: str, flag: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{flag} {shown(text)} is not UTF-8 at character {error.start}, and is read as text: "
+            "type it in a terminal of UTF-8, with LC_ALL=C.UTF-8 where `locale` names another"
+        ) from error

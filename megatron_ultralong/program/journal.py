@@ -15,13 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ultralong.program.aside import write_aside
+from megatron_ultralong.program import aside, json_file, rank_values
 from megatron_ultralong.program.ending import PROGRAM, tell
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.json_file import parse_json
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.output import RECORDS_FILE, OutputFolder, output_folder
-from megatron_ultralong.program.quantity import counted
-from megatron_ultralong.program.rank_values import from_main_rank
 
 SYNC_BYTES = 512 * 2**20
 """Bytes of parts between two waits for the disk: what a kill costs at most, and one part."""
@@ -127,7 +124,7 @@ class Journal:
         lines, damaged = complete.splitlines(), 0
         for line in lines:
             try:
-                values = parse_json(line, "a line")
+                values = json_file.parse_json(line, "a line")
                 entries[values.pop("key")] = values
             except (InputError, KeyError, AttributeError, TypeError):
                 damaged += 1
@@ -173,10 +170,10 @@ def open_journal(
             return opened[-1].entries
 
         # One rank reads; the others follow it, so that all skip the same samples.
-        entries = from_main_rank(begin, is_main=is_main)
+        entries = rank_values.from_main_rank(begin, is_main=is_main)
         journal = opened[-1]
         journal.entries, journal.num_resumed = entries, len(entries)
         yield journal
         if journal.folder is not None:
-            write_aside(journal.folder / "evaluation.json", json.dumps(work, indent=2) + "\n")
+            aside.write_aside(journal.folder / "evaluation.json", json.dumps(work, indent=2) + "\n")
             shutil.copyfile(journal.folder / RECORDS_FILE, journal.folder / "samples.jsonl")

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from megatron_ultralong.program.errors import InputError, missing
-from megatron_ultralong.program.refused_file import refused_file
+from megatron_ultralong.program.errors import InputError, missing, refused_file
 
 MAX_BYTES: Final = 16 * 2**20
 """Of a file. The index of the largest Llama has 100 kB; Python takes up to 25 times the text."""

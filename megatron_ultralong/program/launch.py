@@ -4,8 +4,6 @@ What torchrun does for one node, without its page of traces: ranks have the vari
 a signal goes to all of them, and none outlives this process.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import dataclasses
@@ -22,21 +20,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from megatron_ultralong.program.environment import path_of_modules
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.exit_status import RANK_LOST, STATUS_VARIABLE, write_status
+from megatron_ultralong.program import exit_status, ranks, streams
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.fields import Range
 from megatron_ultralong.program.json_file import read_json
-from megatron_ultralong.program.quantity import counted
-from megatron_ultralong.program.ranks import (
-    ERROR_FILE,
-    LAUNCHED,
-    tasks_without_ranks,
-    under_torchrun,
-    world_size,
-)
-from megatron_ultralong.program.standard_input import input_of_ranks
-from megatron_ultralong.program.starting import Starting, warn_of_cores
+from megatron_ultralong.program.progress import Starting, warn_of_cores
 
 HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 BAD_INPUT = 2
@@ -84,11 +72,11 @@ def take_ranks(words: Sequence[str]) -> tuple[int | None, list[str]]:
 
 def _check_can_start(num_ranks: int) -> None:
     """Raise InputError where something has started ranks already, or GPUs are too few."""
-    tasks, _, program = tasks_without_ranks()
-    if under_torchrun() or tasks:
+    tasks, _, program = ranks.tasks_without_ranks()
+    if ranks.under_torchrun() or tasks:
         who = f"one of {counted(tasks, 'task')} of {program}"
-        if under_torchrun():
-            who = f"rank {os.environ['RANK']} of {world_size()}"
+        if ranks.under_torchrun():
+            who = f"rank {os.environ['RANK']} of {ranks.world_size()}"
         raise InputError(
             f"--ranks {num_ranks} starts ranks itself, and this process is one of a job already "
             f"({who}): leave --ranks out under torchrun, and let srun or mpirun start one task"
@@ -155,11 +143,11 @@ def run_ranks(
     if not _num_gpus():
         warn_of_cores(num_ranks, len(os.sched_getaffinity(0)))
     sent: list[int] = []
-    ranks: list[_Rank] = []
+    started: list[_Rank] = []
 
     def hand_on(number: int, frame: object) -> None:
         sent.append(number)
-        for rank in ranks:
+        for rank in started:
             if rank.status is None:
                 with contextlib.suppress(OSError):
                     os.kill(rank.process.pid, number)
@@ -170,24 +158,24 @@ def run_ranks(
             stack.callback(signal.signal, number, signal.signal(number, hand_on))
         port = stack.enter_context(_held_port())
         dies_by = signal.SIGTERM if saves else signal.SIGKILL
-        stack.callback(_kill, ranks)
+        stack.callback(_kill, started)
         for rank in range(num_ranks):
-            ranks.append(_start(words, rank, num_ranks, port, folder, dies_by))
+            started.append(_start(words, rank, num_ranks, port, folder, dies_by))
             if sent:  # it came before this one was there
                 hand_on(sent.pop(), None)
-        starting = Starting([rank.error_file for rank in ranks])
-        ended = _watch(ranks, sent, starting, saves=saves)
+        starting = Starting([rank.error_file for rank in started])
+        ended = _watch(started, sent, starting, saves=saves)
         status, message = _outcome(ended, sent, saves=saves)
-        if status == RANK_LOST:
+        if status == exit_status.RANK_LOST:
             message += f"; {way_on() or 'start it again'}"
         if message:
             sys.stderr.write(message if message.endswith("\n") else f"{message}\n")
-    write_status(status)
+    exit_status.write_status(status)
     return status
 
 
-def _kill(ranks: Sequence[_Rank]) -> None:
-    for rank in ranks:
+def _kill(started: Sequence[_Rank]) -> None:
+    for rank in started:
         if rank.status is None:
             rank.kill(signal.SIGKILL)
 
@@ -211,7 +199,7 @@ def _start(
     threads = max(1, len(os.sched_getaffinity(0)) // num_ranks)
     environment = {
         "OMP_NUM_THREADS": str(threads),
-        **{key: value for key, value in os.environ.items() if key != STATUS_VARIABLE},
+        **{key: value for key, value in os.environ.items() if key != exit_status.STATUS_VARIABLE},
         "RANK": str(number),
         "LOCAL_RANK": str(number),
         "GROUP_RANK": "0",
@@ -219,15 +207,15 @@ def _start(
         "LOCAL_WORLD_SIZE": str(num_ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        LAUNCHED: str(os.getpid()),
-        ERROR_FILE: str(error_file),
-        **path_of_modules(),
+        ranks.LAUNCHED: str(os.getpid()),
+        ranks.ERROR_FILE: str(error_file),
+        **ranks.path_of_modules(),
     }
     python = os.environ.get("PYTHON_EXEC", sys.executable)  # as torchrun chooses it
     process = subprocess.Popen(
         [python, "-u", "-m", "megatron_ultralong", *words],
         env=environment,
-        stdin=input_of_ranks(),
+        stdin=streams.input_of_ranks(),
         start_new_session=True,  # a terminal's Ctrl-C comes once, from here
         preexec_fn=_dying_with(os.getpid(), dies_by),
     )
@@ -247,7 +235,7 @@ def _dying_with(parent: int, number: int) -> Callable[[], None]:
 
 
 def _watch(
-    ranks: Sequence[_Rank], sent: Sequence[int], starting: Starting, *, saves: bool
+    started: Sequence[_Rank], sent: Sequence[int], starting: Starting, *, saves: bool
 ) -> list[_Rank]:
     """Wait for all ranks, in the order of their ends; end those that a failed one leaves behind.
 
@@ -256,9 +244,9 @@ def _watch(
     """
     ended: list[_Rank] = []
     deadline, number, is_ending = math.inf, signal.SIGTERM, False
-    while len(ended) < len(ranks):
+    while len(ended) < len(started):
         starting.look()
-        for rank in ranks:
+        for rank in started:
             if rank.status is None and (status := rank.process.poll()) is not None:
                 rank.status = status
                 ended.append(rank)
@@ -273,7 +261,7 @@ def _watch(
             if len(sent) > 1:
                 deadline = 0.0
             is_ending = True
-        left = [rank for rank in ranks if rank.status is None]
+        left = [rank for rank in started if rank.status is None]
         if left and time.monotonic() >= deadline:
             for rank in left:
                 rank.kill(number)
@@ -286,7 +274,7 @@ def _patience(status: int) -> float:
     """Seconds that the others have after a rank has ended so."""
     if status in (1, BAD_INPUT) or status > _SIGNALLED:
         return _FAILED_SECONDS
-    return _LOST_SECONDS if status < 0 or status == RANK_LOST else _ENDING_SECONDS
+    return _LOST_SECONDS if status < 0 or status == exit_status.RANK_LOST else _ENDING_SECONDS
 
 
 def _outcome(ended: Sequence[_Rank], sent: Sequence[int], *, saves: bool) -> tuple[int, str]:
@@ -303,7 +291,7 @@ def _outcome(ended: Sequence[_Rank], sent: Sequence[int], *, saves: bool) -> tup
         return BAD_INPUT, first.message() if first else ""
     if lost := _lost(own, sent):
         name = signal.Signals(-(lost.status or 0)).name
-        return RANK_LOST, (
+        return exit_status.RANK_LOST, (
             f"ultralong: rank {lost.number} (process {lost.process.pid}) was ended by {name}: all "
             f"ranks have ended{_OF_MEMORY if lost.status == -signal.SIGKILL else ''}"
         )
@@ -323,8 +311,8 @@ def _outcome(ended: Sequence[_Rank], sent: Sequence[int], *, saves: bool) -> tup
             f"ultralong: rank {own[0].number} (process {own[0].process.pid}) ended with status 1 "
             "and without a message: see the lines above"
         )
-    if RANK_LOST in statuses:
-        return RANK_LOST, "ultralong: a rank was lost: all ranks have ended"
+    if exit_status.RANK_LOST in statuses:
+        return exit_status.RANK_LOST, "ultralong: a rank was lost: all ranks have ended"
     return abs(statuses[0]), told[0].message() if told else ""
 
 

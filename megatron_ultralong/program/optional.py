@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import site
 import sys
@@ -59,6 +60,14 @@ def check_optional_package(name: str, what: str, otherwise: str = "") -> None:
     )
 
 
+def installed_version(distribution: str) -> str | None:
+    """Version of an installed distribution, None if it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _add_harness(module: str) -> bool:
     """Whether the environment of ``make harness`` has a module; then all of it is importable.
 
@@ -71,3 +80,14 @@ def _add_harness(module: str) -> bool:
     site.addsitedir(packages)
     importlib.invalidate_caches()
     return True
+
+
+def check_megatron_lm() -> None:
+    """Raise InputError where Megatron-Core comes without Megatron-LM, as wheels up to 0.16 do."""
+    if importlib.util.find_spec("megatron.training") is None:
+        raise InputError(
+            "megatron.training is not in this environment, whose Megatron-Core comes without "
+            "Megatron-LM: put the folder of your Megatron-LM first on PYTHONPATH, or take a "
+            "megatron-core of 0.17 to 0.19 (Python 3.12 or newer): pip install -e '.[megatron-lm]' "
+            "in a clone of this project; docs/dropin.md has more"
+        )

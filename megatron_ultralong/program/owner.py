@@ -20,19 +20,10 @@ import threading
 import time
 from pathlib import Path
 
+from megatron_ultralong.program import owner_record
 from megatron_ultralong.program.ending import PROGRAM, tell
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.owner_record import (
-    OwnerRecord,
-    is_alive,
-    now_text,
-    owner_path,
-    read_owners,
-    this_job,
-    this_place,
-    this_process,
-    write_record_aside,
-)
+from megatron_ultralong.program.owner_record import OwnerRecord, owner_path, read_owners
 
 BEAT_SECONDS = 15.0
 """Between two signs of life."""
@@ -106,8 +97,8 @@ class Owner:
         with contextlib.suppress(OSError):
             path = owner_path(self.folder, self.record.number)
             if path.exists() and self.is_mine():
-                ended = dataclasses.replace(self.record, ended=now_text())
-                os.replace(write_record_aside(self.folder, ended), path)
+                ended = dataclasses.replace(self.record, ended=owner_record.now_text())
+                os.replace(owner_record.write_record_aside(self.folder, ended), path)
 
     def _beat(self) -> None:
         while not self._stopped.wait(BEAT_SECONDS):
@@ -130,7 +121,7 @@ def take(folder: Path, what: str, name: str) -> Owner:
     while True:
         before = read_owners(folder)
         reason = _why_gone(folder, before[-1], name) if before else ""
-        own_record = this_process(before[-1].number + 1 if before else 1, what)
+        own_record = owner_record.this_process(before[-1].number + 1 if before else 1, what)
         if not _link(folder, own_record):
             continue  # somebody was faster
         known = {record.token for record in (*before, own_record)}
@@ -149,7 +140,7 @@ def take(folder: Path, what: str, name: str) -> Owner:
 
 def _link(folder: Path, record: OwnerRecord) -> bool:
     """Give the record its number; False where another one has it."""
-    path, aside = owner_path(folder, record.number), write_record_aside(folder, record)
+    path, aside = owner_path(folder, record.number), owner_record.write_record_aside(folder, record)
     try:
         os.link(aside, path)
         return True
@@ -188,7 +179,7 @@ def check_not_owned(folder: Path, name: str, *, is_patient: bool = True) -> None
     age = _age(folder, records[-1])
     if age is None or not 0 <= age < STALE_SECONDS:
         return
-    is_here = records[-1].place == this_place()
+    is_here = records[-1].place == owner_record.this_place()
     if is_here or (is_patient and _gives_sign(folder, records[-1], 2.5 * BEAT_SECONDS)):
         raise _in_use(records[-1], name)
 
@@ -207,7 +198,7 @@ def _why_gone(folder: Path, record: OwnerRecord, name: str) -> str:
         return "its file is gone"
     if not 0 <= age < STALE_SECONDS:  # by this machine's clock, which may be wrong
         age = _age_on_disk(folder, record)
-    if age < STALE_SECONDS and record.place != this_place():
+    if age < STALE_SECONDS and record.place != owner_record.this_place():
         tell(
             f"{PROGRAM}: {name} is owned by {record}: waiting for a sign of life of it; without "
             f"one it is taken over in {STALE_SECONDS:.0f} s at most"
@@ -224,10 +215,10 @@ def _reason_gone(record: OwnerRecord) -> str | None:
     """Why an owner is known to be gone; None: it is not known."""
     if record.ended:
         return ""
-    if record.place and record.place == this_place():
-        alive = is_alive(record.pid, record.process_start)
+    if record.place and record.place == owner_record.this_place():
+        alive = owner_record.is_alive(record.pid, record.process_start)
         return None if alive else "its process is gone"
-    job, restart = this_job()
+    job, restart = owner_record.this_job()
     if job and job == record.job and restart > record.restart:
         return "its job was started again"
     return None
@@ -250,7 +241,7 @@ def _age(folder: Path, record: OwnerRecord) -> float | None:
 
 def _age_on_disk(folder: Path, record: OwnerRecord) -> float:
     """The same by the clock that gives files their times, which is the file server's."""
-    probe = write_record_aside(folder, this_process(0, "probe"))
+    probe = owner_record.write_record_aside(folder, owner_record.this_process(0, "probe"))
     try:
         return probe.stat().st_mtime - owner_path(folder, record.number).stat().st_mtime
     except FileNotFoundError:

@@ -13,9 +13,8 @@ from typing import Any
 
 import psutil
 
-from megatron_ultralong.program.errors import InputError, escaped
+from megatron_ultralong.program.errors import ClosedFileError, InputError, escaped
 from megatron_ultralong.program.json_file import read_json
-from megatron_ultralong.program.refused_file import ClosedFileError
 
 _NAME = re.compile(r"owner-(\d{6,18})\.json")
 _MAX_BYTES = 65536

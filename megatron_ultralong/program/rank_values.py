@@ -6,8 +6,7 @@ from typing import TypeVar, cast
 import torch.distributed as dist
 
 from megatron_ultralong.program.difference import first_difference
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.refused_file import refused_file
+from megatron_ultralong.program.errors import InputError, refused_file
 
 Value = TypeVar("Value")
 

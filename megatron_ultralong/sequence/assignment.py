@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import Tensor
 
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.sequence.chunks import balanced_chunks, zigzag_chunks
-from megatron_ultralong.sequence.ring_time import Chunks
+from megatron_ultralong.sequence.chunks import Chunks, balanced_chunks, zigzag_chunks
 
 
 @dataclass(frozen=True)
@@ -67,20 +65,20 @@ class Assignment:
         length = self.chunk_length(seq_length)
         return [(chunk * length, (chunk + 1) * length) for chunk in self.chunks[cp_rank]]
 
-    def positions(self, cp_rank: int, seq_length: int) -> Tensor:
+    def positions(self, cp_rank: int, seq_length: int) -> torch.Tensor:
         """Positions of a rank's tokens, int64 [s_local]: zigzag, 2 ranks, rank 0, 8 -> 0 1 6 7."""
         return torch.cat([torch.arange(*part) for part in self.ranges(cp_rank, seq_length)])
 
-    def shard(self, x: Tensor, cp_rank: int, dim: int) -> Tensor:
+    def shard(self, x: torch.Tensor, cp_rank: int, dim: int) -> torch.Tensor:
         """Tokens of one rank: dimension ``dim`` goes from seq_length to s_local."""
         length = self.chunk_length(x.shape[dim])
         parts = [x.narrow(dim, chunk * length, length) for chunk in self.chunks[cp_rank]]
         return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
 
-    def unshard(self, shards: Sequence[Tensor], dim: int) -> Tensor:
+    def unshard(self, shards: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
         """Whole sequence from the shards of all ranks, in rank order: inverse of :meth:`shard`."""
         assert len(shards) == self.cp_size, f"{len(shards)} shards of {self.cp_size} ranks"
-        parts: dict[int, Tensor] = {}
+        parts: dict[int, torch.Tensor] = {}
         for numbers, shard in zip(self.chunks, shards, strict=True):
             parts |= dict(zip(numbers, shard.chunk(self.chunks_per_rank, dim), strict=True))
         return torch.cat([parts[chunk] for chunk in range(self.num_chunks)], dim)

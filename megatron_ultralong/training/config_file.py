@@ -9,9 +9,8 @@ from typing import Any, TypeVar
 from megatron_ultralong.config.plain_values import from_dict, with_fields
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.training import PretrainConfig, SftConfig, TrainingConfig
-from megatron_ultralong.program.aside import write_aside
+from megatron_ultralong.program import aside, yaml_file
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.yaml_file import read_yaml, yaml_text
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -20,12 +19,12 @@ CONFIG_FILE = "config.yaml"
 
 def save_config(path: Path, config: TrainingConfig) -> None:
     """Write a resolved configuration as YAML, aside first; see :func:`config_text`."""
-    write_aside(path, config_text(config))
+    aside.write_aside(path, config_text(config))
 
 
 def config_text(config: TrainingConfig) -> str:
     """A configuration as YAML, with absolute paths, so that it works from any folder."""
-    return yaml_text(dataclasses.asdict(with_absolute_paths(config)))
+    return yaml_file.yaml_text(dataclasses.asdict(with_absolute_paths(config)))
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -42,7 +41,7 @@ def load_config(path: Path, kind: type[Config]) -> Config:
     Raises:
         InputError: no such file, or not a configuration of this kind.
     """
-    values = read_yaml(path, "configuration")
+    values = yaml_file.read_yaml(path, "configuration")
     found = _kind_of(values, kind)
     if not issubclass(found, kind):
         raise InputError(

@@ -12,11 +12,8 @@ from megatron_ultralong.checkpoint.disk.metadata import FILE_NAME, CheckpointMet
 from megatron_ultralong.config.plain_values import flat_fields
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.training import TrainingConfig
-from megatron_ultralong.program.aside import partial_path, write_aside
-from megatron_ultralong.program.difference import first_difference
+from megatron_ultralong.program import aside, difference, json_file, owner_record
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.json_file import read_json
-from megatron_ultralong.program.owner_record import is_owner_file
 from megatron_ultralong.training.config_file import CONFIG_FILE, load_config, with_absolute_paths
 
 LOG_FILE = "log.jsonl"
@@ -81,8 +78,11 @@ def way_on(save: str | None) -> str:
 
 def check_nobodys(root: Path) -> None:
     """Raise InputError where a folder without checkpoints holds what is not a run's."""
-    begun = partial_path(root / CONFIG_FILE)  # of a start that was killed while it wrote the first
-    others = [path for path in root.iterdir() if not is_owner_file(path) and path != begun]
+    # of a start that was killed while it wrote the first
+    begun = aside.partial_path(root / CONFIG_FILE)
+    others = [
+        path for path in root.iterdir() if not owner_record.is_owner_file(path) and path != begun
+    ]
     if (root / folders.FORMAT_FILE).is_file():
         raise InputError(
             f"--save {root} is one checkpoint of the run in {root.resolve().parent}: give that "
@@ -166,11 +166,11 @@ def check_same_rows(
     path = root / DATA_FILE
     if not path.is_file():  # of a run that began before there was such a file
         return
-    before = read_json(path, hint="remove it if the rows are those of the run")
+    before = json_file.read_json(path, hint="remove it if the rows are those of the run")
     for name in [*before, *(name for name in data if name not in before)]:
         old, new = before.get(name, _UNKNOWN), data.get(name, _UNKNOWN)
         if old != new:
-            name, old, new = first_difference(name, str(old), new)
+            name, old, new = difference.first_difference(name, str(old), new)
             name = name.replace("data manifest.inputs", "the list of sources", 1)
             raise InputError(
                 f"{what}: {name} was {old}, is {new}; a resumed run continues in the rows that it "
@@ -180,7 +180,7 @@ def check_same_rows(
 
 def save_rows(root: Path, data: Mapping[str, str]) -> None:
     """Keep what the rows of a run are, by name, beside its checkpoints."""
-    write_aside(root / DATA_FILE, json.dumps(data, indent=1) + "\n")
+    aside.write_aside(root / DATA_FILE, json.dumps(data, indent=1) + "\n")
 
 
 def _short(value: str) -> str:

@@ -22,10 +22,9 @@ from megatron_ultralong.data.rows.packed import PackedRows, rows_of
 from megatron_ultralong.data.rows.stored import ChatRows, chat_rows_of
 from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate, trained_template
 from megatron_ultralong.model import yarn
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import check_ranges
-from megatron_ultralong.program.quantity import counted, few_tokens
-from megatron_ultralong.program.required import check_required
+from megatron_ultralong.program.errors import InputError, counted
+from megatron_ultralong.program.fields import check_fields
+from megatron_ultralong.program.quantity import few_tokens
 from megatron_ultralong.sequence.document_mask import DocumentMask
 from megatron_ultralong.training.earlier_start import check_save, load_source
 from megatron_ultralong.training.row_source import ChatRowSource, PackedRowSource, RowSource
@@ -181,8 +180,7 @@ def check_chat_run(config: SftConfig, num_ranks: int) -> RunInputs:
     Raises:
         InputError: a rule between configuration, checkpoint and conversations is broken.
     """
-    check_required(config)
-    check_ranges(config)
+    check_fields(config)
     source = _open_source(config)
     data, length_flag = Path(config.data.data_path), config.length_flag
     manifest = load_chat_manifest(data)

@@ -10,8 +10,8 @@ from megatron_ultralong.mcore.compat import check_layers
 from megatron_ultralong.model import shape
 from megatron_ultralong.plan import job, layer_memory
 from megatron_ultralong.program.available_memory import available_memory
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.quantity import counted, quantity
+from megatron_ultralong.program.errors import InputError, counted
+from megatron_ultralong.program.quantity import quantity
 from megatron_ultralong.program.ranks import local_world_size
 from megatron_ultralong.training import optimizer
 from megatron_ultralong.training.telling.log import check_sinks

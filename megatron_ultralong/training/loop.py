@@ -1,7 +1,5 @@
 """The iterations of a run, whatever its rows are."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,19 +1,13 @@
 """Megatron's data-parallel wrapper, optimizer and learning-rate schedule, from our config."""
 
-from __future__ import annotations
-
 import dataclasses
 import gc
 import inspect
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
-from megatron.core.distributed import (
-    DistributedDataParallel,
-    DistributedDataParallelConfig,
-    finalize_model_grads,
-)
+from megatron.core import distributed
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import Adam, MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
@@ -21,8 +15,8 @@ from megatron.core.optimizer.cpu_offloading import HybridDeviceOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_ultralong.config.optimizer import TYPES, OptimizerConfig
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import InputError, counted
+from megatron_ultralong.program.optional import installed_version
 
 DTYPES = {
     "fp32": torch.float32,
@@ -41,10 +35,7 @@ _PRECISION_AWARE = (
 def adam_name() -> str:
     """The Adam that Megatron-Core has picked: Transformer Engine's, Apex's or torch's."""
     package = Adam.__module__.split(".")[0]
-    try:
-        number = version(package)
-    except PackageNotFoundError:  # Apex from its sources
-        number = ""
+    number = installed_version(package) or ""  # none: Apex from its sources
     return f"{Adam.__name__} of {package} {number}".strip()
 
 
@@ -84,7 +75,7 @@ def wrap_model(
     They are float32, unless ``config`` says otherwise. The optimizer's states are spread over those
     ranks too (the distributed optimizer).
     """
-    ddp_config = DistributedDataParallelConfig(
+    ddp_config = distributed.DistributedDataParallelConfig(
         grad_reduce_in_fp32=config is None or config.main_grads_dtype == "fp32",
         use_distributed_optimizer=True,
     )
@@ -93,7 +84,7 @@ def wrap_model(
         for chunk in chunks
     ]
     for chunk in chunks:
-        chunk.config.finalize_model_grads_func = finalize_model_grads
+        chunk.config.finalize_model_grads_func = distributed.finalize_model_grads
     return wrapped
 
 

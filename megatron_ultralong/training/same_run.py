@@ -1,7 +1,5 @@
 """What all ranks must have the same of before the first step."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """The state of a run on this rank, when it is saved, and when the run ends before its time."""
 
-from __future__ import annotations
-
 import dataclasses
 import signal
 import time
@@ -21,11 +19,9 @@ from megatron_ultralong.checkpoint.formats.model_state import load_weights
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.mcore import cpu, elementwise, host_memory, model, recomputed_layer
 from megatron_ultralong.plan.job import in_pages
-from megatron_ultralong.program.errors import InputError, RunStopped
+from megatron_ultralong.program import rank_values, ranks
+from megatron_ultralong.program.errors import InputError, RunStopped, counted
 from megatron_ultralong.program.progress import progress
-from megatron_ultralong.program.quantity import counted
-from megatron_ultralong.program.rank_values import every_rank
-from megatron_ultralong.program.ranks import is_main_rank, world_size
 from megatron_ultralong.training import config_file, optimizer
 from megatron_ultralong.training.early_checks import RunInputs
 from megatron_ultralong.training.inputs import check_offloading, host_buffers
@@ -116,7 +112,7 @@ def _recomputation(
         return None
     store = host_memory.Store()
     if memory.offload_activations:
-        what = (inputs.config, inputs.source.model, world_size())
+        what = (inputs.config, inputs.source.model, ranks.world_size())
         store = host_memory.HostMemory(check_offloading(*what))
         _reserve(store, host_buffers(*what)[stage])
     return recomputed_layer.Recomputation(
@@ -134,13 +130,13 @@ _SHOWN_BYTES = 4 * 2**30
 def _reserve(store: host_memory.HostMemory, sizes: list[int]) -> None:
     """Pin what the layers will be offloaded into, once, before the first step; on every rank."""
     total, error = sum(map(in_pages, sizes)), None
-    is_shown = is_main_rank() and total >= _SHOWN_BYTES
+    is_shown = ranks.is_main_rank() and total >= _SHOWN_BYTES
     with progress("pinning host memory", total, "B") if is_shown else nullcontext() as bar:
         try:
             store.memory.reserve(sizes, bar.advance if bar else lambda num_bytes: None)
         except InputError as failed:
             error = f"rank {dist.get_rank()}: {failed}"
-    first = next((one for one in every_rank(error) if one), None)
+    first = next((one for one in rank_values.every_rank(error) if one), None)
     if first:
         raise InputError(first)
 
@@ -185,9 +181,9 @@ class Saving:
             flags = torch.tensor(
                 [
                     self.stop.signal_number,
-                    is_main_rank() and self.stop.is_late,
+                    ranks.is_main_rank() and self.stop.is_late,
                     is_writing,
-                    is_main_rank() and not self.folder.is_mine(),
+                    ranks.is_main_rank() and not self.folder.is_mine(),
                 ],
                 dtype=torch.int64,
                 device=cpu.device(),

@@ -1,7 +1,5 @@
 """One step: a global batch through the model by Megatron's schedules, and numbers gone bad."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import functools
@@ -20,9 +18,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.process_groups_config import ProcessGroupCollection
 
 from megatron_ultralong.config.training import TrainingConfig
+from megatron_ultralong.mcore import cpu, parallel
 from megatron_ultralong.mcore.batch import Batch, DocumentRow, LossTerms, local_batch, token_loss
-from megatron_ultralong.mcore.cpu import device
-from megatron_ultralong.mcore.parallel import broadcast
 from megatron_ultralong.program.rank_values import every_rank
 from megatron_ultralong.sequence.documents import causal_area
 from megatron_ultralong.training.row_source import RowSource
@@ -68,7 +65,7 @@ class LanguageModelStep:
         self._area = self._num_real_tokens = 0
         reports = self._run(rows, _mean_terms, forward_only)
         totals = [report["lm loss"] for report in reports]  # empty but on the last stage
-        sums = torch.zeros(4, dtype=torch.float64, device=device())
+        sums = torch.zeros(4, dtype=torch.float64, device=cpu.device())
         for total in totals:
             sums[:2] += total
         if self.groups.cp.rank() == 0:  # the other ranks of the group read the same rows
@@ -88,9 +85,9 @@ class LanguageModelStep:
             rows: as for a step; no gradients are made.
             edges: of the bins, from :func:`megatron_ultralong.sequence.position_bins.bin_edges`.
         """
-        terms = functools.partial(_position_terms, torch.tensor(edges[1:-1], device=device()))
+        terms = functools.partial(_position_terms, torch.tensor(edges[1:-1], device=cpu.device()))
         reports = self._run(rows, terms, True)
-        sums = torch.zeros(2, len(edges) - 1, dtype=torch.float64, device=device())
+        sums = torch.zeros(2, len(edges) - 1, dtype=torch.float64, device=cpu.device())
         for report in reports:
             sums += report["bins"]
         return self._everywhere(sums).cpu()
@@ -124,7 +121,7 @@ class LanguageModelStep:
                     micro_batch,
                     document_mask=self.config.data.document_mask,
                     cp_group=self.groups.cp,
-                    device=device(),
+                    device=cpu.device(),
                     cp_assignment=self.config.parallel.cp_assignment,
                     reset_position_ids=self.config.data.reset_position_ids,
                 )
@@ -139,7 +136,7 @@ class LanguageModelStep:
         """Sums over data and context parallel ranks of the last stage, on every rank."""
         with self.timers.phase("communication"):
             dist.all_reduce(sums, group=self.groups.dp_cp)
-            return broadcast(sums, self.groups.pp, -1)
+            return parallel.broadcast(sums, self.groups.pp, -1)
 
 
 def _forward_step(

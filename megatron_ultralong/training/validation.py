@@ -1,7 +1,5 @@
 """Loss on held-out rows, by position; each row counts once, however many are asked for."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 

@@ -12,8 +12,8 @@ from megatron_ultralong.attention import reference
 from megatron_ultralong.attention.ring.plan import make_plan
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.assignment import Assignment, balanced, zigzag
+from megatron_ultralong.sequence.chunks import hop_areas, phases_end, ring_time
 from megatron_ultralong.sequence.documents import causal_area, chunk_areas
-from megatron_ultralong.sequence.ring_time import hop_areas, phases_end, ring_time
 from tests.attention.whole_sequence import assignments, boundaries
 from tools.attention_benchmark.recipe_lengths import recipe_lengths
 

@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 
-from megatron_ultralong.attention.kernels import accumulators, block_attention, residuals
+from megatron_ultralong.attention.kernels import accumulators, block_attention, flash4
 from megatron_ultralong.attention.kernels.base import Inputs, Part, Result
 from megatron_ultralong.attention.kernels.math import MATH
 from tests.attention import fake_flash4
@@ -20,11 +20,11 @@ KERNEL = fake_flash4.OnCpu()
 
 @pytest.fixture
 def package(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    monkeypatch.setattr(residuals, "_usable", {})
-    monkeypatch.setattr(residuals, "_compiled", {})
-    monkeypatch.setattr(residuals, "is_hopper", lambda device: True)
+    monkeypatch.setattr(flash4, "_usable", {})
+    monkeypatch.setattr(flash4, "_compiled", {})
+    monkeypatch.setattr(flash4, "is_hopper", lambda device: True)
     accumulators.say.cache_clear()
-    residuals._twice.cache_clear()
+    flash4._twice.cache_clear()
     its = fake_flash4.package()
     monkeypatch.setitem(sys.modules, its.__name__, its)
     for each in fake_flash4.cutlass():
@@ -61,7 +61,7 @@ def test_a_part_has_sixteen_bits(package, mask, batch):
 def test_forms_that_write_twice_are_not_those_of_the_package(package):
     both_ways((0, 300))
     assert set(package._flash_attn_fwd.compile_cache) == {(True, False, None)}
-    assert set(residuals._compiled[package.__name__]) == {(True, False, False)}
+    assert set(flash4._compiled[package.__name__]) == {(True, False, False)}
 
 
 class Repeating(fake_flash4.HopperKernel):
@@ -76,9 +76,9 @@ class Repeating(fake_flash4.HopperKernel):
 @pytest.mark.parametrize("fault", ["no such kernel", "no residuals"])
 def test_what_is_wrong_is_rounded_by_the_package_and_said_once(package, monkeypatch, caplog, fault):
     if fault == "no such kernel":
-        monkeypatch.setattr(residuals, "_KERNEL", "AnotherName")
+        monkeypatch.setattr(flash4, "_KERNEL", "AnotherName")
     else:
-        monkeypatch.setattr(residuals, "_twice", lambda kernel: Repeating)
+        monkeypatch.setattr(flash4, "_twice", lambda kernel: Repeating)
     before = state(package)
     with caplog.at_level(logging.WARNING):
         rounded, found, _ = both_ways((0, 300))
@@ -90,7 +90,7 @@ def test_what_is_wrong_is_rounded_by_the_package_and_said_once(package, monkeypa
 
 
 def test_elsewhere_nothing_is_tried(package, monkeypatch, caplog):
-    monkeypatch.setattr(residuals, "is_hopper", lambda device: False)
+    monkeypatch.setattr(flash4, "is_hopper", lambda device: False)
     rounded, found, _ = both_ways((0, 300))
     assert torch.equal(found[0], rounded[0])
     assert not caplog.records

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from megatron_ultralong.checkpoint.convert.lone_config import inspect_config
-from megatron_ultralong.checkpoint.convert.report import inspect
+from megatron_ultralong.checkpoint.convert.report import inspect, inspect_config
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.disk.metadata import unseal
 from megatron_ultralong.checkpoint.formats import rope_verdicts

@@ -16,7 +16,7 @@ from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope, good_for, 
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, InspectConfig
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.doctor.finding import Finding
-from megatron_ultralong.doctor.serving import serving_findings
+from megatron_ultralong.doctor.software import serving_findings
 from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.program.errors import InputError
 from tests.families.shapes import write
@@ -157,7 +157,7 @@ def test_an_engine_whose_default_is_the_base_is_right_by_it(
 
 def test_doctor_names_what_an_engine_drops_in_one_family(monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"transformers": "4.44.2"}
-    monkeypatch.setattr("megatron_ultralong.doctor.serving.installed_version", versions.get)
+    monkeypatch.setattr("megatron_ultralong.doctor.software.installed_version", versions.get)
     (finding,) = serving_findings()
     assert isinstance(finding, Finding)
     assert "Qwen3 (dense): no model" in finding.text

@@ -20,7 +20,7 @@ from megatron_ultralong.checkpoint.disk.checksums import (
     write_checksums,
 )
 from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE
-from megatron_ultralong.checkpoint.disk.hashing import HashingThreads
+from megatron_ultralong.checkpoint.disk.large_files import HashingThreads
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.config.parallel import ParallelConfig

@@ -19,7 +19,7 @@ from megatron_ultralong.checkpoint.formats.rope_readers import Engine, Reading, 
 from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope, good_for
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, InspectConfig
 from megatron_ultralong.doctor.finding import Finding
-from megatron_ultralong.doctor.serving import serving_findings
+from megatron_ultralong.doctor.software import serving_findings
 from megatron_ultralong.model import yarn
 from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.program.errors import InputError

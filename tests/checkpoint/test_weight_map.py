@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_ultralong.checkpoint.formats.weight_map import fuse_qkv, model_weights
-from megatron_ultralong.model.parameters import layer_parameters, num_parameters
-from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.model.shape import ModelConfig, layer_parameters, num_parameters
 
 shapes = st.builds(
     ModelConfig,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES
 from tests.models import write_tokenizer
@@ -82,6 +83,20 @@ def marked_template() -> str:
 def _replace(text: str, old: str, new: str, count: int = 1) -> str:
     assert text.count(old) == count, (old, text.count(old))
     return text.replace(old, new)
+
+
+def masked(
+    judge: PreTrainedTokenizerFast, messages: list[dict[str, Any]], template: str, **options: Any
+) -> Any:
+    """``input_ids`` and ``assistant_masks`` by transformers."""
+    return judge.apply_chat_template(
+        messages,
+        chat_template=template,
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        **options,
+    )
 
 
 def random_record(generator: random.Random) -> dict[str, Any]:

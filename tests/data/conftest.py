@@ -98,6 +98,7 @@ def manifest(config: PrepareConfig) -> Manifest:
 
 @pytest.fixture(scope="session")
 def llama3() -> Llama3Tokenizer:
+    """Llama 3's own tokenizer.model, out of the package llama-models, which has its licence."""
     tokenizer = open_reference(Path(llama_models.__file__).parent / "llama3")
     assert isinstance(tokenizer, Llama3Tokenizer)
     return tokenizer

@@ -24,6 +24,7 @@ from megatron_ultralong.program.errors import InputError
 from tests.data.chats import (
     TEMPLATE,
     marked_template,
+    masked,
     random_record,
     write_chat_tokenizer,
     write_jsonl,
@@ -102,13 +103,7 @@ def test_the_marks_are_those_of_transformers(tmp_path: Path, name: str) -> None:
     num_learnt = 0
     for record in records:
         options = {key: record[key] for key in ("tools", "builtin_tools") if key in record}
-        expected = judge.apply_chat_template(
-            record["messages"],
-            chat_template=template,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            **options,
-        )
+        expected = masked(judge, record["messages"], template, **options)
         mask = found.pop(tuple(expected["input_ids"]), None)
         if mask is None:
             assert not any(expected["assistant_masks"]), "nothing is marked: it is not packed"

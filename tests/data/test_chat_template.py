@@ -23,7 +23,7 @@ from megatron_ultralong.data.tokenize.folder_template import TemplateProcess
 from megatron_ultralong.data.tokenize.tokenising import HuggingFaceTokenizer
 from megatron_ultralong.data.tokenize.tokenizer_model import Llama3Tokenizer
 from megatron_ultralong.program.errors import InputError
-from tests.data.chats import TEMPLATE, marked_template, random_record
+from tests.data.chats import TEMPLATE, marked_template, masked, random_record
 from tests.models import write_tokenizer
 
 NUM_CONVERSATIONS = 1000
@@ -50,14 +50,7 @@ def test_tokens_and_masks_are_those_of_transformers(
     template, num_calls = marked_template(), 0
     for record, example in zip(records, examples, strict=True):
         options = {k: record[k] for k in ("tools", "builtin_tools") if k in record}
-        expected = judge.apply_chat_template(
-            record["messages"],
-            chat_template=template,
-            tokenize=True,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            **options,
-        )
+        expected = masked(judge, record["messages"], template, **options)
         assert example.tokens.tolist() == expected["input_ids"]
         assert mask(example) == expected["assistant_masks"]
         plain = judge.apply_chat_template(
@@ -125,13 +118,7 @@ def test_other_templates(
     try:
         examples = encode(ChatEncoder(TEMPLATES[name], llama3), records)
         for record, example in zip(records, examples, strict=True):
-            expected = judge.apply_chat_template(
-                record["messages"],
-                chat_template=jinja,
-                tokenize=True,
-                return_dict=True,
-                return_assistant_tokens_mask=True,
-            )
+            expected = masked(judge, record["messages"], jinja)
             assert example.tokens.tolist() == expected["input_ids"]
             assert mask(example) == expected["assistant_masks"]
             if name == "plain":

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer, normalizers
 
-from megatron_ultralong.data.tokenize import composition
-from megatron_ultralong.data.tokenize.composition import is_composed
-from megatron_ultralong.data.tokenize.engines import FastTokenizer, choose_tokenizer
+from megatron_ultralong.data.tokenize import engines
+from megatron_ultralong.data.tokenize.engines import FastTokenizer, choose_tokenizer, is_composed
 from tests.models import write_tokenizer
 
 NEW = ["\U00010f46", "\u089e", "\U0001e4ec", "\U00010efd", "\u1acf", "\U000105d2\u0307"]
@@ -63,7 +62,7 @@ def test_composed_is_what_no_library_changes() -> None:
     assert not is_composed("cafe\u0301")
     assert not is_composed("\u212a")  # the sign of kelvin is K
     assert not is_composed("x\U0005ffff")  # a character of none of the versions
-    assert not is_composed("\xe9" * composition.BLOCK + "\U0005ffff")
+    assert not is_composed("\xe9" * engines.BLOCK + "\U0005ffff")
     for text in texts(seed=2, count=4000):
         if is_composed(text):
             assert normalizers.NFC().normalize_str(text) == text, text

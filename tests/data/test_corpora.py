@@ -18,8 +18,7 @@ from megatron_ultralong.data.read.sources import REFUSED
 from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
 from megatron_ultralong.data.rows.packed import PackedRows
 from megatron_ultralong.data.tokenize.tokenising import HuggingFaceTokenizer
-from megatron_ultralong.program.errors import escaped
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import counted, escaped
 from tests.data.corpora import Corpus, make
 
 SAMPLE = range(50)

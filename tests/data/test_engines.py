@@ -6,7 +6,6 @@ import re
 import sys
 from pathlib import Path
 
-import llama_models
 import numpy as np
 import pytest
 import sentencepiece
@@ -38,14 +37,6 @@ HOSTILE = [
     "\u202e🙂\u0301\r\n\ufeff",
     "",
 ]
-
-
-@pytest.fixture(scope="module")
-def llama3() -> Llama3Tokenizer:
-    """Llama 3's own tokenizer.model, out of the package llama-models, which has its licence."""
-    tokenizer = open_reference(Path(llama_models.__file__).parent / "llama3")
-    assert isinstance(tokenizer, Llama3Tokenizer)
-    return tokenizer
 
 
 @pytest.fixture(scope="module")

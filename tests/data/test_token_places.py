@@ -18,8 +18,8 @@ from transformers import PreTrainedTokenizerFast
 from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.prepare.chats import prepare_chat
 from megatron_ultralong.data.rows.stored import ChatRows
+from megatron_ultralong.data.tokenize.chat_encoder import token_at
 from megatron_ultralong.data.tokenize.engines import choose_tokenizer, open_reference
-from megatron_ultralong.data.tokenize.token_places import token_at
 from tests.data.chats import write_jsonl
 
 TEXTS = [

@@ -48,7 +48,7 @@ OTHERWISE = {
     "check_nobodys": "Megatron-LM saves into any folder",
     "iteration_folders": "of check_nobodys",
     "load_source": "Megatron-LM resumes from what --load names",
-    "load_config": "dropin/stored_arguments.py: Megatron-LM's checkpoints hold the arguments",
+    "load_config": "dropin/described.py: Megatron-LM's checkpoints hold the arguments",
     "attrgetter": "of load_config",
     "flat_fields": "Identity.write compares all",
     "_short": "of a message",

@@ -20,7 +20,7 @@ from megatron_ultralong.checkpoint.disk.metadata import load_metadata
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.logits.megatron_model import megatron_logits
 from megatron_ultralong.config.convert import ExportConfig
-from megatron_ultralong.dropin.identity import vocabulary
+from megatron_ultralong.dropin.described import vocabulary
 from megatron_ultralong.program.errors import InputError
 from tests.dropin.megatron_lm import Tiny, needs_megatron_lm, tiny_message, tiny_run
 from tests.ranks import run_on_ranks

@@ -10,12 +10,24 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.dropin.__main__ import main
-from megatron_ultralong.dropin.arguments import DropInConfig, add_ultralong_args
-from megatron_ultralong.dropin.listed import table
+from megatron_ultralong.dropin.arguments import PREFIX, DropInConfig, add_ultralong_args, own_parser
 
 FLAGS = [
     "--ultralong-" + field.name.replace("_", "-") for field in dataclasses.fields(DropInConfig)
 ]
+
+
+def table() -> str:
+    """The arguments in Markdown, a line for each."""
+    lines = ["| argument | default | meaning |", "| --- | --- | --- |"]
+    for action in own_parser()._actions:
+        if action.dest.startswith(PREFIX):
+            kind = action.metavar or "\\|".join(action.choices or ())
+            values = f"{action.option_strings[0]} {kind}"
+            default = f"`{action.default}`" if action.default != "" else ""
+            meaning = (str(action.help) % vars(action)).replace("\n", " ").replace("|", "\\|")
+            lines.append(f"| `{values}` | {default} | {meaning} |")
+    return "\n".join(lines)
 
 
 @pytest.mark.parametrize("word", ["--help", "-h"])

@@ -26,7 +26,7 @@ from megatron_ultralong.data.read import record
 from megatron_ultralong.generation.continuation import TextStream
 from megatron_ultralong.generation.early_checks import check_generation
 from megatron_ultralong.generation.generate import ChatPrompt, generate
-from megatron_ultralong.program import standard_input
+from megatron_ultralong.program import streams
 from megatron_ultralong.program.errors import InputError
 from tests.models import TEXT, write_llama, write_tokenizer
 from tests.patience import patience
@@ -112,7 +112,7 @@ def test_texts_are_those_of_transformers(folder: Path, tmp_path: Path, capsys) -
 @pytest.fixture
 def stdin(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
     def give(data: bytes) -> None:
-        monkeypatch.setattr(standard_input, "_kept", [])
+        monkeypatch.setattr(streams, "_kept", [])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
 
     return give

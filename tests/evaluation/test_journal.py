@@ -126,20 +126,17 @@ def test_a_folder_in_use_and_a_strange_one_are_refused(tmp_path: Path) -> None:
         open_journal(tmp_path / "out", "squares", IDENTITY, is_main=True),
     ):
         pass
-    (tmp_path / ".mine.partial").mkdir()
-    (tmp_path / ".mine.partial" / "notes.txt").write_text("mine")
-    with (
-        pytest.raises(InputError, match=r"mine\.partial holds notes\.txt and no work\.json"),
-        open_journal(tmp_path / "mine", "squares", IDENTITY, is_main=True),
+    for name, file, text, said in (
+        ("mine", "notes.txt", "mine", r"mine\.partial holds notes\.txt and no work\.json"),
+        ("bad", "work.json", "{", r"work\.json is not JSON .*: remove .*bad\.partial to"),
     ):
-        pass
-    (tmp_path / ".bad.partial").mkdir()
-    (tmp_path / ".bad.partial" / "work.json").write_text("{")
-    with (
-        pytest.raises(InputError, match=r"work\.json is not JSON .*: remove .*bad\.partial to"),
-        open_journal(tmp_path / "bad", "squares", IDENTITY, is_main=True),
-    ):
-        pass
+        (tmp_path / f".{name}.partial").mkdir()
+        (tmp_path / f".{name}.partial" / file).write_text(text)
+        with (
+            pytest.raises(InputError, match=said),
+            open_journal(tmp_path / name, "squares", IDENTITY, is_main=True),
+        ):
+            pass
 
 
 def test_without_output_nothing_is_written(tmp_path: Path, monkeypatch) -> None:

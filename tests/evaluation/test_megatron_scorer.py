@@ -18,29 +18,10 @@ from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
 from megatron_ultralong.evaluation.models.interface import Scores
 from megatron_ultralong.evaluation.models.opening import open_language_models, open_scorers
 from megatron_ultralong.evaluation.options import ModelsConfig
-from tests.models import write_llama
+from tests.models import SCALED, write_llama
 from tests.ranks import run_on_ranks
 
-ROPES = {
-    "default": {"rope_type": "default", "rope_theta": 10_000.0},
-    "llama3": {
-        "rope_type": "llama3",
-        "rope_theta": 10_000.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    },
-    "yarn": {
-        "rope_type": "yarn",
-        "rope_theta": 10_000.0,
-        "factor": 8.0,
-        "beta_fast": 4.0,
-        "beta_slow": 1.0,
-        "attention_factor": 1.2,
-        "original_max_position_embeddings": 64,
-    },
-}
+ROPES = {"default": {"rope_type": "default", "rope_theta": 10_000.0}, **SCALED}
 LAYOUTS = {
     1: [ParallelConfig()],
     2: [

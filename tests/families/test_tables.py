@@ -26,8 +26,7 @@ from megatron_ultralong.config.convert import ExportConfig, ImportConfig, Inspec
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.model.families import ARCHITECTURES, FAMILIES
-from megatron_ultralong.model.parameters import num_parameters
-from megatron_ultralong.model.shape import MODELS
+from megatron_ultralong.model.shape import MODELS, num_parameters
 from megatron_ultralong.program.errors import InputError
 from tests.families.shapes import write
 from tests.models import write_tokenizer

@@ -17,20 +17,9 @@ from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.mcore.static_step import StepForm
 from megatron_ultralong.model.shape import ModelConfig
+from tests.shapes import llama_shape
 
-SHAPE = ModelConfig(
-    num_layers=2,
-    hidden_size=64,
-    ffn_hidden_size=96,
-    num_attention_heads=4,
-    num_query_groups=2,
-    kv_channels=16,
-    vocab_size=320,
-    norm_epsilon=1e-5,
-    rotary_base=10_000.0,
-    max_position_embeddings=4096,
-    untie_embeddings_and_output_weights=True,
-)
+SHAPE = llama_shape(layers=2, hidden=64, ffn=96, vocabulary=320, positions=4096)
 Rows = Sequence[int]
 
 

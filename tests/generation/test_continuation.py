@@ -26,28 +26,9 @@ from megatron_ultralong.mcore.decoding import Decoder
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.model import yarn
 from megatron_ultralong.program.errors import InputError
-from tests.models import write_llama
+from tests.models import SCALED, write_llama
 from tests.ranks import run_on_ranks
 
-ROPES: dict[str, dict[str, Any]] = {
-    "llama3": {
-        "rope_type": "llama3",
-        "rope_theta": 10_000.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    },
-    "yarn": {
-        "rope_type": "yarn",
-        "rope_theta": 10_000.0,
-        "factor": 8.0,
-        "beta_fast": 4.0,
-        "beta_slow": 1.0,
-        "attention_factor": 1.2,
-        "original_max_position_embeddings": 64,
-    },
-}
 CONTEXT_PARALLEL = {
     size: ParallelConfig(context_parallel_size=size, cp_comm_type="all_gather")
     for size in (1, 2, 4)
@@ -70,7 +51,7 @@ RANDOM = np.random.default_rng(0)
 # One token, fewer than 2 * cp, one more than a chunk, lengths that no layout divides, and long:
 # 8,000 under the first rope, on every size of CP and TP; 1,500 under the other one.
 SIZES = {name: (1, 3, 97, 301, 301, long) for name, long in (("llama3", 8000), ("yarn", 1500))}
-PROMPTS = {name: [RANDOM.integers(0, 320, n).tolist() for n in SIZES[name]] for name in ROPES}
+PROMPTS = {name: [RANDOM.integers(0, 320, n).tolist() for n in SIZES[name]] for name in SCALED}
 CHUNK = {"llama3": 2000, "yarn": 400}
 """Tokens of a long prompt that are read at a time; 96 of the others."""
 
@@ -78,7 +59,7 @@ CHUNK = {"llama3": 2000, "yarn": 400}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("decoding")
-    for name, rope in ROPES.items():
+    for name, rope in SCALED.items():
         write_llama(
             folder / f"source-{name}",
             num_hidden_layers=2,
@@ -93,7 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expected(folder: Path) -> dict[str, list[Any]]:
     models = {}
-    for name in ROPES:
+    for name in SCALED:
         model = LlamaForCausalLM.from_pretrained(folder / f"hf-{name}", dtype=torch.float32).eval()
         # Transformers makes the frequencies in float32: their last bit is 5e-4 rad at 8,000.
         scaling = load_metadata(folder / name).rope_scaling

@@ -10,23 +10,11 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, save_metadata
-from megatron_ultralong.model.shape import ModelConfig
 from tests.patience import patience
+from tests.shapes import llama_shape
 
 ROOT = Path(__file__).parents[2]
-SHAPE = ModelConfig(
-    num_layers=2,
-    hidden_size=32,
-    ffn_hidden_size=48,
-    num_attention_heads=4,
-    num_query_groups=2,
-    kv_channels=8,
-    vocab_size=64,
-    norm_epsilon=1e-5,
-    rotary_base=10000.0,
-    max_position_embeddings=256,
-    untie_embeddings_and_output_weights=True,
-)
+SHAPE = llama_shape(layers=2, hidden=32, ffn=48, vocabulary=64, positions=256)
 
 
 @pytest.mark.slow

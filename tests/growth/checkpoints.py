@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.disk.checksums import Checksum, read_checksums, write_checksums
@@ -20,57 +18,17 @@ from megatron_ultralong.config.convert import ExportConfig, ImportConfig
 from megatron_ultralong.program.journal import Journal
 from megatron_ultralong.program.output import output_folder
 from tests.growth.table import Work, counted
+from tools.benchmark_layers import write_model
 
 
-def write_model(folder: Path, num_layers: int) -> Path:
+def write_small(folder: Path, num_layers: int) -> Path:
     """A Llama of so many layers, all tensors in one file."""
-    hidden, ffn, vocab = 8, 12, 16
-    shapes = {
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.k_proj": (hidden // 2, hidden),
-        "self_attn.v_proj": (hidden // 2, hidden),
-        "self_attn.o_proj": (hidden, hidden),
-        "mlp.gate_proj": (ffn, hidden),
-        "mlp.up_proj": (ffn, hidden),
-        "mlp.down_proj": (hidden, ffn),
-        "input_layernorm": (hidden,),
-        "post_attention_layernorm": (hidden,),
-    }
-    tensors = {
-        "model.embed_tokens.weight": torch.zeros(vocab, hidden),
-        "lm_head.weight": torch.ones(vocab, hidden),
-        "model.norm.weight": torch.ones(hidden),
-        **{
-            f"model.layers.{layer}.{name}.weight": torch.ones(shape)
-            for layer in range(num_layers)
-            for name, shape in shapes.items()
-        },
-    }
-    folder.mkdir()
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": vocab,
-        "hidden_size": hidden,
-        "intermediate_size": ffn,
-        "num_hidden_layers": num_layers,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 4,
-        "max_position_embeddings": 64,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
-        "hidden_act": "silu",
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    return write_model(folder, num_layers, hidden=8, ffn=12, vocabulary=16, heads=2)
 
 
 @counted(3)
 def layers_read_from_one_file(n: int, folder: Path) -> Work:
-    write_model(folder / "hf", n)
+    write_small(folder / "hf", n)
 
     def read() -> None:
         source = HuggingFaceFolder(folder / "hf")
@@ -95,14 +53,14 @@ def tensors_read_from_a_pickle(n: int, folder: Path) -> Work:
 @counted(3)
 def layers_imported(n: int, folder: Path) -> Work:
     config = ImportConfig(
-        write_model(folder / "hf", n), folder / "megatron", tokenizer=False, verify=False
+        write_small(folder / "hf", n), folder / "megatron", tokenizer=False, verify=False
     )
     return lambda: import_checkpoint(config)
 
 
 def imported(n: int, folder: Path) -> Path:
     """A Megatron checkpoint of so many layers."""
-    source = write_model(folder / "hf", n)
+    source = write_small(folder / "hf", n)
     import_checkpoint(ImportConfig(source, folder / "megatron", tokenizer=False, verify=False))
     return folder / "megatron"
 

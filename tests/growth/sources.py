@@ -21,20 +21,22 @@ def files_of_a_folder(n: int, folder: Path) -> Work:
     return find(folder)
 
 
-@counted(20)
-def folders_that_link_to_all_others(n: int, folder: Path) -> Work:
-    """Each has a link to the one that holds them all: by paths they are n to the power of n."""
+def write_linked(n: int, folder: Path) -> None:
+    """Folders, each with a link to the one that holds them all."""
     for number in range(n):
         (folder / f"{number}").mkdir()
         (folder / f"{number}" / "a.txt").write_text("a text")
         (folder / f"{number}" / "all").symlink_to("..")
+
+
+@counted(20)
+def folders_that_link_to_all_others(n: int, folder: Path) -> Work:
+    """Each has a link to the one that holds them all: by paths they are n to the power of n."""
+    write_linked(n, folder)
     return find(folder)
 
 
 @counted(20)
 def folders_of_a_pattern(n: int, folder: Path) -> Work:
-    for number in range(n):
-        (folder / f"{number}").mkdir()
-        (folder / f"{number}" / "a.txt").write_text("a text")
-        (folder / f"{number}" / "all").symlink_to("..")
+    write_linked(n, folder)
     return lambda: find_files(Source("s", str(folder / "**" / "*")), ReadOptions())

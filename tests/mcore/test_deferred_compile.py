@@ -5,7 +5,7 @@ import importlib
 import pytest
 import torch
 
-from megatron_ultralong.mcore.deferred_compile import compile_at_first_call
+from megatron_ultralong.mcore.cpu import compile_at_first_call
 
 
 def test_a_function_is_compiled_once_and_when_it_is_called() -> None:

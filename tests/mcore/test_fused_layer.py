@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.recipes import PRETRAIN_RECIPES
-from megatron_ultralong.mcore import elementwise, fused_projection, products
+from megatron_ultralong.mcore import elementwise, fused_projection, projection
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
@@ -250,7 +250,7 @@ def products_and_gradients() -> bool:
         for is_left_out in (False, True):
             x = torch.randn(5, 1, 48, generator=torch.Generator().manual_seed(1)).requires_grad_()
             linear.weight.grad = None
-            with products.result_left_out(linear if is_left_out else None):
+            with projection.result_left_out(linear if is_left_out else None):
                 result, _ = linear(x)
             with torch.no_grad():
                 is_product = torch.equal(result, x @ linear.weight.t())
@@ -259,7 +259,7 @@ def products_and_gradients() -> bool:
             assert is_product is not is_left_out
         assert "forward" not in vars(linear)
         own = linear.forward = functools.partial(linear.forward)  # somebody else's
-        with products.result_left_out(linear):
+        with projection.result_left_out(linear):
             assert linear.forward is not own
         assert vars(linear)["forward"] is own
         return all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -14,24 +14,12 @@ from megatron_ultralong.mcore.host_memory import HostMemory
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
-from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.plan.job import in_pages
 from tests.ranks import run_on_ranks
+from tests.shapes import fill, llama_shape
 
 SEQ_LENGTH, VOCABULARY = 96, 64
-MODEL = ModelConfig(
-    num_layers=3,
-    hidden_size=32,
-    ffn_hidden_size=48,
-    num_attention_heads=4,
-    num_query_groups=2,
-    kv_channels=8,
-    vocab_size=VOCABULARY,
-    norm_epsilon=1e-5,
-    rotary_base=10000.0,
-    max_position_embeddings=SEQ_LENGTH,
-    untie_embeddings_and_output_weights=True,
-)
+MODEL = llama_shape(layers=3, hidden=32, ffn=48, vocabulary=VOCABULARY, positions=SEQ_LENGTH)
 TP2 = ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True)
 ONE = ParallelConfig()
 Gradients = dict[str, torch.Tensor]
@@ -59,9 +47,7 @@ def gradients(
         recomputation=recomputation,
         loss_tile_size=loss_tile_size,
     )
-    generator = torch.Generator().manual_seed(groups.tp.rank())
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, 0.0 if parameter.ndim > 1 else 1.0, 0.2, generator)
+    fill(model, groups.tp.rank())
     rows = torch.randint(
         VOCABULARY, (2, SEQ_LENGTH + 1), generator=torch.Generator().manual_seed(9)
     )

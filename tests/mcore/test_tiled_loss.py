@@ -15,8 +15,8 @@ from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.mcore.tiled_loss import _TiledCrossEntropy, _Tiling
 from megatron_ultralong.mcore.tiles import SequenceTiles
-from megatron_ultralong.model.shape import ModelConfig
 from tests.ranks import run_on_ranks
+from tests.shapes import fill, llama_shape
 
 TOKENS, HIDDEN, VOCABULARY = 37, 24, 60
 
@@ -57,19 +57,7 @@ def test_losses_and_gradients_are_those_of_the_full_logits(ranks: int, tile_size
         torch.testing.assert_close(own.double(), exact, rtol=1e-5, atol=1e-5)
 
 
-MODEL = ModelConfig(
-    num_layers=1,
-    hidden_size=32,
-    ffn_hidden_size=48,
-    num_attention_heads=4,
-    num_query_groups=2,
-    kv_channels=8,
-    vocab_size=64,
-    norm_epsilon=1e-5,
-    rotary_base=10000.0,
-    max_position_embeddings=96,
-    untie_embeddings_and_output_weights=True,
-)
+MODEL = llama_shape(layers=1, hidden=32, ffn=48, vocabulary=64, positions=96)
 ROWS, LENGTH = 2, 96
 MASKS = {
     "all": torch.ones(ROWS, LENGTH),
@@ -95,9 +83,7 @@ def mean_loss(
         rope_scaling=None,
         loss_tile_size=tile_size,
     )
-    generator = torch.Generator().manual_seed(groups.tp.rank())
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, 0.0 if parameter.ndim > 1 else 1.0, 0.2, generator)
+    fill(model, groups.tp.rank())
     tokens = torch.randint(64, (ROWS, LENGTH + 1), generator=torch.Generator().manual_seed(9))
     losses = model(tokens[:, :-1], None, None, labels=tokens[:, 1:])
     total, count, _ = token_loss(MASKS[mask], losses)

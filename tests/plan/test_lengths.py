@@ -13,8 +13,8 @@ from megatron_ultralong.cli.start_of_run import begin
 from megatron_ultralong.config import command_line
 from megatron_ultralong.config.recipes import FOR_PRETRAIN, PRETRAIN_RECIPES, SFT_RECIPES
 from megatron_ultralong.config.training import PretrainConfig, SftConfig
+from megatron_ultralong.plan.command import LENGTHS, short_length
 from megatron_ultralong.plan.estimate import gpus_of_a_node
-from megatron_ultralong.plan.lengths import LENGTHS, short_length
 from megatron_ultralong.program.launch import take_ranks
 from tests.command_line import refusal
 

@@ -15,23 +15,11 @@ from megatron_ultralong.config.optimizer import OptimizerConfig
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.mcore import cpu  # noqa: F401 - Megatron-Core without a GPU
-from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.plan.job import Job, pinned_bytes
 from megatron_ultralong.plan.optimizer_memory import optimizer_memory, stage_tensors
+from tests.shapes import llama_shape
 
-MODEL = ModelConfig(
-    num_layers=4,
-    hidden_size=64,
-    ffn_hidden_size=160,
-    num_attention_heads=4,
-    num_query_groups=2,
-    kv_channels=16,
-    vocab_size=512,
-    norm_epsilon=1e-5,
-    rotary_base=10000.0,
-    max_position_embeddings=512,
-    untie_embeddings_and_output_weights=True,
-)
+MODEL = llama_shape(layers=4, hidden=64, ffn=160, vocabulary=512, positions=512)
 
 
 def planned(num_gpus: int = 1, precision: str = "bf16", **optimizer: Any) -> Job:

@@ -10,8 +10,8 @@ import pytest
 
 from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.cli.dispatch import read_training
-from megatron_ultralong.cli.origin import says_who_set
 from megatron_ultralong.cli.plan import plan
+from megatron_ultralong.cli.start_of_run import says_who_set
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, load
 from megatron_ultralong.config.convert import ImportConfig
 from megatron_ultralong.program.errors import InputError

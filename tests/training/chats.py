@@ -11,6 +11,8 @@ from tokenizers import Tokenizer
 
 from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.config.convert import ImportConfig
+from megatron_ultralong.data.options import PrepareChatConfig
+from megatron_ultralong.data.prepare.chats import prepare_chat
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES
 from tests.models import TEXT, write_llama
 
@@ -24,6 +26,21 @@ def write_chat_model(folder: Path, **changes: Any) -> None:
     settings = {"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"}
     (folder / "hf" / "tokenizer_config.json").write_text(json.dumps(settings))
     import_checkpoint(ImportConfig(folder / "hf", folder / "base"))
+
+
+def write_chats(folder: Path, count: int) -> None:
+    """``own.jsonl``, so many conversations for ``hf``, and ``chats``, rows of 128 tokens of it."""
+    records = "".join(json.dumps(record) + "\n" for record in conversations(count))
+    (folder / "own.jsonl").write_text(records)
+    config = PrepareChatConfig(
+        source=(f"own={folder}/own.jsonl",),
+        tokenizer=folder / "hf",
+        output=folder / "chats",
+        seq_length=128,
+        too_long="drop",
+        valid_fraction=0.3,
+    )
+    prepare_chat(config)
 
 
 def conversations(count: int, seed: int = 0) -> list[dict[str, Any]]:

@@ -16,8 +16,7 @@ import pytest
 from megatron_ultralong.checkpoint.disk.checksums import DamagedError, read_checksums
 from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE
 from megatron_ultralong.checkpoint.formats.megatron import check_tensors, listed_files
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.refused_file import FailingDiskError
+from megatron_ultralong.program.errors import FailingDiskError, InputError
 from megatron_ultralong.training.saving.run_folder import newest_good
 from megatron_ultralong.training.verbs import check_run, dry_run
 from tests.training.conftest import MakeConfig

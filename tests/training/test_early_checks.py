@@ -15,7 +15,7 @@ import pytest
 from megatron_ultralong.checkpoint.disk.folder import write_latest
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
 from megatron_ultralong.cli.dispatch import read_training
-from megatron_ultralong.cli.origin import with_shorter_warm_up
+from megatron_ultralong.cli.start_of_run import with_shorter_warm_up
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb
 from megatron_ultralong.config.recipes import RECIPES
 from megatron_ultralong.data.rows.manifest import load_manifest

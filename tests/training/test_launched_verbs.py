@@ -18,12 +18,10 @@ import pytest
 
 from megatron_ultralong import cli
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata, unseal
-from megatron_ultralong.data.options import PrepareChatConfig
-from megatron_ultralong.data.prepare.chats import prepare_chat
 from megatron_ultralong.program.owner_record import read_owners
 from tests.models import TEXT, prepare_rows
 from tests.patience import patience
-from tests.training.chats import conversations, write_chat_model
+from tests.training.chats import write_chat_model, write_chats
 from tests.training.job import num_lines
 
 Ended = tuple[int, str]
@@ -115,18 +113,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("launch")
     write_chat_model(folder, max_position_embeddings=256)
     prepare_rows(folder, (TEXT * 2 + str(n) for n in range(300)), folder / "hf", 128)
-    records = "".join(json.dumps(record) + "\n" for record in conversations(60))
-    (folder / "own.jsonl").write_text(records)
-    prepare_chat(
-        PrepareChatConfig(
-            source=(f"own={folder}/own.jsonl",),
-            tokenizer=folder / "hf",
-            output=folder / "chats",
-            seq_length=128,
-            too_long="drop",
-            valid_fraction=0.3,
-        )
-    )
+    write_chats(folder, 60)
     shutil.copytree(folder / "base", folder / "damaged")
     source = load_metadata(folder / "damaged")
     unseal(folder / "damaged")

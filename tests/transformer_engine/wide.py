@@ -44,22 +44,13 @@ TE_ATTENTION = dataclasses.replace(TE, attention="te")
 FUSED_ROPE = dataclasses.replace(TE, apply_rope_fusion=True)
 KEEP_ALL = MemoryConfig(recompute_granularity="none", loss_tile_size=0)
 """Layers as Megatron-Core runs them."""
+_PRECISE = OptimizerConfig(lr=1e-4, lr_warmup_iters=1, use_precision_aware_optimizer=True)
 LOWER = {
-    "bf16": OptimizerConfig(
-        lr=1e-4,
-        lr_warmup_iters=1,
-        use_precision_aware_optimizer=True,
-        main_grads_dtype="bf16",
-        exp_avg_dtype="bf16",
-        exp_avg_sq_dtype="bf16",
+    "bf16": dataclasses.replace(
+        _PRECISE, main_grads_dtype="bf16", exp_avg_dtype="bf16", exp_avg_sq_dtype="bf16"
     ),
-    "fp8": OptimizerConfig(
-        lr=1e-4,
-        lr_warmup_iters=1,
-        use_precision_aware_optimizer=True,
-        main_params_dtype="fp16",
-        exp_avg_dtype="fp8",
-        exp_avg_sq_dtype="fp16",
+    "fp8": dataclasses.replace(
+        _PRECISE, main_params_dtype="fp16", exp_avg_dtype="fp8", exp_avg_sq_dtype="fp16"
     ),
 }
 ROPE = RopeConfig(

@@ -9,7 +9,7 @@ import gc
 import importlib
 import sys
 
-from megatron_ultralong.mcore.deferred_compile import compile_at_first_call
+from megatron_ultralong.mcore.cpu import compile_at_first_call
 
 MODULES = (
     "hypothesis.strategies",

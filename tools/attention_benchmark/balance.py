@@ -8,8 +8,8 @@ import numpy as np
 
 from megatron_ultralong.attention.ring.plan import Plan, make_plan
 from megatron_ultralong.sequence.assignment import balanced, zigzag
+from megatron_ultralong.sequence.chunks import ring_time
 from megatron_ultralong.sequence.documents import causal_area
-from megatron_ultralong.sequence.ring_time import ring_time
 
 from .measurement import row
 from .recipe_lengths import recipe_lengths

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from megatron_ultralong.program.environment import variables
+from megatron_ultralong.program.ranks import variables
 from megatron_ultralong.sequence.assignment import zigzag
 
 from .contest import PADDING, Contestant, Task, UnableError

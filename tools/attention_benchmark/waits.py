@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megatron_ultralong.attention.ring.ring import run
 from megatron_ultralong.sequence.assignment import balanced, zigzag
-from megatron_ultralong.sequence.ring_time import Areas, hop_areas, phases_end
+from megatron_ultralong.sequence.chunks import Areas, hop_areas, phases_end
 from megatron_ultralong.sequence.transport import ProcessGroupRing, Transfer
 
 from .measurement import header, row

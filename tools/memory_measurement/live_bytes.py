@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,13 +44,7 @@ class LiveBytes(TorchDispatchMode):
         """Start again from what is alive now."""
         self.peak_bytes, self.peak_tensors = self.num_bytes, self._tensors()
 
-    def __torch_dispatch__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self._see((args, kwargs), str(func))
         result = func(*args, **kwargs)

@@ -8,7 +8,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from megatron_ultralong.attention.kernels import base
 from megatron_ultralong.attention.kernels.base import room_for, room_for_gradients
@@ -70,7 +69,7 @@ def _backward(inputs: base.Inputs, saved: base.Saved) -> base.Gradients:
 
 
 @lru_cache(maxsize=16)
-def _groups(edges: tuple[int, ...]) -> tuple[Tensor, ...]:
+def _groups(edges: tuple[int, ...]) -> tuple[torch.Tensor, ...]:
     """Places of the tokens of all documents of one length, each int64 [number, length]."""
     boundaries = np.asarray(edges, dtype=np.int64)
     lengths, starts = np.diff(boundaries), boundaries[:-1]
@@ -80,19 +79,19 @@ def _groups(edges: tuple[int, ...]) -> tuple[Tensor, ...]:
     return tuple(torch.from_numpy(its[:, None] + np.arange(size)) for size, its in groups)
 
 
-def _side_by_side(inputs: base.Inputs, places: Tensor) -> base.Inputs:
+def _side_by_side(inputs: base.Inputs, places: torch.Tensor) -> base.Inputs:
     """Documents of one length as a batch."""
     q, k, v = (_taken(x, places) for x in inputs[:3])
     return base.Inputs(q, k, v, (0, places.shape[1]), inputs.scale)
 
 
-def _taken(x: Tensor, places: Tensor) -> Tensor:
+def _taken(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """Documents side by side: [s, 1, heads, d] -> [length, number, heads, d]."""
     rows = x[:, 0].index_select(0, places.flatten())
     return rows.view(*places.shape, *rows.shape[1:]).transpose(0, 1)
 
 
-def _put_back(x: Tensor, places: Tensor, part: Tensor) -> None:
+def _put_back(x: torch.Tensor, places: torch.Tensor, part: torch.Tensor) -> None:
     """What :func:`_taken` took, or what was made of it."""
     x[:, 0].index_copy_(0, places.flatten(), part.transpose(0, 1).flatten(0, 1))
 

@@ -8,7 +8,6 @@ from functools import lru_cache
 from itertools import pairwise
 
 import torch
-from torch import Tensor
 
 from megatron_ultralong.attention.kernels import base, flash
 from megatron_ultralong.sequence.documents import Boundaries
@@ -62,7 +61,7 @@ class CudnnKernel(base.Kernel):
         return dq, dk, dv
 
 
-def _falls_to_fa2(q: Tensor, k: Tensor) -> bool:
+def _falls_to_fa2(q: torch.Tensor, k: torch.Tensor) -> bool:
     """Blocks that are no work for cuDNN.
 
     It builds a plan for every new shape and never forgets it (45 ms, 1.5 MiB of host memory, for

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
-from torch import Tensor
 
 from megatron_ultralong.attention.kernels.base import Gradients, Result, Saved, accumulation_dtype
 from megatron_ultralong.attention.ring.block import Block
@@ -30,7 +29,7 @@ def _mask(plan: Plan, rank: int) -> tuple[Boundaries, tuple[Rectangle, ...]]:
     return Boundaries(sorted({*plan.local_cu_seqlens[rank], *cuts})), everywhere
 
 
-def _keys(blocks: Sequence[Block], transport: Transport) -> list[list[Tensor]]:
+def _keys(blocks: Sequence[Block], transport: Transport) -> list[list[torch.Tensor]]:
     """For every rank here, the shards of all ranks, each [2 (k, v), s_local, b, kv_heads, d]."""
     return transport.all_gather([torch.stack([block.k, block.v]) for block in blocks])
 

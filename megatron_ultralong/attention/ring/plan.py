@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from megatron_ultralong.attention.ring.rectangle import Rectangle, local_cu_seqlens, rectangles
@@ -94,7 +93,7 @@ def _needed(masks: tuple[tuple[tuple[Rectangle, ...], ...], ...], source: int) -
     return tuple(ranges)
 
 
-def boundaries(cu_seqlens: Tensor | None, seq_length: int, batch: int) -> Boundaries | None:
+def boundaries(cu_seqlens: torch.Tensor | None, seq_length: int, batch: int) -> Boundaries | None:
     """Document boundaries as a key for :func:`make_plan`, without empty documents.
 
     A tensor on a GPU costs a synchronisation: keep ``cu_seqlens`` on the CPU.
@@ -121,7 +120,7 @@ _plans: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def row_plan(
-    assignment: Assignment, seq_length: int, cu_seqlens: Tensor | None, batch: int
+    assignment: Assignment, seq_length: int, cu_seqlens: torch.Tensor | None, batch: int
 ) -> Plan:
     """Plan of the row that ``cu_seqlens`` tells of, made for its first layer.
 

@@ -7,38 +7,32 @@ from megatron_ultralong.checkpoint.disk.folder import resolve_readable
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, load_metadata
 from megatron_ultralong.checkpoint.formats import hugging_face_config, rope_block, rope_verdicts
 from megatron_ultralong.checkpoint.formats.kind import is_gguf, kind_of
-from megatron_ultralong.config.convert import (
-    ExportConfig,
-    ImportConfig,
-    InspectConfig,
-    VerifyConfig,
-)
+from megatron_ultralong.config import convert
+from megatron_ultralong.program import fields, output
 from megatron_ultralong.program.errors import InputError, missing
-from megatron_ultralong.program.fields import check_ranges
-from megatron_ultralong.program.output import check_output
 
 OUTPUT = "output"
 """What messages call the new folder, which has no flag."""
 
 
-def check_import(config: ImportConfig, num_ranks: int = 1) -> None:
+def check_import(config: convert.ImportConfig, num_ranks: int = 1) -> None:
     """Check numbers, source and output of an import.
 
     Raises:
         InputError: one of them is wrong.
     """
     del num_ranks
-    check_ranges(config)
+    fields.check_ranges(config)
     if kind_of(config.src) == "megatron":
         raise InputError(f"{config.src} is a Megatron checkpoint already: use it as it is")
     _check_model(config.src)
     if config.tokenizer:
         small_files.check_tokenizer(config.src)
     small_files.check_readable(config.src)
-    check_output(config.dst, OUTPUT)
+    output.check_output(config.dst, OUTPUT)
 
 
-def check_export(config: ExportConfig, num_ranks: int = 1) -> list[str]:
+def check_export(config: convert.ExportConfig, num_ranks: int = 1) -> list[str]:
     """Check numbers, checkpoint, engines and output of an export.
 
     Returns what those who serve it with the engines of ``--for`` have to know, in lines.
@@ -47,7 +41,7 @@ def check_export(config: ExportConfig, num_ranks: int = 1) -> list[str]:
         InputError: one of them is wrong.
     """
     del num_ranks
-    check_ranges(config)
+    fields.check_ranges(config)
     metadata = _metadata(config.src, config.iteration)
     lines = _check_readers(metadata, config)
     if config.dst.suffix == ".gguf" and config.format != "gguf":
@@ -55,18 +49,18 @@ def check_export(config: ExportConfig, num_ranks: int = 1) -> list[str]:
             f"output {config.dst} has the name of a GGUF file, and --format {config.format} writes "
             f"a folder of other files: add --format gguf, or name it {config.dst.with_suffix('')}"
         )
-    check_output(config.dst, OUTPUT)
+    output.check_output(config.dst, OUTPUT)
     return lines
 
 
-def check_verify(config: VerifyConfig, num_ranks: int = 1) -> None:
+def check_verify(config: convert.VerifyConfig, num_ranks: int = 1) -> None:
     """Check numbers and models of a comparison.
 
     Raises:
         InputError: one of them is wrong.
     """
     del num_ranks
-    check_ranges(config)
+    fields.check_ranges(config)
     _check_model(config.a, config.iteration)
     if not is_gguf(config.b):
         _check_model(config.b, config.iteration)
@@ -76,14 +70,14 @@ def check_verify(config: VerifyConfig, num_ranks: int = 1) -> None:
         raise InputError(f"GGUF file {missing(config.b)}")
 
 
-def check_inspect(config: InspectConfig, num_ranks: int = 1) -> None:
+def check_inspect(config: convert.InspectConfig, num_ranks: int = 1) -> None:
     """Check numbers and model to be shown.
 
     Raises:
         InputError: one of them is wrong.
     """
     del num_ranks
-    check_ranges(config)
+    fields.check_ranges(config)
     is_lone = config.src.is_file() and config.src.suffix == ".json"
     if not is_lone and kind_of(config.src) == "megatron":  # a config.json may be of any model
         _metadata(config.src, config.iteration)
@@ -106,7 +100,7 @@ def _metadata(path: Path, iteration: int | None) -> CheckpointMetadata:
     return load_metadata(folder.parent)
 
 
-def _check_readers(metadata: CheckpointMetadata, config: ExportConfig) -> list[str]:
+def _check_readers(metadata: CheckpointMetadata, config: convert.ExportConfig) -> list[str]:
     names = list(dict.fromkeys(filter(None, map(str.strip, config.engines.lower().split(",")))))
     if not names:
         return []

@@ -18,8 +18,8 @@ from megatron_ultralong.checkpoint.formats.models import DiskModel
 from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo, read_ahead
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
 from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
+from megatron_ultralong.program.aside import files_in
 from megatron_ultralong.program.journal import Journal
-from megatron_ultralong.program.listing import files_in
 from megatron_ultralong.program.progress import progress
 
 

@@ -1,19 +1,21 @@
-"""Reports of models and conversions.
+"""Reports of models and conversions, and how a terminal shows them: as tables, or as JSON.
 
 Among them ``ultralong convert inspect``: what a model on disk holds.
 """
 
 import dataclasses
 import json
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from rich import box
+from rich.table import Table
 
-from megatron_ultralong.checkpoint.convert.early_checks import check_inspect
+from megatron_ultralong.checkpoint.convert import early_checks
 from megatron_ultralong.checkpoint.convert.lone_config import inspect_config, lone_config
-from megatron_ultralong.checkpoint.convert.table import show, show_rows
 from megatron_ultralong.checkpoint.convert.verification import num_bytes
 from megatron_ultralong.checkpoint.disk.folder import iterations
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
@@ -26,8 +28,9 @@ from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model
 from megatron_ultralong.config.convert import InspectConfig
 from megatron_ultralong.config.rope_recipe import rope_recipe
 from megatron_ultralong.model.families.family import QKV_WEIGHT
-from megatron_ultralong.model.parameters import num_parameters
+from megatron_ultralong.model.shape import num_parameters
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.terminal import Console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +98,7 @@ def inspect(config: InspectConfig) -> dict[str, Any]:
     Raises:
         InputError: it is in no known format, or damaged.
     """
-    check_inspect(config)
+    early_checks.check_inspect(config)
     lone = lone_config(config.src)
     if lone is not None:
         values = inspect_config(lone)
@@ -245,3 +248,70 @@ def angles(rope: rope_verdicts.Rope, trained: str = "exact") -> str:
 
 def _release(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.removeprefix(">=").split(".")))
+
+
+_SHA256_LENGTH, _SHA256_SHOWN = 64, 16
+
+
+def show(values: Mapping[str, Any], as_json: bool) -> None:
+    """Print a report on standard output."""
+    if as_json:
+        sys.stdout.write(json.dumps(values, indent=2) + "\n")
+        return
+    table = Table(show_header=False, box=None)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, text in _lines(values):
+        if len(text) == _SHA256_LENGTH and " " not in text:
+            text = f"{text[:_SHA256_SHOWN]}... (whole: --json)"
+        table.add_row(key if "." in key else key.replace("_", " "), text)  # names of files stay
+    Console().print(table)
+
+
+def show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows that have the same columns as a table; long names continue after a dot."""
+    console = Console()
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*("-" if value is None else _parted(_text(value)) for value in row.values()))
+    console.print(table)
+
+
+_NAME_WIDTH = 22
+"""Columns of a name: five columns then fit into 80."""
+
+
+def _parted(text: str) -> str:
+    """Names in lines of at most :data:`_NAME_WIDTH`: cut after commas, and long names at dots."""
+    lines = [""]
+    for name in re.findall(r"[^,]+,? ?", text):
+        parts = [name] if len(name.rstrip()) <= _NAME_WIDTH else re.findall(r"[^.]+\.?", name)
+        for part in parts:
+            if lines[-1] and len(lines[-1]) + len(part.rstrip()) > _NAME_WIDTH:
+                lines.append("")
+            lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _lines(values: Mapping[str, Any], indent: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            if value:
+                yield indent + key, ""
+            yield from _lines(value, indent + "  ")
+        elif key == "num_resumed_tensors" and not value:
+            continue  # nothing was resumed, as nearly always
+        elif value not in (None, [], ()):  # nothing to say
+            yield indent + key, _text(value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return ", ".join(map(_text, value)) if isinstance(value, list) else str(value)

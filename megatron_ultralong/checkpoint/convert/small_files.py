@@ -13,10 +13,9 @@ from megatron_ultralong.checkpoint.formats import hugging_face_config, tokenizer
 from megatron_ultralong.checkpoint.formats.kind import ADAPTER_FILE, PARAMS_FILE
 from megatron_ultralong.data.tokenize.folder_template import TEMPLATE_FILE, template_files
 from megatron_ultralong.data.tokenize.refused_tokenizer import NAMES, no_tokenizer
-from megatron_ultralong.program.aside import whole
+from megatron_ultralong.program.aside import files_below, files_in, whole
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
-from megatron_ultralong.program.listing import files_below, files_in
 
 _PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
 _LICENCES = ("LICENSE", "NOTICE")

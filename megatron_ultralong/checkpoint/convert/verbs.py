@@ -4,16 +4,14 @@ import dataclasses
 import time
 from typing import Any
 
-from megatron_ultralong.checkpoint.convert import early_checks, model_writer, small_files
-from megatron_ultralong.checkpoint.convert.report import ConversionReport, good_for, summarise
-from megatron_ultralong.checkpoint.convert.table import show
-from megatron_ultralong.checkpoint.convert.verification import (
-    DTYPES,
-    Comparison,
-    compare,
-    compare_gguf,
-    num_bytes,
+from megatron_ultralong.checkpoint.convert import (
+    early_checks,
+    model_writer,
+    small_files,
+    verification,
 )
+from megatron_ultralong.checkpoint.convert.report import ConversionReport, good_for, show, summarise
+from megatron_ultralong.checkpoint.convert.verification import Comparison
 from megatron_ultralong.checkpoint.disk.folder import RELEASE, write_latest
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, save_metadata
 from megatron_ultralong.checkpoint.formats import (
@@ -58,7 +56,7 @@ def import_checkpoint(config: ImportConfig) -> ConversionReport:
         angle_precision=config.rope.angle_precision,
         trained_seq_length=min(positions) if is_extended else None,
     )
-    size = num_bytes(source)
+    size = verification.num_bytes(source)
     conversion = model_writer.describe("import", found, rope=dataclasses.asdict(config.rope))
     with output_folder(
         config.dst, "convert", conversion, flag=early_checks.OUTPUT, num_bytes=size
@@ -77,7 +75,7 @@ def import_checkpoint(config: ImportConfig) -> ConversionReport:
         write_latest(folder, RELEASE)
         times.append(time.monotonic())
         if config.verify:
-            compare(source, MegatronCheckpoint(folder))
+            verification.compare(source, MegatronCheckpoint(folder))
         times.append(time.monotonic())
     return _report(
         *("import", config, source, times),
@@ -110,8 +108,8 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
             f"stops: engines will write on behind them; add {number} to eos_token_id of "
             f"{config.dst / GENERATION_FILE}"
         )
-    dtype = DTYPES.get(config.dtype)
-    size = num_bytes(source, dtype)
+    dtype = verification.DTYPES.get(config.dtype)
+    size = verification.num_bytes(source, dtype)
     shard_size = int(config.max_shard_size_gb * 1e9)
     conversion = model_writer.describe(
         "export",
@@ -136,9 +134,9 @@ def export_checkpoint(config: ExportConfig) -> ConversionReport:
             )
         times.append(time.monotonic())
         if config.verify and config.format == "gguf":
-            compare_gguf(source, folder / GGUF_FILE, dtype)
+            verification.compare_gguf(source, folder / GGUF_FILE, dtype)
         elif config.verify:
-            compare(source, models.open_model(folder), dtype)
+            verification.compare(source, models.open_model(folder), dtype)
         times.append(time.monotonic())
     report = _report(
         *("export", config, source, times),
@@ -169,7 +167,7 @@ def verify(config: VerifyConfig) -> Comparison:
             models.open_model(path, config.iteration, verify_checksums=config.verify_checksums)
             for path in (config.a, config.b)
         )
-        comparison = compare(a, b, DTYPES.get(config.dtype))
+        comparison = verification.compare(a, b, verification.DTYPES.get(config.dtype))
         if config.logits:
             how = (config.logits_seq_length, config.logits_dtype, config.logits_method)
             logits = check_logits((a, b), *how)
@@ -193,7 +191,7 @@ def _verify_gguf(config: VerifyConfig) -> Comparison:
             "of llama.cpp with those of `ultralong generate`"
         )
     path = config.b / GGUF_FILE if config.b.is_dir() else config.b
-    return compare_gguf(source, path, DTYPES.get(config.dtype))
+    return verification.compare_gguf(source, path, verification.DTYPES.get(config.dtype))
 
 
 def _report(

@@ -17,12 +17,11 @@ from megatron_ultralong.checkpoint.formats.meta import MetaFolder
 from megatron_ultralong.checkpoint.formats.tensor_file import read_ahead
 from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
 from megatron_ultralong.checkpoint.logits.comparison import LogitsComparison
-from megatron_ultralong.model.parameters import num_parameters
+from megatron_ultralong.model.shape import num_parameters
 from megatron_ultralong.model.yarn import attention_factor, in_words, inv_freq
 from megatron_ultralong.program.ending import tell
-from megatron_ultralong.program.errors import InputError, missing
+from megatron_ultralong.program.errors import InputError, counted, missing
 from megatron_ultralong.program.progress import progress
-from megatron_ultralong.program.quantity import counted
 
 _OF_ROPE = ". All tensors are equal: one was imported or trained with another --rope-scaling"
 _OF_BYTES = ". Convert again; if it happens again, test the disk and the memory"

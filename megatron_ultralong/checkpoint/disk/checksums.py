@@ -16,14 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_name
-from megatron_ultralong.program.aside import write_aside
+from megatron_ultralong.program import aside, errors
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_bounded, read_json
-from megatron_ultralong.program.refused_file import (
-    ClosedFileError,
-    FailingDiskError,
-    is_failing_disk,
-)
 
 FILE_NAME = "checksums.json"
 PIECE_BYTES = 128 * 2**20
@@ -57,7 +52,7 @@ class UnreadableError(DamagedError):
 def refused(error: DamagedError, way_out: str) -> InputError:
     """What a user is told of it; the ``way_out`` is that of damage."""
     if isinstance(error, UnreadableError):
-        return FailingDiskError(f"{error}: the disk or its server fails; try again")
+        return errors.FailingDiskError(f"{error}: the disk or its server fails; try again")
     return InputError(f"{error}; {way_out}")
 
 
@@ -85,7 +80,7 @@ def write_checksums(folder: Path, checksums: Checksums) -> None:
         name: {key: value for key, value in entry._asdict().items() if value != ()}
         for name, entry in sorted(checksums.items())
     }
-    write_aside(folder / FILE_NAME, _text(files))
+    aside.write_aside(folder / FILE_NAME, _text(files))
 
 
 def read_checksums(folder: Path) -> dict[str, Checksum]:
@@ -105,9 +100,9 @@ def read_checksums(folder: Path) -> dict[str, Checksum]:
         if text != _text(files).encode():
             raise DamagedError(f"{path} is damaged: it is not what its own hash says")
         checksums = {name: _checksum(files.object(name), name) for name in files}
-    except ClosedFileError:
+    except errors.ClosedFileError:
         raise
-    except FailingDiskError as error:
+    except errors.FailingDiskError as error:
         raise UnreadableError(f"{path} cannot be read ({error.__cause__ or error})") from error
     except InputError as error:
         raise DamagedError(f"{path} is damaged ({error})") from error
@@ -183,7 +178,7 @@ def _check_piece(folder: Path, piece: _Piece) -> None:
     except PermissionError:
         raise
     except OSError as error:
-        kind = UnreadableError if is_failing_disk(error) else DamagedError
+        kind = UnreadableError if errors.is_failing_disk(error) else DamagedError
         raise kind(f"{path} cannot be read ({error})") from error
     if size < piece.length or digest.hex() != piece.sha256:
         raise DamagedError(

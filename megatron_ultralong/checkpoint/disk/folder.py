@@ -4,10 +4,8 @@ import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Final, Literal
 
-from megatron_ultralong.program.aside import write_aside
+from megatron_ultralong.program import aside, ranks
 from megatron_ultralong.program.errors import InputError, missing
-from megatron_ultralong.program.listing import files_in
-from megatron_ultralong.program.ranks import is_main_rank
 
 LATEST_FILE = "latest_checkpointed_iteration.txt"
 RELEASE: Final = "release"
@@ -72,14 +70,14 @@ def resolve_readable(folder: str | Path, iteration: int | None = None) -> tuple[
         InputError: see :func:`resolve`. OSError: a file cannot be opened.
     """
     path, number = resolve(folder, iteration)
-    for file in files_in(path) if is_main_rank() else ():
+    for file in aside.files_in(path) if ranks.is_main_rank() else ():
         file.open("rb").close()
     return path, number
 
 
 def write_latest(folder: Path, iteration: int | Literal["release"]) -> None:
     """Name the latest checkpoint of ``folder``, in one step: readers see the old or the new."""
-    write_aside(folder / LATEST_FILE, f"{iteration}")
+    aside.write_aside(folder / LATEST_FILE, f"{iteration}")
 
 
 def _resolve_itself(folder: Path, iteration: int | None) -> tuple[Path, int]:

@@ -14,10 +14,9 @@ from megatron_ultralong.config.rope import AnglePrecision
 from megatron_ultralong.model.families import titles
 from megatron_ultralong.model.shape import MOST_IDS, MOST_POSITIONS, ModelConfig
 from megatron_ultralong.model.yarn import LinearConfig, NtkConfig, RopeScaling, YarnConfig
-from megatron_ultralong.program.aside import whole
+from megatron_ultralong.program.aside import files_below, whole
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.json_file import JsonObject, read_json
-from megatron_ultralong.program.listing import files_below
 from megatron_ultralong.program.ranks import is_main_rank
 
 FILE_NAME = "ultralong.json"

@@ -14,16 +14,11 @@ from typing import Any
 
 from tokenizers import AddedToken
 
+from megatron_ultralong.checkpoint.formats import tokenizer_files
 from megatron_ultralong.checkpoint.formats.gguf_values import Values, array, boolean, string, uint32
-from megatron_ultralong.checkpoint.formats.tokenizer_files import (
-    FAST_FILE,
-    TokenizerFiles,
-    encode,
-    load_fast,
-)
+from megatron_ultralong.checkpoint.formats.tokenizer_files import FAST_FILE, TokenizerFiles
 from megatron_ultralong.data.tokenize.tokenising import named_tokens
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import shown
+from megatron_ultralong.program.errors import InputError, shown
 from megatron_ultralong.program.json_file import JsonObject
 
 _LLAMA3 = (
@@ -79,7 +74,7 @@ def tokenizer_values(folder: Path, vocab_size: int, config: Mapping[str, Any]) -
             f"{folder} has no {FAST_FILE}, which --format gguf makes llama.cpp's tokenizer of: "
             "import the checkpoint with it"
         )
-    tokenizer = load_fast(path)
+    tokenizer = tokenizer_files.load_fast(path)
     name = pre_tokenizer(files.fast, path)
     added = tokenizer.get_added_tokens_decoder()
     tokens, types = _vocabulary(tokenizer.get_vocab(), added, vocab_size, path)
@@ -94,7 +89,8 @@ def tokenizer_values(folder: Path, vocab_size: int, config: Mapping[str, Any]) -
     for kind, token in special.items():
         values[f"{_KEY}{_SPECIAL[kind]}_token_id"] = uint32(token)
     plain, whole = (
-        encode(tokenizer, "a", path, add_special_tokens=special).ids for special in (False, True)
+        tokenizer_files.encode(tokenizer, "a", path, add_special_tokens=special).ids
+        for special in (False, True)
     )
     for kind, found in zip(("bos", "eos"), _around(whole, plain), strict=True):
         if found not in ([], [special.get(kind)]):

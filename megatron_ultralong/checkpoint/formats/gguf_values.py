@@ -7,8 +7,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import shown
+from megatron_ultralong.program.errors import InputError, shown
 from megatron_ultralong.program.optional import optional_package
 
 Kind = Literal["UINT32", "INT32", "FLOAT32", "BOOL", "STRING", "ARRAY"]

@@ -19,8 +19,7 @@ from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope
 from megatron_ultralong.checkpoint.formats.tensor_file import DTYPES, TensorFile, TensorInfo
 from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD, Weight
 from megatron_ultralong.program.ending import tell
-from megatron_ultralong.program.errors import InputError, missing
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import InputError, counted, missing
 
 
 class StoredTensor(NamedTuple):

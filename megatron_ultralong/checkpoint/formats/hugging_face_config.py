@@ -17,8 +17,7 @@ from megatron_ultralong.model.families import ARCHITECTURES, FAMILIES, refusal
 from megatron_ultralong.model.families.family import Family
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.aside import write_aside
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import shown
+from megatron_ultralong.program.errors import InputError, shown
 from megatron_ultralong.program.json_file import JsonObject, read_json
 
 if TYPE_CHECKING:  # reading a shape needs no torch

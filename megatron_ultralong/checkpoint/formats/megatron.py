@@ -8,17 +8,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megatron_ultralong.checkpoint.disk import checksums
+from megatron_ultralong.checkpoint.disk import checksums, metadata
 from megatron_ultralong.checkpoint.disk.folder import resolve
-from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
 from megatron_ultralong.checkpoint.formats.torch_dist import TorchDistReader, check_objects
 from megatron_ultralong.checkpoint.formats.weight_map import Shape, Weight, model_weights
+from megatron_ultralong.program import rank_values, ranks
 from megatron_ultralong.program.ending import tell
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import ClosedFileError, InputError
 from megatron_ultralong.program.progress import progress
-from megatron_ultralong.program.rank_values import every_rank
-from megatron_ultralong.program.ranks import is_main_rank, local_world_size
-from megatron_ultralong.program.refused_file import ClosedFileError
 
 _DATA_SUFFIX = ".distcp"
 _SHOWN_BYTES = 4 * 2**30
@@ -60,7 +57,7 @@ def check_tensors(folder: Path, listed: checksums.Checksums) -> None:
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     names = [name for name in listed if name.endswith(_DATA_SUFFIX)]
     share = sum(listed[name].size for name in names) / world_size
-    local = local_world_size(world_size)
+    local = ranks.local_world_size(world_size)
     is_shown = rank == 0 and share >= _SHOWN_BYTES
     found: InputError | None = None
     try:
@@ -74,7 +71,7 @@ def check_tensors(folder: Path, listed: checksums.Checksums) -> None:
             )
     except checksums.DamagedError as error:
         found = _refused(error)
-    first = next((error for error in every_rank(found) if error), None)
+    first = next((error for error in rank_values.every_rank(found) if error), None)
     if first is not None:
         raise first
 
@@ -105,8 +102,8 @@ class MegatronCheckpoint:
         """
         self.path, self.iteration = resolve(folder, iteration)
         self.root = self.path.parent
-        self.source_folder = self.root / SOURCE_FOLDER
-        self.metadata = load_metadata(self.root)
+        self.source_folder = self.root / metadata.SOURCE_FOLDER
+        self.metadata = metadata.load_metadata(self.root)
         self.model, self.rope_scaling = self.metadata.model, self.metadata.rope_scaling
         self._verify_checksums = verify_checksums
         self._is_checked = False
@@ -121,7 +118,7 @@ class MegatronCheckpoint:
             damage = error
         try:
             self.tensors = TorchDistReader(self.path)
-            if is_main_rank():  # the others read no object that is not vetted as it is read
+            if ranks.is_main_rank():  # the others read no object that is not vetted as it is read
                 check_objects(self.path, self.tensors.metadata)
         except InputError as error:
             if damage is None or _fault(damage) == _fault(error):

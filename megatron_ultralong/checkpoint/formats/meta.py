@@ -12,11 +12,9 @@ from megatron_ultralong.checkpoint.formats.tensor_file import PickleFile
 from megatron_ultralong.checkpoint.formats.weight_map import LM_HEAD, Weight, model_weights
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.model.yarn import RopeScaling, YarnConfig
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import shown
+from megatron_ultralong.program.aside import files_in
+from megatron_ultralong.program.errors import InputError, counted, shown
 from megatron_ultralong.program.json_file import JsonObject, read_json
-from megatron_ultralong.program.listing import files_in
-from megatron_ultralong.program.quantity import counted
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,15 +9,12 @@ import torch
 
 from megatron_ultralong.checkpoint.disk.large_files import TensorWriter, save_values
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
-from megatron_ultralong.checkpoint.formats import meta
-from megatron_ultralong.checkpoint.formats.kind import PARAMS_FILE
+from megatron_ultralong.checkpoint.formats import kind, meta, weight_map
 from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo, record_offsets
-from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD
 from megatron_ultralong.model.families.llama import LLAMA
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.model.yarn import NtkConfig, YarnConfig, describe, effective_rotary_base
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import InputError, counted
 
 
 class MetaWriter(TensorWriter):
@@ -46,10 +43,10 @@ class MetaWriter(TensorWriter):
         for name, info in tensors:
             tensor = meta.meta_tensor(name)
             layout[tensor.name] = torch.empty(self._part(tensor, info.shape), dtype=info.dtype)
-        self._tied = LM_HEAD not in dict(tensors)
+        self._tied = weight_map.LM_HEAD not in dict(tensors)
         if self._tied:  # Meta's code has no tied weights: it reads a copy
-            embedding = layout[meta.meta_tensor(EMBEDDING).name]
-            layout[meta.meta_tensor(LM_HEAD).name] = torch.empty_like(embedding)
+            embedding = layout[meta.meta_tensor(weight_map.EMBEDDING).name]
+            layout[meta.meta_tensor(weight_map.LM_HEAD).name] = torch.empty_like(embedding)
         self._paths = [folder / f"consolidated.{number:02d}.pth" for number in range(num_shards)]
         if not laid_out:
             for path in self._paths:
@@ -62,8 +59,8 @@ class MetaWriter(TensorWriter):
         """Fill Hugging Face tensor ``name`` in."""
         tensor = meta.in_meta_order(name, tensor, self._model)
         self._fill(meta.meta_tensor(name), tensor)
-        if name == EMBEDDING and self._tied:
-            self._fill(meta.meta_tensor(LM_HEAD), tensor)
+        if name == weight_map.EMBEDDING and self._tied:
+            self._fill(meta.meta_tensor(weight_map.LM_HEAD), tensor)
 
     def _part(self, tensor: meta.MetaTensor, shape: Sequence[int]) -> list[int]:
         part = list(shape)
@@ -126,7 +123,7 @@ def write_params(folder: Path, metadata: CheckpointMetadata, kept: Mapping[str, 
     values.pop("rope_scaling_factor", None)
     if meta.needs_factor(model.hidden_size, factor):
         values["rope_scaling_factor"] = factor
-    (folder / PARAMS_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    (folder / kind.PARAMS_FILE).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _ffn_params(model: ModelConfig) -> dict[str, Any]:

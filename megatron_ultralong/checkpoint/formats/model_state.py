@@ -5,8 +5,6 @@
 :func:`guarded` lasts, all three go through :mod:`megatron_ultralong.checkpoint.formats.pickles`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,18 +21,13 @@ from torch.distributed.checkpoint.metadata import Metadata
 from megatron_ultralong.checkpoint.disk.large_files import Window
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.pickles import UnsafeError, read_saved
-from megatron_ultralong.checkpoint.formats.torch_dist import (
-    COMMON_FILE,
-    check_object,
-    common_state,
-)
+from megatron_ultralong.checkpoint.formats.torch_dist import COMMON_FILE, check_object, common_state
 from megatron_ultralong.checkpoint.formats.torch_dist_metadata import read_torch_dist_metadata
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.rope import AnglePrecision
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.refused_file import refused_file
+from megatron_ultralong.program.errors import InputError, refused_file
 
 _LOAD_BYTES = default_planner.DefaultLoadPlanner.load_bytes
 

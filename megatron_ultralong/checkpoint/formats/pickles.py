@@ -27,10 +27,8 @@ import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
 from megatron_ultralong.checkpoint.formats import pickle_names
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, named, refused_file
 from megatron_ultralong.program.json_file import read_bounded
-from megatron_ultralong.program.quantity import named
-from megatron_ultralong.program.refused_file import refused_file
 
 _MAX_PICKLE_BYTES: Final = 4 * 2**20
 """Of the pickle in a file of ``torch.save``, without the tensors' bytes: thirty thousand tensors.

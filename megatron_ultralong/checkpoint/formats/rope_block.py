@@ -11,8 +11,7 @@ from typing import Any, Final
 
 from megatron_ultralong.model import yarn
 from megatron_ultralong.model.shape import MOST_POSITIONS
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import shown
+from megatron_ultralong.program.errors import InputError, shown
 from megatron_ultralong.program.json_file import JsonObject
 
 _DEFAULT_BASE: Final = 10000.0

@@ -13,9 +13,8 @@ from megatron_ultralong.checkpoint.formats.rope_readers import Engine, engines
 from megatron_ultralong.model import yarn
 from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.model.shape import HeadDim, Positions, RotaryBase, check_even
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, not_known
 from megatron_ultralong.program.fields import check_ranges
-from megatron_ultralong.program.not_known import not_known
 
 _PARAMETERS = "it does not look into rope_parameters; an export has rope_scaling and rope_theta"
 _EQUAL = 1e-9

@@ -16,10 +16,8 @@ from safetensors import SafetensorError, safe_open
 from megatron_ultralong.checkpoint.disk.large_files import OpenFile
 from megatron_ultralong.checkpoint.formats import pickles
 from megatron_ultralong.checkpoint.formats.weight_map import Weight
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import shown
+from megatron_ultralong.program.errors import InputError, named, shown
 from megatron_ultralong.program.json_file import parse_json
-from megatron_ultralong.program.quantity import named
 
 _ZIP_LENGTHS = 26
 """Offset, in a record's local header, of the lengths of the name and the extra field."""

@@ -12,13 +12,9 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside
+from megatron_ultralong.data.tokenize import tokenising
 from megatron_ultralong.data.tokenize.folder_template import MAX_TEMPLATE_BYTES, template_files
 from megatron_ultralong.data.tokenize.refused_tokenizer import is_failure
-from megatron_ultralong.data.tokenize.tokenising import (
-    MAX_TOKENIZER_BYTES,
-    load_tokenizer,
-    named_tokens,
-)
 from megatron_ultralong.model.shape import MOST_IDS
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_bounded, read_json
@@ -74,7 +70,9 @@ class TokenizerFiles:
         """Of ``tokenizer_config.json``."""
         self.values.array("additional_special_tokens", None)
         path = folder / FAST_FILE
-        self.fast = read_json(path, max_bytes=MAX_TOKENIZER_BYTES) if path.is_file() else None
+        self.fast = (
+            read_json(path, max_bytes=tokenising.MAX_TOKENIZER_BYTES) if path.is_file() else None
+        )
         """Of ``tokenizer.json``; None: there is none."""
 
     def config(self, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -182,7 +180,7 @@ class TokenizerFiles:
             encode(tokenizer, "a", path, add_special_tokens=special).tokens
             for special in (True, False)
         )
-        named = named_tokens(self._folder)
+        named = tokenising.named_tokens(self._folder)
         bos, eos = (
             [named.get(f"{name}_token")] if self.values.get(f"add_{name}_token", default) else []
             for name, default in (("bos", True), ("eos", False))
@@ -202,7 +200,7 @@ def load_fast(path: Path) -> Tokenizer:
     Raises:
         InputError: it is damaged, larger than such a file is, or of more tokens than a model has.
     """
-    tokenizer, _ = load_tokenizer(path)
+    tokenizer, _ = tokenising.load_tokenizer(path)
     most = max(tokenizer.get_vocab().values(), default=0)
     if most > MOST_IDS:  # the library counts up to it
         raise InputError(

@@ -22,8 +22,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from megatron_ultralong.checkpoint.disk.folder import check_inside
 from megatron_ultralong.checkpoint.disk.large_files import Window, announce
 from megatron_ultralong.checkpoint.formats import pickles, torch_dist_metadata
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.quantity import named
+from megatron_ultralong.program.errors import InputError, named
 
 COMMON_FILE = "common.pt"
 _COMMON_OBJECT = "common_state/shard_0_1"

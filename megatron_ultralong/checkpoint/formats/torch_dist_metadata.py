@@ -14,10 +14,9 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, check_inside, is_plain_name
 from megatron_ultralong.checkpoint.formats.pickles import read_metadata
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.aside import files_in
+from megatron_ultralong.program.errors import InputError, named
 from megatron_ultralong.program.json_file import read_json
-from megatron_ultralong.program.listing import files_in
-from megatron_ultralong.program.quantity import named
 
 Kind = TypeVar("Kind")
 

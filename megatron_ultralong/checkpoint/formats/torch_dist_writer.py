@@ -5,8 +5,6 @@ weight each, but made one at a time and in a fixed order, so that a killed write
 after the last one. Megatron-Core's ``dist_checkpointing`` reads the result at any parallel layout.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses
@@ -25,8 +23,13 @@ from torch.distributed.checkpoint import metadata as dcp
 
 from megatron_ultralong.checkpoint.disk.checksums import checksum, write_checksums
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE
-from megatron_ultralong.checkpoint.disk.hashing import HashingThreads
-from megatron_ultralong.checkpoint.disk.large_files import ChunkedFile, let_go, save_values, sync
+from megatron_ultralong.checkpoint.disk.large_files import (
+    ChunkedFile,
+    HashingThreads,
+    let_go,
+    save_values,
+    sync,
+)
 from megatron_ultralong.checkpoint.formats import torch_dist, torch_dist_metadata, weight_map
 from megatron_ultralong.checkpoint.formats.tensor_file import read_ahead
 from megatron_ultralong.model.shape import ModelConfig

@@ -11,10 +11,8 @@ from megatron_ultralong.checkpoint.formats import tensor_file
 from megatron_ultralong.checkpoint.formats.kind import ADAPTER_FILE
 from megatron_ultralong.data.read.signatures import POINTERS
 from megatron_ultralong.program.ending import tell
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import ClosedFileError, InputError, counted
 from megatron_ultralong.program.json_file import read_json
-from megatron_ultralong.program.quantity import counted
-from megatron_ultralong.program.refused_file import ClosedFileError
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"

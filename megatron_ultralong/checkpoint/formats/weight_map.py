@@ -18,8 +18,7 @@ from megatron_ultralong.model.families.family import QK_NORMS
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.model.yarn import RopeScaling
 from megatron_ultralong.program.ending import tell
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import InputError, counted
 
 Layout = Literal["whole", "qkv", "gate_up"]
 Shape = tuple[int, ...]

@@ -20,8 +20,7 @@ from megatron_ultralong.checkpoint.logits import comparison as compared
 from megatron_ultralong.checkpoint.logits import transformers_model
 from megatron_ultralong.config.convert import LogitsDtype, LogitsMethod
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.model.parameters import layer_parameters, num_parameters
-from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.model.shape import ModelConfig, layer_parameters, num_parameters
 from megatron_ultralong.program.available_memory import available_memory
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.progress import ProgressBar, progress

@@ -1,7 +1,5 @@
 """A Megatron checkpoint in Megatron-Core: logits of its GPTModel, or layers one at a time."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

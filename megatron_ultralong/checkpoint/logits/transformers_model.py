@@ -13,11 +13,9 @@ import torch
 from torch import nn
 
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
+from megatron_ultralong.checkpoint.formats import hugging_face_config, meta, weight_map
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
-from megatron_ultralong.checkpoint.formats.hugging_face_config import SHAPE_KEYS, export_config
-from megatron_ultralong.checkpoint.formats.meta import hugging_face_defaults
 from megatron_ultralong.checkpoint.formats.models import ModelFolder
-from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD, model_weights
 from megatron_ultralong.checkpoint.logits.comparison import arithmetic
 from megatron_ultralong.model.yarn import attention_factor, inv_freq
 from megatron_ultralong.program.errors import InputError
@@ -28,7 +26,7 @@ ATTENTION = "sdpa"
 NEEDS = "transformers is the judge of logits"
 
 _SHAPE_KEYS = (
-    *(*SHAPE_KEYS, "original_max_position_embeddings", "tie_word_embeddings"),
+    *(*hugging_face_config.SHAPE_KEYS, "original_max_position_embeddings", "tie_word_embeddings"),
     *("rope_theta", "rope_scaling", "rope_parameters"),
 )
 
@@ -56,7 +54,9 @@ def transformers_config(folder: ModelFolder) -> Any:
         values: Mapping[str, Any] = folder.config
     else:
         metadata = CheckpointMetadata(folder.model, folder.rope_scaling, folder.name)
-        values = export_config(hugging_face_defaults(folder.model), metadata, torch.float32)
+        values = hugging_face_config.export_config(
+            meta.hugging_face_defaults(folder.model), metadata, torch.float32
+        )
     config = model_class.config_class.from_dict(
         {**shape_values(values), **folder.model.family.stated}
     )
@@ -73,11 +73,11 @@ def transformers_model(folder: ModelFolder) -> Any:
     model_class = _model_class(folder)
     state = {
         name: part.float()
-        for weight in model_weights(folder.model)
+        for weight in weight_map.model_weights(folder.model)
         for name, part in zip(weight.names, folder.read(weight), strict=True)
     }
     if not folder.model.untie_embeddings_and_output_weights:
-        state[LM_HEAD] = state[EMBEDDING]
+        state[weight_map.LM_HEAD] = state[weight_map.EMBEDDING]
     model = model_class.from_pretrained(  # `dtype` has another name before 4.56
         None,
         config=transformers_config(folder),
@@ -161,7 +161,7 @@ class TransformersLayers:
         self._norm, model.norm = model.norm, nn.Identity()
         self._model = model
         self._folder = folder
-        self._weights = model_weights(folder.model)
+        self._weights = weight_map.model_weights(folder.model)
         self._parameters = dict(model.named_parameters())
 
     def layer(self, number: int, hidden_SH: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from megatron_ultralong.data.prepare import report
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSource
 from megatron_ultralong.data.rows.stored import ChatRows
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import counted
 from megatron_ultralong.program.terminal import Console
 
 _EXCERPT_TOKENS = 60

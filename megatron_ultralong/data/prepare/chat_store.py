@@ -22,25 +22,13 @@ from megatron_ultralong.data.rows.chat_manifest import ChatLengths, ChatSource
 from megatron_ultralong.data.rows.indexed import token_dtype
 from megatron_ultralong.data.store.documents import DocumentStore
 from megatron_ultralong.data.store.shards import BATCH_CHARACTERS, summarise
-from megatron_ultralong.data.tokenize.chat_encoder import (
-    ChatEncoder,
-    Example,
-    checked_rendering,
-    marked_pieces,
-)
-from megatron_ultralong.data.tokenize.chat_template import (
-    DATE,
-    END,
-    ChatTemplate,
-    Piece,
-    rendered_text,
-)
+from megatron_ultralong.data.tokenize import chat_encoder, chat_template
+from megatron_ultralong.data.tokenize.chat_template import ChatTemplate, Piece
 from megatron_ultralong.data.tokenize.engines import SAMPLE_CHARACTERS, FastTokenizer
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.progress import ProgressBar, progress
-from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.sequence.documents import document_id
 
 
@@ -94,9 +82,9 @@ class ChatStore:
     def __post_init__(self) -> None:
         self.dtype = token_dtype(self.tokenizer.vocab_size)
         self.is_marked = self.its_template is not None and self.its_template.has_marks
-        self.encoder = ChatEncoder(self.template, self.tokenizer, self.is_marked)
+        self.encoder = chat_encoder.ChatEncoder(self.template, self.tokenizer, self.is_marked)
         special, eos = self.template.special, self.tokenizer.eos_text
-        marks = {eos() if name == END else name for name in special}
+        marks = {eos() if name == chat_template.END else name for name in special}
         marks |= {*self.tokenizer.special_texts}
         self._marks = re.compile("|".join(map(re.escape, sorted(filter(None, marks)))))
         """Texts of special tokens, the template's and all others."""
@@ -144,15 +132,19 @@ class ChatStore:
         it has learnt in rows of the day before.
         """
         pieces = self.template.render(conversation, self.config.date_string)
-        text = rendered_text(pieces)
+        text = chat_template.rendered_text(pieces)
         if error := text_error(text):  # in a tool's result, or a call
             raise ConversationError("unreadable", f"it has {error}")
         its, date = self.its_template, self.config.date_string
         if its is not None and self.is_marked:
-            pieces = marked_pieces(pieces, conversation, its, date)
+            pieces = chat_encoder.marked_pieces(pieces, conversation, its, date)
         elif its is not None and its.may_treat_otherwise(conversation):
-            checked_rendering(pieces, conversation, its, date)
-        said = text if date == DATE else rendered_text(self.template.render(conversation, DATE))
+            chat_encoder.checked_rendering(pieces, conversation, its, date)
+        said = (
+            text
+            if date == chat_template.DATE
+            else chat_template.rendered_text(self.template.render(conversation, chat_template.DATE))
+        )
         return pieces, document_id(said)
 
     def targets(self, example: int) -> npt.NDArray[np.int32]:
@@ -227,7 +219,7 @@ class ChatStore:
             self._found["num_truncated"] += length > self.config.limit
             self._keep(identity, example)
 
-    def _keep(self, identity: str, example: Example) -> None:
+    def _keep(self, identity: str, example: chat_encoder.Example) -> None:
         self._found["num_examples"] += 1
         self._found["num_tokens"] += example.tokens.size
         self._found["num_target_tokens"] += example.num_target_tokens

@@ -17,34 +17,24 @@ from typing import Any
 import numpy as np
 
 from megatron_ultralong.data.options import PrepareChatConfig
-from megatron_ultralong.data.pack.packing import (
-    PADDING,
-    Int64Array,
-    RowPlan,
-    not_splittable,
-    plan_rows,
-)
-from megatron_ultralong.data.pack.sampling import mixed_order
+from megatron_ultralong.data.pack import packing, sampling
+from megatron_ultralong.data.pack.packing import Int64Array, RowPlan
 from megatron_ultralong.data.prepare.chat_report import draw_chat_lengths, print_chat_summary
 from megatron_ultralong.data.prepare.chat_store import ChatStore, tokenise_chats
 from megatron_ultralong.data.read.sources import Source, parse_sources, warn_of_output
 from megatron_ultralong.data.rows import chat_manifest as manifests
+from megatron_ultralong.data.rows import packed, stored
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSplit
 from megatron_ultralong.data.rows.indexed import IndexedWriter
 from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER, write_manifest
-from megatron_ultralong.data.rows.packed import checksums_of
-from megatron_ultralong.data.rows.stored import targets_prefix
 from megatron_ultralong.data.store.documents import RowWriter
-from megatron_ultralong.data.tokenize import engines
+from megatron_ultralong.data.tokenize import engines, template_comparison, trained_template
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, ChatTemplate, resolved_date
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, folder_template
-from megatron_ultralong.data.tokenize.template_comparison import check_template, fitted_template
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer, copy_tokenizer
-from megatron_ultralong.data.tokenize.trained_template import template_of
 from megatron_ultralong.program.ending import tell
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.output import OutputFolder, output_folder
-from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.sequence.documents import document_split, split_place
 
 
@@ -56,7 +46,7 @@ def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
             template, a split without any, an output folder that is not empty, a full disk.
     """
     config.check()
-    if note := not_splittable(config.seq_length):
+    if note := packing.not_splittable(config.seq_length):
         tell(note)
     date = resolved_date(config.date_string, datetime.date.today())
     config = dataclasses.replace(config, date_string=date)
@@ -109,8 +99,8 @@ def _open_template(
         return
     folder = FolderTemplate(text, place)
     with folder:
-        template = fitted_template(template, folder, config.date_string)
-        check_template(template, folder, config.date_string, tokenizer)
+        template = template_comparison.fitted_template(template, folder, config.date_string)
+        template_comparison.check_template(template, folder, config.date_string, tokenizer)
         yield template, folder
 
 
@@ -125,7 +115,7 @@ def _write(
     writer = RowWriter(documents, (), config.seq_length, tokenizer.vocab_size)
     plans: dict[str, RowPlan] = {}
     for name in names:
-        order = mixed_order((splits == name).astype(np.int64), documents.ids, config.seed)
+        order = sampling.mixed_order((splits == name).astype(np.int64), documents.ids, config.seed)
         if not order.size:
             raise _empty_split(config, name, store)
         plans[name] = _plan(config, order, documents.lengths)
@@ -137,7 +127,7 @@ def _write(
             num_target_tokens=_write_targets(folder / name, plans[name], store),
             num_padding_tokens=written.num_padding_tokens,
             longest=int(documents.lengths[plans[name].kept].max()),
-            checksums=checksums_of(folder / name, ["boundaries", "targets"]),
+            checksums=packed.checksums_of(folder / name, ["boundaries", "targets"]),
         )
         for name, written in writer.write(folder, plans).items()
     }
@@ -162,7 +152,7 @@ def _write(
         splits=found,
         versions=engines.versions("gigatoken", "numpy", "pyarrow", "tokenizers"),
     )
-    template = template_of(folder, manifest)
+    template = trained_template.template_of(folder, manifest)
     manifest = dataclasses.replace(manifest, chat_template_sha256=template.sha256)
     if template.lacks(folder / TOKENIZER_FOLDER):
         template.put(folder / TOKENIZER_FOLDER)
@@ -209,11 +199,13 @@ def _plan(config: PrepareChatConfig, order: Int64Array, lengths: Int64Array) -> 
     """Rows of whole conversations: best fit, or one in each."""
     size = config.seq_length
     if config.packing == "whole":
-        return plan_rows(order, lengths, 0, size, "whole")
+        return packing.plan_rows(order, lengths, 0, size, "whole")
     plan = RowPlan(kept=order.tolist())
     for example in plan.kept:
         length = int(lengths[example])
-        row = [(example, 0, length)] + ([(PADDING, 0, size - length)] if length < size else [])
+        row = [(example, 0, length)] + (
+            [(packing.PADDING, 0, size - length)] if length < size else []
+        )
         plan.rows.append(np.asarray(row, dtype=np.int64))
         plan.num_padding_tokens += size - length
     return plan
@@ -225,11 +217,11 @@ def _write_targets(prefix: Path, plan: RowPlan, store: ChatStore) -> int:
     Returns the number of tokens to be learnt.
     """
     total = 0
-    with IndexedWriter(targets_prefix(prefix), np.dtype("<i4")) as writer:
+    with IndexedWriter(stored.targets_prefix(prefix), np.dtype("<i4")) as writer:
         for row in plan.rows:
             parts, filled = [], 0
             for example, start, stop in row.tolist():
-                if example != PADDING:
+                if example != packing.PADDING:
                     parts.append(store.targets(example) + filled)
                 filled += stop - start
             targets = np.concatenate(parts)

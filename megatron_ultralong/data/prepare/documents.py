@@ -41,13 +41,8 @@ from megatron_ultralong.data.store.shards import (
     plan_shards,
     tokenise_shards,
 )
-from megatron_ultralong.data.tokenize import engines
-from megatron_ultralong.data.tokenize.tokenising import (
-    DocumentTokenizer,
-    copy_tokenizer,
-    separator_ids,
-    side_file,
-)
+from megatron_ultralong.data.tokenize import engines, tokenising
+from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer, copy_tokenizer
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.output import OutputFolder, check_output, output_folder
 from megatron_ultralong.program.progress import progress
@@ -115,7 +110,7 @@ def prepare(config: PrepareConfig) -> Manifest:
 def _positions(folder: Path) -> int:
     """Those of the model whose tokenizer's folder it is; 0: it does not say."""
     try:
-        positions = side_file(folder, "config.json").get("max_position_embeddings")
+        positions = tokenising.side_file(folder, "config.json").get("max_position_embeddings")
     except InputError as error:  # it is not needed here
         _say(f"warning: {error}")
         return 0
@@ -124,7 +119,7 @@ def _positions(folder: Path) -> int:
 
 def _plan(config: PrepareConfig, sources: tuple[Source, ...]) -> _Plan:
     chosen = engines.choose_tokenizer(config.tokenizer, config.tokenizer_engine)
-    separator = separator_ids(chosen.tokenizer, config.separator)
+    separator = tokenising.separator_ids(chosen.tokenizer, config.separator)
     if lost := engines.lost_letters(chosen.tokenizer):
         _say(lost)
     found = [find_files(source, config.reading) for source in sources]

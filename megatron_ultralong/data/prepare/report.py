@@ -23,8 +23,8 @@ from megatron_ultralong.data.rows.packed import PackedRows
 from megatron_ultralong.data.store.documents import DocumentStore
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.aside import whole
+from megatron_ultralong.program.errors import counted
 from megatron_ultralong.program.picture import new_figure
-from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.program.terminal import Console
 
 PICTURE = "lengths.png"

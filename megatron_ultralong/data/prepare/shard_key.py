@@ -11,8 +11,7 @@ from megatron_ultralong.data.read.sources import FilePart, FoundFiles, Source
 from megatron_ultralong.data.store.shards import Shard
 from megatron_ultralong.data.tokenize import engines
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer, separator_ids
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import InputError, counted
 
 PACKAGES = ("numpy", "pyarrow", "tokenizers", "gigatoken")
 """That ids and rows depend on."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from megatron_ultralong.data.read import record
-from megatron_ultralong.program.quantity import named
+from megatron_ultralong.program.errors import named
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: tuple[Role, ...] = get_args(Role)

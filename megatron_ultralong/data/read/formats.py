@@ -9,12 +9,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from megatron_ultralong.data.read import record
-from megatron_ultralong.data.read.compression import COMPRESSIONS, decompressed
+from megatron_ultralong.data.read import compression, parquet, record
 from megatron_ultralong.data.read.json_array import Element, array_elements
 from megatron_ultralong.data.read.options import FileFormat
-from megatron_ultralong.data.read.parquet import read_parquet
-from megatron_ultralong.program.quantity import named
+from megatron_ultralong.program.errors import named
 
 
 def read_jsonl(
@@ -32,7 +30,7 @@ def read_jsonl(
             if start:  # the line that this byte is in belongs to the part before, unless it begins
                 raw.seek(start - 1)
                 first = start - 1 + record.skip_line(raw, _until(stop, start - 1))
-            file = decompressed(raw, path)
+            file = compression.decompressed(raw, path)
             position = first
             while (stop is None or position < stop) and (line := file.readline(limit + 1)):
                 number += 1
@@ -127,7 +125,9 @@ def _read_json_array(path: Path, keys: tuple[str, ...], limit: int) -> Iterator[
     number = -1
     try:
         with open(path, "rb") as raw:
-            for number, element in enumerate(array_elements(decompressed(raw, path), limit)):
+            for number, element in enumerate(
+                array_elements(compression.decompressed(raw, path), limit)
+            ):
                 place, at = f"{path}[{number}]", raw.tell()
                 if element.problem:
                     long, lost = element.is_too_long, element.is_rest_lost
@@ -174,7 +174,7 @@ def read_records(
             row; a longer one is yielded as an error, and never held.
     """
     if file_format == "parquet":
-        return read_parquet(path, keys, limit, start, stop)
+        return parquet.read_parquet(path, keys, limit, start, stop)
     assert is_plain_jsonl(path, file_format) or (start == 0 and stop is None), (path, start, stop)
     if file_format == "jsonl":
         return read_jsonl(path, keys, limit, start, stop)
@@ -185,14 +185,14 @@ def read_records(
 
 def is_plain_jsonl(path: Path, file_format: FileFormat) -> bool:
     """Whether parts of the file can be read without what stands before them."""
-    return file_format == "jsonl" and path.suffix.lower() not in COMPRESSIONS
+    return file_format == "jsonl" and path.suffix.lower() not in compression.COMPRESSIONS
 
 
 def _read_text(path: Path, key: str, limit: int) -> Iterator[record.Record]:
     size = path.stat().st_size if path.exists() else 0
     try:
         with open(path, "rb") as raw:
-            data = record.read_whole(decompressed(raw, path), limit)
+            data = record.read_whole(compression.decompressed(raw, path), limit)
     except record.TooLargeError as error:
         yield record.Record(str(path), size, {}, str(error), is_too_long=True)
         return

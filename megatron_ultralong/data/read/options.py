@@ -5,9 +5,8 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
-from megatron_ultralong.program.fields import Range
+from megatron_ultralong.program.fields import TEXT, Range
 from megatron_ultralong.program.quantity import BYTES
-from megatron_ultralong.program.texts import TEXT
 
 FileFormat = Literal["auto", "jsonl", "json", "parquet", "text"]
 ChatFormat = Literal["auto", "messages", "sharegpt", "prompt-completion", "alpaca"]

@@ -6,18 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_ultralong.data.read.arrow_values import num_kept_nulls
+from megatron_ultralong.data.read import arrow_values, conversation_formats, file_kind, formats
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError, Problem
-from megatron_ultralong.data.read.conversation_formats import (
-    CHOSEN,
-    KEYS,
-    SPELLINGS,
-    VERDICTS,
-    keys_read,
-    parse_conversation,
-)
-from megatron_ultralong.data.read.file_kind import nul_problem
-from megatron_ultralong.data.read.formats import read_records
+from megatron_ultralong.data.read.conversation_formats import CHOSEN, KEYS, SPELLINGS, VERDICTS
 from megatron_ultralong.data.read.options import ChatReadOptions, ReadOptions
 from megatron_ultralong.data.read.record import (
     MAX_DOCUMENT_BYTES,
@@ -27,9 +18,7 @@ from megatron_ultralong.data.read.record import (
     text_error,
 )
 from megatron_ultralong.data.read.sources import FilePart, Source, check_unchanged, find_files
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.not_known import nearest
-from megatron_ultralong.program.quantity import counted, named
+from megatron_ultralong.program.errors import InputError, counted, named, nearest
 from megatron_ultralong.sequence.documents import document_id
 
 FIRST_RECORD_BYTES = 4 << 20
@@ -95,7 +84,7 @@ class _SourceReader:
             limit = self._limit
             if part.file_format != "parquet":
                 limit = min(limit, FIRST_RECORD_BYTES)
-            records = read_records(part.path, self.columns, part.file_format, limit=limit)
+            records = formats.read_records(part.path, self.columns, part.file_format, limit=limit)
             record = next(records, None)
             if record is None or (record.is_too_long and limit < self._limit):
                 continue
@@ -114,7 +103,7 @@ class _SourceReader:
             num_kept, self._bad_here = self.num_kept, []
             records: Iterator[Record] = iter([Record(str(part.path), 0, {}, part.problem)])
             if not part.problem:
-                records = read_records(
+                records = formats.read_records(
                     part.path, self.columns, part.file_format, part.start, part.stop, self._limit
                 )
             for record in records:
@@ -200,7 +189,7 @@ class DocumentReader(_SourceReader):
                 keys = record.keys or tuple(map(str, record.fields))
                 raise BadRecordError(_key_error(flag, str(key), value, keys, _texts(record)))
         if record.is_text_file and self.options.file_format == "auto" and "\0" in text:
-            raise BadRecordError(nul_problem(text.index("\0")))
+            raise BadRecordError(file_kind.nul_problem(text.index("\0")))
         if error := text_error(text):
             raise BadRecordError(error)
         return text, name
@@ -319,7 +308,7 @@ class ConversationReader(_SourceReader):
             self.num_conversations += 1
             if part.file_format == "parquet":
                 # a text of JSON, which is none of Arrow's structs, has no keys
-                self.num_kept_nulls += num_kept_nulls(record.fields.get("tools"))
+                self.num_kept_nulls += arrow_values.num_kept_nulls(record.fields.get("tools"))
             yield record, conversation
 
     def reject(self, record: Record, error: ConversationError) -> None:
@@ -332,7 +321,7 @@ class ConversationReader(_SourceReader):
         self.num_bad[error.problem] += record.num_records
 
     def _count_unread(self, record: Record) -> None:
-        read = keys_read(record.fields, self.options.chat_format)[1].values()
+        read = conversation_formats.keys_read(record.fields, self.options.chat_format)[1].values()
         unread = [
             key
             for key, value in record.fields.items()
@@ -347,6 +336,6 @@ class ConversationReader(_SourceReader):
         if record.error:
             raise ConversationError("unreadable", record.error)
         options = self.options
-        return parse_conversation(
+        return conversation_formats.parse_conversation(
             record.fields, options.chat_format, options.ignore_keys, options.reasoning
         )

@@ -15,7 +15,7 @@ import numpy as np
 from megatron_ultralong.data.read.compression import DamagedError
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_bounded
-from megatron_ultralong.program.standard_input import standard_input
+from megatron_ultralong.program.streams import standard_input
 
 
 class Record(NamedTuple):

@@ -16,8 +16,7 @@ from megatron_ultralong.data.read.file_kind import FileKind, file_kind, is_known
 from megatron_ultralong.data.read.file_names import Entry, litter_reason, matches, walk
 from megatron_ultralong.data.read.options import ChatReadOptions, FileFormat, ReadOptions
 from megatron_ultralong.program.ending import tell
-from megatron_ultralong.program.errors import InputError, elsewhere
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import InputError, counted, elsewhere
 
 TEXT_KEY = "text"
 """Where a document's text stands, if nobody says otherwise."""

@@ -23,9 +23,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.read.formats import is_plain_jsonl
+from megatron_ultralong.data.read import formats, parquet
 from megatron_ultralong.data.read.options import ReadOptions
-from megatron_ultralong.data.read.parquet import row_group_sizes
 from megatron_ultralong.data.read.reading import Document, DocumentReader, require_text
 from megatron_ultralong.data.read.sources import FilePart, FoundFiles, Source, check_unchanged
 from megatron_ultralong.data.rows.indexed import token_dtype
@@ -87,12 +86,12 @@ def plan_shards(found: Sequence[FoundFiles], shard_bytes: int = SHARD_BYTES) -> 
 
 def _cut(part: FilePart, shard_bytes: int) -> Iterator[FilePart]:
     is_large = part.size > shard_bytes and not part.problem
-    if is_large and is_plain_jsonl(part.path, part.file_format):
+    if is_large and formats.is_plain_jsonl(part.path, part.file_format):
         for start in range(0, part.size, shard_bytes):
             stop = min(start + shard_bytes, part.size)
             yield replace(part, size=stop - start, start=start, stop=stop)
         return
-    sizes = row_group_sizes(part.path) if is_large and part.file_format == "parquet" else []
+    sizes = parquet.row_group_sizes(part.path) if is_large and part.file_format == "parquet" else []
     row_groups = [replace(part, size=n, start=i, stop=i + 1) for i, n in enumerate(sizes)]
     for run in _groups(row_groups, attrgetter("size"), shard_bytes):
         yield replace(run[0], size=sum(p.size for p in run), stop=run[-1].stop)

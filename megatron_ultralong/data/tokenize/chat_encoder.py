@@ -17,21 +17,10 @@ import numpy.typing as npt
 
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError
 from megatron_ultralong.data.read.conversation_formats import parse_conversation
-from megatron_ultralong.data.tokenize.chat_template import (
-    DATE,
-    END,
-    ChatTemplate,
-    Piece,
-    rendered_text,
-)
+from megatron_ultralong.data.tokenize import chat_template, template_comparison
+from megatron_ultralong.data.tokenize.chat_template import ChatTemplate, Piece
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, Rendered
-from megatron_ultralong.data.tokenize.template_comparison import (
-    PROBES,
-    check_ids,
-    difference,
-    special_problem,
-)
-from megatron_ultralong.data.tokenize.token_places import token_at
+from megatron_ultralong.data.tokenize.template_comparison import num_equal
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.errors import InputError
 
@@ -76,12 +65,17 @@ class ChatEncoder:
         self.template = template
         self.tokenizer = tokenizer
         self.is_marked = is_marked
-        if problem := special_problem(template, tokenizer):
+        if problem := template_comparison.special_problem(template, tokenizer):
             raise InputError(problem)
         self._ids = {name: self._special_id(name) for name in template.special}
-        pieces = template.render(parse_conversation({"messages": PROBES[-1]}, "messages"), DATE)
-        eos = tokenizer.eos_text() if END in self._ids else ""
-        check_ids(tokenizer, rendered_text(pieces, eos), self.encode([pieces])[0].tokens)
+        pieces = template.render(
+            parse_conversation({"messages": template_comparison.PROBES[-1]}, "messages"),
+            chat_template.DATE,
+        )
+        eos = tokenizer.eos_text() if chat_template.END in self._ids else ""
+        template_comparison.check_ids(
+            tokenizer, chat_template.rendered_text(pieces, eos), self.encode([pieces])[0].tokens
+        )
 
     def encode(self, conversations: Sequence[Sequence[Piece]]) -> list[Example]:
         """Examples of conversations as their template has rendered them.
@@ -169,7 +163,7 @@ class ChatEncoder:
         return next((n for n in sizes if self.tokenizer.decode(ids[:n]) == prefix), None)
 
     def _special_id(self, name: str) -> int:
-        text = self.tokenizer.eos_text() if name == END else name
+        text = self.tokenizer.eos_text() if name == chat_template.END else name
         ids = self.tokenizer.encode_separator(text)
         if len(ids) != 1:
             raise InputError(
@@ -241,13 +235,13 @@ def checked_rendering(
         if not folder.is_alive:
             raise
         raise ConversationError("beyond the template", str(error)) from error
-    written = rendered_text(pieces, folder.eos)
+    written = chat_template.rendered_text(pieces, folder.eos)
     if written != rendered.text:
         what = "which marks the trained text, " if folder.has_marks else ""
         raise ConversationError(
             "beyond the template",
             f"the template in {folder.name}, {what}renders it differently: "
-            f"{difference('--chat-template', written, rendered.text)}"
+            f"{template_comparison.difference('--chat-template', written, rendered.text)}"
             + "; --no-check-template trains in --chat-template"
             * (not folder.has_marks),
         )
@@ -262,7 +256,7 @@ def with_marks(pieces: Sequence[Piece], spans: Iterable[tuple[int, int]], eos: s
     edges = _edges(spans)
     found, start = [], 0
     for piece in pieces:
-        stop = start + len(rendered_text([piece], eos))
+        stop = start + len(chat_template.rendered_text([piece], eos))
         inner = edges[bisect.bisect_right(edges, start) : bisect.bisect_left(edges, stop)]
         is_hit = piece.is_special and bool(inner)
         for left, right in itertools.pairwise([start, *([] if piece.is_special else inner), stop]):
@@ -285,3 +279,63 @@ def _edges(spans: Iterable[tuple[int, int]]) -> list[int]:
         else:
             edges += [start, stop]
     return edges
+
+
+def token_at(
+    tokenizer: DocumentTokenizer,
+    text: str,
+    ids: npt.NDArray[np.int32],
+    char: int,
+    is_behind: bool = False,
+) -> int:
+    """The first token that a character, or a part of it, is in: transformers' ``char_to_token``.
+
+    Tokens are decoded up to the character. Where that is another text, as with a tokenizer that
+    composes accents, the reference says which characters its tokens are of.
+
+    Args:
+        tokenizer: made the ids.
+        text: not empty.
+        ids: of the text, shape [T].
+        char: index of the character.
+        is_behind: the text stands behind a special token.
+    """
+    low, high = 0, 1
+    try:
+        while high < ids.size and _num_covered(tokenizer, text, ids[:high]) <= char:
+            low, high = high, 2 * high
+        sizes = range(low + 1, min(high, ids.size))
+
+        def covered(size: int) -> int:
+            return _num_covered(tokenizer, text, ids[:size])
+
+        return low + bisect.bisect_right(sizes, char, key=covered)
+    except _OtherTextError:
+        return _in_spans(tokenizer.spans(text, is_behind), text, char)
+
+
+class _OtherTextError(Exception):
+    """Tokens do not decode to the text that they are of."""
+
+
+def _num_covered(tokenizer: DocumentTokenizer, text: str, ids: npt.NDArray[np.int32]) -> int:
+    """Characters that the first tokens of a text are of, the last one perhaps in part."""
+    found = tokenizer.decode(ids.tolist())
+    if text.startswith(found):
+        return len(found)
+    same = num_equal(found, text)
+    if found[same:].strip("\N{REPLACEMENT CHARACTER}"):
+        raise _OtherTextError
+    return same + 1
+
+
+def _in_spans(spans: Sequence[tuple[int, int]], text: str, char: int) -> int:
+    """The token at a character; of one in no token that before it, of a space that behind it."""
+    found = next((n for n, (start, stop) in enumerate(spans) if start <= char < stop), None)
+    if found is None:
+        stops = [stop for _, stop in spans]
+        before = bisect.bisect_right(stops, char)
+        return min(before, len(spans) - 1) if text[char].isspace() else max(before - 1, 0)
+    while found and spans[found - 1] == spans[found]:
+        found -= 1  # of a character of several tokens the first
+    return found

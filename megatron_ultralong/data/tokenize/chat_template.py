@@ -21,9 +21,8 @@ from typing import Any, Literal, NamedTuple
 
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError, Message
 from megatron_ultralong.data.tokenize import chat_jinja
-from megatron_ultralong.model.families import FAMILIES
+from megatron_ultralong.model.families import FAMILIES, llama
 from megatron_ultralong.model.families.family import Turns, chatml
-from megatron_ultralong.model.families.llama import LLAMA
 
 DATE = "26 Jul 2024"
 """Date that Llama 3.1's template writes where it is given none."""
@@ -240,7 +239,7 @@ def chatml_with(default_system: str) -> ChatTemplate:
 
 
 _ROLES = ("system", "user", "assistant")
-_LLAMA3 = LLAMA.turns[0]._replace(template="llama3")
+_LLAMA3 = llama.LLAMA.turns[0]._replace(template="llama3")
 _PLAIN = Turns(
     begin="",
     before={role: (f"{role}:\n",) for role in _ROLES},

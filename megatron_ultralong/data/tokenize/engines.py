@@ -5,8 +5,9 @@ import functools
 import json
 import platform
 import re
+import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,9 +17,9 @@ import numpy.typing as npt
 from megatron_ultralong import __version__
 from megatron_ultralong.data.read.record import MAX_DOCUMENT_BYTES
 from megatron_ultralong.data.tokenize import refused_tokenizer, tokenising, tokenizer_model
-from megatron_ultralong.data.tokenize.composition import is_composed
 from megatron_ultralong.data.tokenize.refused_tokenizer import NAMES
 from megatron_ultralong.program.errors import InputError, missing
+from megatron_ultralong.program.optional import installed_version
 
 SAMPLE_CHARACTERS = 2048
 """Characters of a batch's first document that the reference reads too; a batch is a million."""
@@ -189,16 +190,9 @@ def _added_tokens(data: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Versions of this program, of Python and of packages; gigatoken's may be ``missing``."""
+    """Versions of this program, of Python and of packages; of one that is not there ``missing``."""
     found = {"megatron_ultralong": __version__, "python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            if package != "gigatoken":
-                raise
-            found[package] = "missing"
-    return found
+    return found | {package: installed_version(package) or "missing" for package in packages}
 
 
 Result = TypeVar("Result")
@@ -317,3 +311,34 @@ def _fallback(
             f"--tokenizer-engine gigatoken: {error}; use auto, which takes the reference then"
         ) from error
     return ChosenTokenizer(reference, str(error))
+
+
+BLOCK = 1 << 20
+"""Characters that are looked up at once."""
+
+
+def is_composed(text: str) -> bool:
+    """Whether no library changes a text to bring it into NFC: "é" of one character, not of two.
+
+    It is in that form, and the tables here know each of its characters. Then it is in later
+    versions of Unicode too, by its stability policy. An earlier one takes a mark that it does not
+    know for a character that nothing is joined to or exchanged with: it changes nothing either.
+    """
+    if text.isascii():
+        return True
+    if not unicodedata.is_normalized("NFC", text):
+        return False
+    parts = (text[start : start + BLOCK] for start in range(0, len(text), BLOCK))
+    return not any(_is_unknown(part) for part in parts)
+
+
+def _is_unknown(text: str) -> bool:
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+    return bool(_unassigned()[codes].any())
+
+
+@functools.cache
+def _unassigned() -> npt.NDArray[np.bool_]:
+    """Of every code point, whether it has no character yet."""
+    codes = range(sys.maxunicode + 1)
+    return np.fromiter((unicodedata.category(chr(code)) == "Cn" for code in codes), np.bool_)

@@ -16,9 +16,9 @@ from megatron_ultralong.data.read.conversation import Conversation, Message
 from megatron_ultralong.data.tokenize.chat_template import date_of
 from megatron_ultralong.data.tokenize.template_worker import SECONDS
 from megatron_ultralong.data.tokenize.tokenising import named_tokens, side_file
+from megatron_ultralong.program.aside import files_in
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_bounded
-from megatron_ultralong.program.listing import files_in
 
 TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
 

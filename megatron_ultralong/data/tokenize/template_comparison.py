@@ -7,14 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megatron_ultralong.data.read.conversation_formats import parse_conversation
-from megatron_ultralong.data.tokenize.chat_template import (
-    CHATML,
-    END,
-    TEMPLATES,
-    ChatTemplate,
-    chatml_with,
-    rendered_text,
-)
+from megatron_ultralong.data.tokenize import chat_template
+from megatron_ultralong.data.tokenize.chat_template import ChatTemplate
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.errors import InputError
@@ -38,17 +32,19 @@ def fitted_template(template: ChatTemplate, folder: FolderTemplate, date: str) -
     Raises:
         InputError: the folder's template cannot be rendered.
     """
-    if template.name != CHATML:
+    if template.name != chat_template.CHATML:
         return template
     text = folder.render_messages(PROBES[0], date).text
     start, end = "<|im_start|>system\n", "<|im_end|>\n<|im_start|>user\n"
     begun, found, _ = text.partition(end)
-    return chatml_with(begun.removeprefix(start) if found and begun.startswith(start) else "")
+    return chat_template.chatml_with(
+        begun.removeprefix(start) if found and begun.startswith(start) else ""
+    )
 
 
 def special_problem(template: ChatTemplate, tokenizer: DocumentTokenizer) -> str:
     """Which special tokens of a template the tokenizer lacks, and what to do; empty: none."""
-    known = {END, *tokenizer.special_texts}
+    known = {chat_template.END, *tokenizer.special_texts}
     missing = [name for name in template.special if name not in known]
     if not missing:
         return ""
@@ -74,7 +70,7 @@ def check_template(
         return
     others = [
         fitted_template(each, folder, date)
-        for each in TEMPLATES.values()
+        for each in chat_template.TEMPLATES.values()
         if each.name != template.name and not special_problem(each, tokenizer)
     ]
     fits = [each.name for each in others if not _difference(each, folder, date)]
@@ -96,7 +92,7 @@ def _difference(template: ChatTemplate, folder: FolderTemplate, date: str) -> st
     """Where the folder's template parts from ``template``; empty: they write the same."""
     for messages in [*PROBES, *([_THOUGHTS] if "</think>" in template.jinja else [])]:
         conversation = parse_conversation({"messages": messages}, "messages")
-        written = rendered_text(template.render(conversation, date), folder.eos)
+        written = chat_template.rendered_text(template.render(conversation, date), folder.eos)
         rendered = folder.render_messages(messages, date).text
         if written != rendered:
             return difference(template.name, written, rendered)

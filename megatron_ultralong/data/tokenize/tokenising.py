@@ -13,9 +13,8 @@ import numpy.typing as npt
 from tokenizers import Tokenizer, models
 
 from megatron_ultralong.data.tokenize import refused_tokenizer
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.json_file import read_bounded, read_json
-from megatron_ultralong.program.quantity import counted
 from megatron_ultralong.sequence.documents import document_boundaries
 
 TOKENIZER_FILES = (

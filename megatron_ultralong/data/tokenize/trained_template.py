@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest
 from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER
+from megatron_ultralong.data.tokenize import tokenising
 from megatron_ultralong.data.tokenize.chat_template import END, TEMPLATES
 from megatron_ultralong.data.tokenize.engines import open_reference
 from megatron_ultralong.data.tokenize.folder_template import (
@@ -22,15 +23,9 @@ from megatron_ultralong.data.tokenize.folder_template import (
     folder_template,
 )
 from megatron_ultralong.data.tokenize.refused_tokenizer import NAMES
-from megatron_ultralong.data.tokenize.tokenising import (
-    DocumentTokenizer,
-    named_tokens,
-    side_file,
-    well_formed,
-)
+from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.aside import remove, write_aside
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import InputError, counted
 
 _TOKEN_FILES = ("tokenizer_config.json", "special_tokens_map.json")
 _TOKENS = ("bos_token", "eos_token")
@@ -64,7 +59,7 @@ class TrainedTemplate(NamedTuple):
         if found != self.text:
             return "none" if found is None else "another one"
         for name, token in self.tokens.items():
-            if (other := named_tokens(folder).get(name, "")) != token:
+            if (other := tokenising.named_tokens(folder).get(name, "")) != token:
                 return f"it with {name} {other!r}, not {token!r}"
         return ""
 
@@ -78,7 +73,7 @@ class TrainedTemplate(NamedTuple):
         """
         remove(folder / TEMPLATE_FOLDER)
         for file in _TOKEN_FILES:
-            values = side_file(folder, file)
+            values = tokenising.side_file(folder, file)
             known = self.tokens.keys() & (values.keys() if file == _TOKEN_FILES[1] else _TOKENS)
             new = {**values, **{name: self.tokens[name] for name in known}}
             new.pop("chat_template", None)
@@ -106,7 +101,7 @@ class TrainedTemplate(NamedTuple):
         """
         if missed := self.missed_ends(folder):
             ids = [*named_stop_ids(folder), *missed.values()]
-            values = {**side_file(folder, GENERATION_FILE), "eos_token_id": ids}
+            values = {**tokenising.side_file(folder, GENERATION_FILE), "eos_token_id": ids}
             write_aside(folder / GENERATION_FILE, json.dumps(values, indent=2) + "\n")
 
 
@@ -163,21 +158,23 @@ def template_of(rows: Path, manifest: ChatManifest) -> TrainedTemplate:
             "compared with one: copy the folder again, or prepare the conversations again"
         )
     ends = named.ends if named else ()
-    texts = (named_tokens(folder).get("eos_token") if end == END else end for end in ends)
+    texts = (
+        tokenising.named_tokens(folder).get("eos_token") if end == END else end for end in ends
+    )
     return _with_tokens(rows, text, tuple(filter(None, texts)))
 
 
 def _with_tokens(rows: Path, text: str, ends: tuple[str, ...]) -> TrainedTemplate:
     folder = rows / TOKENIZER_FOLDER
-    named = named_tokens(folder)
+    named = tokenising.named_tokens(folder)
     its = {name: named[name] for name in _TOKENS if name in named and name in text}
-    return TrainedTemplate(well_formed(text), its, ends=ends)
+    return TrainedTemplate(tokenising.well_formed(text), its, ends=ends)
 
 
 def named_stop_ids(folder: Path) -> list[int]:
     """Ids that end a text of the model in ``folder``: engines take the first file that has some."""
     files = (GENERATION_FILE, "config.json")
-    named = (side_file(folder, file).get("eos_token_id") for file in files)
+    named = (tokenising.side_file(folder, file).get("eos_token_id") for file in files)
     ids: Any = next((one for one in named if one is not None), [])
     return [*ids] if isinstance(ids, list) else [ids]
 

@@ -9,9 +9,7 @@ from typing import Any
 from megatron_ultralong.evaluation.asking import samples
 from megatron_ultralong.evaluation.models.interface import Generator, Model, check_length
 from megatron_ultralong.evaluation.models.opening import Subject
-from megatron_ultralong.evaluation.results import result
-from megatron_ultralong.evaluation.results.file import write_results
-from megatron_ultralong.evaluation.results.tables import score_table
+from megatron_ultralong.evaluation.results import file, result, tables
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.journal import Journal, open_journal, sample_key
@@ -72,9 +70,9 @@ def run_benchmark(
 
 def show(measured: result.Result, journal: Journal) -> None:
     """Print the table, and write the result where there is a folder for it."""
-    Console().print(score_table(measured))
+    Console().print(tables.score_table(measured))
     if journal.folder is not None:
-        write_results(journal.folder / f"{measured.kind.name}.json", [measured])
+        file.write_results(journal.folder / f"{measured.kind.name}.json", [measured])
 
 
 def draw(measured: result.Result, output: str) -> None:

@@ -20,10 +20,10 @@ from megatron_ultralong.generation.prompt_tokenizer import IdArray
 from megatron_ultralong.model.flops import forward_flops, peak_tflops
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.ending import tell
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.journal import Journal
 from megatron_ultralong.program.progress import progress
-from megatron_ultralong.program.quantity import counted, duration
+from megatron_ultralong.program.quantity import duration
 from megatron_ultralong.program.ranks import world_size
 from megatron_ultralong.sequence.documents import causal_area
 

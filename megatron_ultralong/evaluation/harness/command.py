@@ -10,15 +10,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megatron_ultralong.evaluation.asking.questions import draw, show
+from megatron_ultralong.config.generate import SamplingConfig
+from megatron_ultralong.evaluation.asking import questions, samples
 from megatron_ultralong.evaluation.harness import results as harness_results
 from megatron_ultralong.evaluation.harness.offline import WHAT, offline
-from megatron_ultralong.evaluation.harness.rank_work import RankWork
-from megatron_ultralong.evaluation.models.interface import LanguageModel, check_length
+from megatron_ultralong.evaluation.models import interface
+from megatron_ultralong.evaluation.models.interface import LanguageModel, Scores
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.models.replicas import Replicas
 from megatron_ultralong.evaluation.options import WITHOUT_TEMPLATE, HarnessConfig
@@ -27,11 +28,10 @@ from megatron_ultralong.generation.early_checks import check_template
 from megatron_ultralong.generation.folder_tokenizer import FolderTokenizer
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.ending import tell
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.journal import Journal, open_journal
 from megatron_ultralong.program.json_file import parse_json
 from megatron_ultralong.program.optional import check_optional_package, optional_package
-from megatron_ultralong.program.quantity import counted
 
 if TYPE_CHECKING:
     from megatron_ultralong.evaluation.harness.model import HarnessModel
@@ -54,7 +54,9 @@ def harness_model(
     check_optional_package("lm_eval", WHAT)
     model, facts = subject.model, subject.facts
     length = config.max_length or facts.max_positions
-    check_length(model, length, config.beyond_trained_positions, what=f"--max-length {length}")
+    interface.check_length(
+        model, length, config.beyond_trained_positions, what=f"--max-length {length}"
+    )
     tokenizer = FolderTokenizer(subject.tokenizer.folder, WHAT)
     if config.apply_chat_template:
         check_template(tokenizer.folder, WITHOUT_TEMPLATE)
@@ -106,9 +108,9 @@ def evaluate_harness(config: HarnessConfig, subject: Subject[LanguageModel]) -> 
         metrics = {row: harness_results.condition(results, row) for row in rows}
         options = {"metrics": metrics, "notes": notes}
         measured = subject.result(KINDS["harness"], config, scores, **options)
-        show(measured, journal)
+        questions.show(measured, journal)
     if config.output:
-        draw(measured, config.output)
+        questions.draw(measured, config.output)
     return measured
 
 
@@ -236,3 +238,43 @@ def _notes(
         note = f"not shown, as no known share or perplexity: {names}{more}; see "
         notes.append(note + "lm_eval/results.json of --output")
     return tuple(notes)
+
+
+class RankWork:
+    """What every rank does of it, by :class:`Replicas`."""
+
+    def __init__(self, model: LanguageModel, tokenizer: FolderTokenizer) -> None:
+        self._model, self._tokenizer = model, tokenizer.tokenizer
+        self._score = samples.scoring(model)
+
+    def score(self, prompts: Sequence[samples.Prompt]) -> Sequence[Scores]:
+        """Scores of whole rows, padded to the longest."""
+        return self._score(prompts)
+
+    def score_ends(self, prompts: Sequence[samples.Prompt]) -> Sequence[Scores]:
+        """Scores of the last tokens of rows, as many as ``references`` says."""
+        return self._model.score_ends([(one.tokens, one.references) for one in prompts])
+
+    def write(
+        self,
+        prompts: Sequence[samples.Prompt],
+        *,
+        until: Sequence[str],
+        stop_ids: frozenset[int],
+        sampling: SamplingConfig,
+    ) -> list[list[int]]:
+        """Continuations up to the token that completes one of ``until``."""
+        # A token is a byte at least; two more, since texts are cut into tokens in several ways.
+        last = max((len(text.encode()) for text in until), default=0) + 2
+
+        def has_ended(ids: Sequence[int]) -> bool:
+            text = self._tokenizer.decode(ids[-last:])
+            return any(stop in text for stop in until)
+
+        names = [prompt.references for prompt in prompts]
+        return self._model.generate(
+            [prompt.tokens.tolist() for prompt in prompts],
+            max_new_tokens=max(prompt.max_new_tokens for prompt in prompts),
+            stop_ids=stop_ids,
+            options=interface.GenerationOptions(has_ended, sampling, names),
+        )

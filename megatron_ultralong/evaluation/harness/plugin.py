@@ -20,9 +20,8 @@ from megatron_ultralong.evaluation.models.facts import model_facts, tokenizer_fo
 from megatron_ultralong.evaluation.options import CostConfig, HarnessConfig, ModelsConfig
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.ending import ends_with_message
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, not_known
 from megatron_ultralong.program.names import whole_names, with_home
-from megatron_ultralong.program.not_known import not_known
 from megatron_ultralong.program.optional import optional_package
 
 _OF_MODELS = ("precision", "verify_checksums")

@@ -18,12 +18,10 @@ from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.program import aside, journal
 from megatron_ultralong.program.ending import tell
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.journal import sample_key
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.json_file import JsonObject
-from megatron_ultralong.program.listing import files_in
-from megatron_ultralong.program.quantity import counted
 
 
 def data_files(data: str, patterns: Sequence[str]) -> list[Path]:
@@ -37,7 +35,7 @@ def data_files(data: str, patterns: Sequence[str]) -> list[Path]:
         return [place]
     names = [f"{pattern}.{suffix}" for pattern in patterns for suffix in ("parquet", "jsonl")]
     fitting = (place / name for name in names)  # a name may have a folder before it
-    found = sorted({file for each in fitting for file in files_in(each.parent, each.name)})
+    found = sorted({file for each in fitting for file in aside.files_in(each.parent, each.name)})
     if not found:
         raise InputError(
             f"--data {data} has no {' and no '.join(names)}: give the file, or the folder with the "
@@ -173,7 +171,7 @@ def evaluate_by_length(
             config.num_samples and taken[place] > config.num_samples
         ):
             continue
-        asked.add(sample_key(task=row.task, messages=row.messages, answer=row.answer))
+        asked.add(journal.sample_key(task=row.task, messages=row.messages, answer=row.answer))
         questions.append(
             Question(
                 *(row.task, str(place[1]), index, size, room),

@@ -17,11 +17,10 @@ from pathlib import Path
 
 from megatron_ultralong.evaluation.asking.questions import Question
 from megatron_ultralong.evaluation.asking.samples import Prompt
-from megatron_ultralong.evaluation.local import conversation
+from megatron_ultralong.evaluation.local import conversation, scores
 from megatron_ultralong.evaluation.local.conversation import Row
 from megatron_ultralong.evaluation.local.options import GraphWalksConfig
 from megatron_ultralong.evaluation.local.prompt import PromptForm
-from megatron_ultralong.evaluation.local.scores import f1
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.result import Result
@@ -57,7 +56,7 @@ def graphwalks_score(prediction: str, references: Collection[str]) -> float:
     nodes = answer_nodes(prediction)
     if nodes is None:
         return 0.0
-    return f1([*{*nodes}], [*{*references}]) if nodes or references else 1.0
+    return scores.f1([*{*nodes}], [*{*references}]) if nodes or references else 1.0
 
 
 def row_of(_: Path, row: JsonObject) -> Row:

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 from megatron_ultralong.evaluation.local.options import CutConfig
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import Required
 from megatron_ultralong.program.json_file import JsonObject, read_json
-from megatron_ultralong.program.required import Required
 
 _UPSTREAM = read_json(Path(__file__).with_suffix(".json"))
 

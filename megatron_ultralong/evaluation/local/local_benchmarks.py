@@ -9,17 +9,14 @@ from typing import Any
 
 from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
 from megatron_ultralong.evaluation.asking.samples import Prompt
-from megatron_ultralong.evaluation.local import infinitebench, lv_eval
-from megatron_ultralong.evaluation.local.conversation import find_file, read_rows
+from megatron_ultralong.evaluation.local import conversation, infinitebench, lv_eval, scores
 from megatron_ultralong.evaluation.local.prompt import Message, cut_prompt, estimated_tokens
-from megatron_ultralong.evaluation.local.scores import infinitebench_score, lv_eval_score
 from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import KINDS, Result
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.json_file import JsonObject
-from megatron_ultralong.program.quantity import counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +36,7 @@ class _Source:
 
     def rows(self) -> list[JsonObject]:
         """Everything that the file has, each row with all that its prompt and score need."""
-        rows = list(read_rows(self.file, ("input", "context")))
+        rows = list(conversation.read_rows(self.file, ("input", "context")))
         for row in rows:
             for key in ("input", "context"):
                 row.string(key)
@@ -60,10 +57,10 @@ def evaluate_lv_eval(config: lv_eval.LvEvalConfig, subject: Subject[Generator]) 
     for task, level in itertools.product(config.tasks, config.length_levels):
         upstream, name = lv_eval.DATA_SETS[task], f"{task}_{level}.jsonl"
         source = _Source(
-            *(task, level, find_file(config.data, (name, f"{task}/{name}")), upstream),
+            *(task, level, conversation.find_file(config.data, (name, f"{task}/{name}")), upstream),
             text=functools.partial(_lv_eval_text, upstream.template),
             references=_lv_eval_references,
-            score=functools.partial(lv_eval_score, upstream.metric),
+            score=functools.partial(scores.lv_eval_score, upstream.metric),
         )
         sources.append(source)
     return _evaluate("lv_eval", config, sources, subject)
@@ -77,10 +74,15 @@ def evaluate_infinitebench(
     column, template = str(config.max_length or subject.facts.max_positions), config.prompt_template
     sources = [
         _Source(
-            *(task, column, find_file(config.data, (f"{task}.jsonl",)), infinitebench.TASKS[task]),
+            *(
+                task,
+                column,
+                conversation.find_file(config.data, (f"{task}.jsonl",)),
+                infinitebench.TASKS[task],
+            ),
             text=functools.partial(infinitebench.prompt_text, task, template),
             references=functools.partial(infinitebench.labels, task),
-            score=functools.partial(infinitebench_score, task, template=template),
+            score=functools.partial(scores.infinitebench_score, task, template=template),
             messages=infinitebench.messages_before(task, template),
             version=2 if template == "chat" else 1,
         )

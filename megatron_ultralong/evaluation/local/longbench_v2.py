@@ -20,9 +20,8 @@ from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import Result
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.json_file import JsonObject
-from megatron_ultralong.program.quantity import counted
 
 UPSTREAM = "prompt 0shot and scores of THUDM/LongBench at 2e00731"
 PROMPT = """\

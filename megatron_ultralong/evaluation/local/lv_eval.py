@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 from megatron_ultralong.evaluation.local.options import CutConfig
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.fields import Required
 from megatron_ultralong.program.json_file import read_json
-from megatron_ultralong.program.required import Required
 
 Metric = Literal["f1_keywords", "f1_keywords_zh", "f1", "f1_zh", "rouge_l_zh"]
 LEVELS = ("16k", "32k", "64k", "128k", "256k")

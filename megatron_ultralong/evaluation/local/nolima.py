@@ -27,9 +27,9 @@ from megatron_ultralong.evaluation.models.interface import Generator
 from megatron_ultralong.evaluation.models.opening import Subject
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import Result
+from megatron_ultralong.program.aside import files_in
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_json_value
-from megatron_ultralong.program.listing import files_in
 
 UPSTREAM = "prompts and scores of adobe-research/NoLiMa at 7532e4e"
 SYSTEM = "You are a helpful assistant"

@@ -6,9 +6,8 @@ from typing import Annotated, ClassVar, Literal
 from megatron_ultralong.evaluation.options import AskingConfig, check_different, check_tasks
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import UINT32, Range
+from megatron_ultralong.program.fields import UINT32, Range, Required
 from megatron_ultralong.program.quantity import LENGTH
-from megatron_ultralong.program.required import Required
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,13 +7,9 @@ from typing import Any
 import numpy as np
 
 from megatron_ultralong.evaluation.asking.samples import Prompt
+from megatron_ultralong.generation import prompt_tokenizer
 from megatron_ultralong.generation.prompt_template import PromptTemplate
-from megatron_ultralong.generation.prompt_tokenizer import (
-    IdArray,
-    Parts,
-    PromptTokenizer,
-    with_marks,
-)
+from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer
 from megatron_ultralong.model.families.llama import LLAMA
 from megatron_ultralong.program.errors import InputError
 
@@ -103,8 +99,8 @@ def cut_prompt(
     marks = tokenizer.turns
     *messages, (_, text) = marks.folded([*messages, ("user", text)])
 
-    def of_template(*parts: str) -> Parts:
-        return with_marks(parts, marks)
+    def of_template(*parts: str) -> prompt_tokenizer.Parts:
+        return prompt_tokenizer.with_marks(parts, marks)
 
     turns = [  # a text that spells a mark stays a text
         part

@@ -15,11 +15,10 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.evaluation.options import ModelsConfig
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import ModelRecord, plain_values
-from megatron_ultralong.model.parameters import num_parameters
-from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.model.shape import ModelConfig, num_parameters
+from megatron_ultralong.program.aside import files_in
 from megatron_ultralong.program.errors import InputError, missing
-from megatron_ultralong.program.listing import files_in
-from megatron_ultralong.program.required import check_required
+from megatron_ultralong.program.fields import check_required
 
 
 def named_folders(config: ModelsConfig, num_ranks: int) -> list[tuple[str, Path]]:

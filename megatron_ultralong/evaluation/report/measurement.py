@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_ultralong.evaluation.results.result import Result, ScoreCell
 from megatron_ultralong.evaluation.results.tables import counts
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import counted
 
 _OF_THE_RUN = {"output", "micro_batch_size", "beyond_trained_positions"}
 """Flags that no figure depends on."""

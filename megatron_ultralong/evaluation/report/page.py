@@ -16,9 +16,8 @@ from megatron_ultralong.evaluation.report.report import Report, gather_report
 from megatron_ultralong.evaluation.report.table import Cell, Picture, ReportTable, words
 from megatron_ultralong.evaluation.results.file import write_json
 from megatron_ultralong.evaluation.results.result import plain_values
+from megatron_ultralong.program import fields, output
 from megatron_ultralong.program.errors import escaped
-from megatron_ultralong.program.fields import check_ranges
-from megatron_ultralong.program.output import check_output, output_folder
 from megatron_ultralong.program.terminal import Console
 
 _PIXELS_A_DOT = 0.8
@@ -156,7 +155,7 @@ def write_report(report: Report, folder: str | Path) -> Path:
     Raises:
         InputError: the folder holds something.
     """
-    with output_folder(folder, "evaluate report") as made:
+    with output.output_folder(folder, "evaluate report") as made:
         for section in report.sections:
             for picture in section.pictures:
                 (made.path / f"{picture.name}.png").write_bytes(picture.png)
@@ -202,9 +201,9 @@ def evaluate_report(config: ReportConfig) -> Report:
         InputError: no results, a damaged file, or an output folder that holds something.
     """
     if config.output:
-        check_output(config.output)
+        output.check_output(config.output)
     typed = ["ultralong", "evaluate", "report", *config.runs]
-    check_ranges(config)
+    fields.check_ranges(config)
     for field in dataclasses.fields(config)[1:]:
         if (value := getattr(config, field.name)) != field.default:
             typed += [f"--{field.name}", f"{value}"]

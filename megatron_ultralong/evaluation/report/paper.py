@@ -13,8 +13,8 @@ from megatron_ultralong.evaluation.report.measurement import Measurement
 from megatron_ultralong.evaluation.report.table import Cell, ReportTable, words
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.evaluation.ruler.parameters import TASKS as RULER_TASKS
+from megatron_ultralong.program.errors import counted
 from megatron_ultralong.program.json_file import read_json
-from megatron_ultralong.program.quantity import counted
 
 PAPER = "arXiv 2504.06214"
 NUM_PARAMETERS = 8.03e9

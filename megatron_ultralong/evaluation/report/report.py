@@ -8,19 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.evaluation.commands import FLAGS
-from megatron_ultralong.evaluation.options import RULER_THRESHOLD
+from megatron_ultralong.evaluation import commands, options
 from megatron_ultralong.evaluation.report.measurement import Measurement, with_labels
 from megatron_ultralong.evaluation.report.sections import sections
 from megatron_ultralong.evaluation.report.table import ReportTable, Section, effective_table
 from megatron_ultralong.evaluation.results.file import FIX, claimed_kind, read_results
 from megatron_ultralong.evaluation.results.result import KINDS, Result, now, versions
-from megatron_ultralong.program.aside import SUFFIX
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import check_number, numbers_of
-from megatron_ultralong.program.json_file import read_json
-from megatron_ultralong.program.output import RECORDS_FILE, WORK_FILE
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program import aside, fields, json_file, output
+from megatron_ultralong.program.errors import InputError, counted
 
 _FILE_NAMES = {"loss.json", *(f"{kind}.json" for kind in KINDS)}
 
@@ -99,10 +94,10 @@ def _check_flags(result: Result, where: str) -> None:
     Of the benchmarks that are known here; of others nothing but the form is.
     """
     name = {"position_loss": "loss"}.get(result.kind.name, result.kind.name)
-    config, flags = result.config, FLAGS.get(name)
-    for number in numbers_of(flags) if flags else ():
+    config, flags = result.config, commands.FLAGS.get(name)
+    for number in fields.numbers_of(flags) if flags else ():
         if number.name in config:
-            check_number(flags, number, config[number.name], where=f"{where}.config")
+            fields.check_number(flags, number, config[number.name], where=f"{where}.config")
     known = KINDS.get(result.kind.name, result.kind)
     for name in ("rows", "columns"):
         value, expected = getattr(result.kind, name), getattr(known, name)
@@ -126,7 +121,7 @@ def _check_flags(result: Result, where: str) -> None:
 
 
 def _result_files(run: Path, notices: list[str]) -> Iterator[Path]:
-    if any(part.endswith(SUFFIX) for part in (run.name, run.parent.name)):
+    if any(part.endswith(aside.SUFFIX) for part in (run.name, run.parent.name)):
         raise InputError(
             f"{run} belongs to an unfinished evaluation: the command that started it continues "
             "there; name its folder when it is done"
@@ -142,7 +137,7 @@ def _result_files(run: Path, notices: list[str]) -> Iterator[Path]:
 
     for folder, folders, files in os.walk(run, onerror=refuse):
         folders.sort()
-        for name in [name for name in folders if name.endswith(SUFFIX)]:
+        for name in [name for name in folders if name.endswith(aside.SUFFIX)]:
             folders.remove(name)
             notices.append(_unfinished(Path(folder) / name))
         for name in sorted(files):
@@ -168,8 +163,8 @@ def _is_result(path: Path, notices: list[str]) -> bool:
 def _unfinished(folder: Path) -> str:
     """What is said of a folder that an evaluation has not finished, or a conversion."""
     try:
-        identity: dict[str, Any] = read_json(folder / WORK_FILE)
-        with (folder / RECORDS_FILE).open("rb") as lines:
+        identity: dict[str, Any] = json_file.read_json(folder / output.WORK_FILE)
+        with (folder / output.RECORDS_FILE).open("rb") as lines:
             num_samples = sum(1 for _ in lines)
         what = f"{identity['kind']} of '{identity['checkpoint']}', "
         what += f"{counted(num_samples, 'sample')} noted"
@@ -227,7 +222,7 @@ class Report:
     versions: Mapping[str, str] = dataclasses.field(default_factory=versions)
     """Of what made the page; those of the results stand with them."""
     date: str = dataclasses.field(default_factory=now)
-    threshold: float = RULER_THRESHOLD
+    threshold: float = options.RULER_THRESHOLD
     """Of effective lengths."""
 
     @property

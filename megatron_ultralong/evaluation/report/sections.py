@@ -14,7 +14,7 @@ from megatron_ultralong.evaluation.results import interval
 from megatron_ultralong.evaluation.results.pictures import loss_picture, retrieval_picture
 from megatron_ultralong.evaluation.results.result import Result, ScoreCell, perplexity
 from megatron_ultralong.evaluation.results.tables import column_title, counts, figure
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import counted
 
 
 def _loss_table(results: Sequence[Result]) -> table.ReportTable:

@@ -10,7 +10,7 @@ from megatron_ultralong.evaluation.report import table
 from megatron_ultralong.evaluation.results import interval, style
 from megatron_ultralong.evaluation.results.result import LOSS, LOWER_IS_BETTER, Result
 from megatron_ultralong.evaluation.results.tables import column_title, counts
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import counted
 
 _MOST_NUMBERED_BARS = 40
 """Pictures with more bars than this carry no numbers above them."""

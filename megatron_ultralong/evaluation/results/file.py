@@ -11,10 +11,8 @@ from pydantic_core import to_jsonable_python
 
 from megatron_ultralong.evaluation.results import result
 from megatron_ultralong.evaluation.results.cell import is_close
-from megatron_ultralong.program import json_file
-from megatron_ultralong.program.aside import write_aside
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import shown
+from megatron_ultralong.program import aside, json_file
+from megatron_ultralong.program.errors import InputError, shown
 
 Values = Mapping[str, Any]
 
@@ -103,7 +101,7 @@ def write_json(path: Path, kind: str, values: Mapping[str, Any]) -> None:
     text = json.dumps(
         {"kind": kind, "format_version": FORMAT_VERSION, **values}, indent=2, allow_nan=False
     )
-    write_aside(path, text + "\n")
+    aside.write_aside(path, text + "\n")
 
 
 def claimed_kind(path: Path) -> tuple[str, bool] | None:

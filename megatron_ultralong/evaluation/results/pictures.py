@@ -14,8 +14,8 @@ from megatron_ultralong.evaluation.results.interval import Estimate, cell_estima
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.evaluation.results.tables import column_title, token_count
 from megatron_ultralong.program.aside import whole
+from megatron_ultralong.program.errors import counted
 from megatron_ultralong.program.picture import drawing, new_figure, shown_name
-from megatron_ultralong.program.quantity import counted
 
 NOT_MEASURED = "#d1d5db"
 MOST_LABELLED_CELLS = 150

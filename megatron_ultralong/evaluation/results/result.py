@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import datetime
 import functools
-import importlib.metadata
 import math
 import platform
 import re
@@ -19,6 +18,7 @@ from megatron_ultralong.evaluation.results.cell import Count, Name, Number, Text
 from megatron_ultralong.evaluation.results.cell import ScoreCell as ScoreCell
 from megatron_ultralong.evaluation.results.cell import mean_cell as mean_cell
 from megatron_ultralong.evaluation.results.cell import perplexity as perplexity
+from megatron_ultralong.program.optional import installed_version
 
 _PACKAGES = ("megatron-core", "torch", "transformers", "tokenizers", "numpy", "matplotlib")
 
@@ -28,12 +28,8 @@ def versions() -> dict[str, str]:
     from megatron_ultralong import __version__
 
     found = {"megatron-ultralong": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # an optional one: it had no part in the figures
-    return found
+    # One that is not there is optional: it had no part in the figures.
+    return found | {name: its for name in _PACKAGES if (its := installed_version(name))}
 
 
 def now() -> str:

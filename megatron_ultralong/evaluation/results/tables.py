@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_ultralong.evaluation.results.result import Result, perplexity
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import counted
 
 _WIDTH = 60
 """Of the title at least: a narrow table would break it."""

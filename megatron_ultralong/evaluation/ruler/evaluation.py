@@ -20,7 +20,7 @@ from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.evaluation.ruler import needles, parameters, question_answering, words
 from megatron_ultralong.evaluation.ruler.fitting import Builder, fit
 from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer, prompt_parts
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import counted
 
 PROMPT_VERSION = 2
 """Counts up when a prompt changes, so that no half-done evaluation mixes two."""

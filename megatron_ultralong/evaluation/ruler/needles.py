@@ -17,10 +17,9 @@ from megatron_ultralong.data.read.record import MAX_DOCUMENT_BYTES, read_text
 from megatron_ultralong.evaluation.ruler import parameters
 from megatron_ultralong.evaluation.ruler.fitting import Builder, UnitCosts
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer, Turn
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import ClosedFileError, InputError
 from megatron_ultralong.program.json_file import read_json_value
 from megatron_ultralong.program.optional import check_optional_package
-from megatron_ultralong.program.refused_file import ClosedFileError
 
 _OPENING, _CLOSING = "[(\\[\"'\u201c\u2018]*", "[)\\]\"'\u201d\u2019]*"
 _SENTENCE_END = re.compile(rf"[.!?]{_CLOSING}$")

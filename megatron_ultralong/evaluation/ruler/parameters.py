@@ -14,10 +14,9 @@ from typing import Annotated, ClassVar, Literal
 from megatron_ultralong.evaluation.options import AskingConfig
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.fields import UINT32, Range
+from megatron_ultralong.program.fields import UINT32, Range, Required
 from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.quantity import LENGTH
-from megatron_ultralong.program.required import Required
 
 Metric = Literal["string_match_all", "string_match_part"]
 NeedleType = Literal["words", "numbers", "uuids"]

@@ -11,9 +11,8 @@ import numpy as np
 from megatron_ultralong.evaluation.ruler.fitting import Builder
 from megatron_ultralong.evaluation.ruler.parameters import DOCUMENT, FAMILIES, MAX_BYTES, Release
 from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer, Turn
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import ClosedFileError, InputError
 from megatron_ultralong.program.json_file import read_json_value
-from megatron_ultralong.program.refused_file import ClosedFileError
 
 
 @dataclasses.dataclass(frozen=True)

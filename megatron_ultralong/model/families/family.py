@@ -36,23 +36,15 @@ def layer_with(**more: tuple[str, ...]) -> Names:
     return dict([first, second, *more.items(), *rest])
 
 
-def sizes(
-    num_layers: int,
-    hidden_size: int,
-    ffn_hidden_size: int,
-    num_attention_heads: int,
-    num_query_groups: int = 8,
-    **others: Any,
-) -> Mapping[str, Any]:
-    """What a published model has of its own, in the words of ``ModelConfig``."""
-    return {
-        "num_layers": num_layers,
-        "hidden_size": hidden_size,
-        "ffn_hidden_size": ffn_hidden_size,
-        "num_attention_heads": num_attention_heads,
-        "num_query_groups": num_query_groups,
-        **others,
-    }
+_SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups")
+
+
+def sizes(*values: int, **others: Any) -> Mapping[str, Any]:
+    """What a published model has of its own, in the words of ``ModelConfig``.
+
+    ``values`` are those of ``_SIZES``; the last may be left out, and is 8.
+    """
+    return {"num_query_groups": 8, **dict(zip(_SIZES, values, strict=False)), **others}
 
 
 def common(

@@ -15,11 +15,9 @@ from megatron_ultralong.checkpoint.disk.checksums import write_checksums
 from megatron_ultralong.checkpoint.disk.folder import iteration_folder, iterations, write_latest
 from megatron_ultralong.config.run import CheckpointConfig
 from megatron_ultralong.mcore.pinned_memory import PinnedMemory
+from megatron_ultralong.program import output, rank_values, ranks
 from megatron_ultralong.program.aside import remove, sync_folder
-from megatron_ultralong.program.output import of_the_system
 from megatron_ultralong.program.quantity import quantity
-from megatron_ultralong.program.rank_values import every_rank
-from megatron_ultralong.program.ranks import is_main_rank
 from megatron_ultralong.training.saving.run_folder import RunFolder
 from megatron_ultralong.training.saving.snapshot import Snapshot, Written
 
@@ -90,7 +88,7 @@ class CheckpointWriter:
         }
         self._was_validated = False
         self._damaged = set(damaged)
-        if is_main_rank() and root.is_dir():
+        if ranks.is_main_rank() and root.is_dir():
             for path in [p for p in root.iterdir() if p.suffix in _LEFT_OVER and p.is_dir()]:
                 remove(path)
 
@@ -128,7 +126,7 @@ class CheckpointWriter:
         final = iteration_folder(self._root, iteration)
         # By the owner's number: ranks of a job that was taken over never write into this one.
         folder = final.with_name(f"{final.name}.{self._run.owner_number}.partial")
-        error = self._first_of(self._make(folder) if is_main_rank() else None)
+        error = self._first_of(self._make(folder) if ranks.is_main_rank() else None)
         if error:
             self._failed(iteration, error)
             return
@@ -162,8 +160,8 @@ class CheckpointWriter:
         job.thread.join()
         job.snapshot.release()
         self._job = None
-        parts = every_rank(job.outcome[0])
-        error = self._first_of(self._end(job, parts) if is_main_rank() else None)
+        parts = rank_values.every_rank(job.outcome[0])
+        error = self._first_of(self._end(job, parts) if ranks.is_main_rank() else None)
         if error:
             self._failed(job.iteration, error, job.folder)
             return False
@@ -178,7 +176,7 @@ class CheckpointWriter:
         Raises:
             RunStopped: it is that another job has taken the folder over.
         """
-        first = next((error for error in every_rank(error) if error), None)
+        first = next((error for error in rank_values.every_rank(error) if error), None)
         if first == _TAKEN_OVER:
             self._run.end_taken_over()
         return first
@@ -240,7 +238,7 @@ class CheckpointWriter:
     def _failed(self, iteration: int, error: str, folder: Path | None = None) -> None:
         self.num_failures += 1
         self.total_failures += 1
-        if not is_main_rank():
+        if not ranks.is_main_rank():
             return
         if folder is not None:
             with contextlib.suppress(OSError):  # a lost disk: the failure is counted all the same
@@ -276,7 +274,7 @@ def _reason(error: Exception, root: Path) -> str:
     except OSError:
         room = "the folder is gone"
     said = f"{type(error).__name__}: {error}"
-    if cause := of_the_system(error):
+    if cause := output.of_the_system(error):
         said = f"{cause}"
     elif "inline_container" in said:
         said = "the disk refuses a part of the file"

@@ -8,8 +8,6 @@ elements, and such a run is a few boxes of the weight: here each rank writes its
 they are, and reads its own. The files hold the same tensors.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

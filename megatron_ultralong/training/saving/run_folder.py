@@ -13,23 +13,11 @@ from megatron_ultralong.checkpoint.disk import checksums, metadata
 from megatron_ultralong.checkpoint.disk import folder as folders
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate
-from megatron_ultralong.model.parameters import num_parameters
-from megatron_ultralong.program.aside import remove, write_aside
-from megatron_ultralong.program.errors import InputError, RunStopped
-from megatron_ultralong.program.output import check_free, writable
+from megatron_ultralong.model.shape import num_parameters
+from megatron_ultralong.program import aside, output, owner_record, rank_values, ranks
+from megatron_ultralong.program.errors import FailingDiskError, InputError, RunStopped
 from megatron_ultralong.program.owner import Owner, take
-from megatron_ultralong.program.owner_record import read_owners
-from megatron_ultralong.program.rank_values import every_rank, from_main_rank
-from megatron_ultralong.program.ranks import is_main_rank, number_of
-from megatron_ultralong.program.refused_file import FailingDiskError
-from megatron_ultralong.training.config_file import CONFIG_FILE, save_config
-from megatron_ultralong.training.earlier_start import (
-    DATA_FILE,
-    changes,
-    check_nobodys,
-    check_save,
-    save_rows,
-)
+from megatron_ultralong.training import config_file, earlier_start
 
 STATUS_FILE = "exit_status"
 TAKEN_OVER = 73
@@ -91,7 +79,7 @@ class RunFolder:
         root = self.root
         if root is None:
             return Resumed()
-        before = check_save(root, self._config, self._metadata, self._data)
+        before = earlier_start.check_save(root, self._config, self._metadata, self._data)
         if before is None:
             return Resumed()
         resumed = newest_good(root, rank, world_size)
@@ -99,7 +87,7 @@ class RunFolder:
             self.resumed_iteration = folders.resolve(resumed.folder)[1]
             # files of earlier releases have the iterations that follow from passes, too
             now = self._config if before.train_iters else self._said
-            self.changes = changes(before, now)
+            self.changes = earlier_start.changes(before, now)
         return resumed
 
     @property
@@ -139,11 +127,11 @@ class RunFolder:
         if self.root is None:
             return Resumed()
         self._check_not_ended(self.root)
-        check_free(self.root, self._checkpoint_bytes(), f"--save {self.root}")
-        self.owner_number = from_main_rank(self._take, is_main=rank == 0)
+        output.check_free(self.root, self._checkpoint_bytes(), f"--save {self.root}")
+        self.owner_number = rank_values.from_main_rank(self._take, is_main=rank == 0)
         resumed = self.check(rank, world_size)
         dist.barrier()  # every rank has looked before anything is written
-        from_main_rank(self._make_ready, is_main=rank == 0)
+        rank_values.from_main_rank(self._make_ready, is_main=rank == 0)
         return resumed
 
     @property
@@ -175,23 +163,23 @@ class RunFolder:
     def _take(self) -> int:
         """Become the owner, before anything else is written; returns the number."""
         root = self._root
-        with writable(root, f"--save {root}"):
-            if root.is_dir() and not read_owners(root):
-                check_nobodys(root)
+        with output.writable(root, f"--save {root}"):
+            if root.is_dir() and not owner_record.read_owners(root):
+                earlier_start.check_nobodys(root)
             root.mkdir(parents=True, exist_ok=True)
             self._owner = take(root, self._config.verb, f"--save {root}")
         return self._owner.record.number
 
     def _make_ready(self) -> None:
         root = self._root
-        with writable(root, f"--save {root}"):
+        with output.writable(root, f"--save {root}"):
             (root / STATUS_FILE).unlink(missing_ok=True)
             if not self.resumed_iteration:  # what a start left that came to no checkpoint
                 metadata.unseal(root)
-                for name in (DATA_FILE, metadata.FILE_NAME, metadata.SOURCE_FOLDER):
-                    remove(root / name)
+                for name in (earlier_start.DATA_FILE, metadata.FILE_NAME, metadata.SOURCE_FOLDER):
+                    aside.remove(root / name)
             if not self.nothing_left:  # else the file would not be that of any iteration
-                save_config(root / CONFIG_FILE, self._said)
+                config_file.save_config(root / config_file.CONFIG_FILE, self._said)
             self.write_identity()
             if self.resumed_iteration:
                 folders.write_latest(root, self.resumed_iteration)  # not one that was refused
@@ -203,10 +191,10 @@ class RunFolder:
             OSError: it cannot be written.
         """
         root = self._root
-        if not (root / CONFIG_FILE).is_file():
-            save_config(root / CONFIG_FILE, self._said)
-        if not (root / DATA_FILE).is_file():
-            save_rows(root, self._data)
+        if not (root / config_file.CONFIG_FILE).is_file():
+            config_file.save_config(root / config_file.CONFIG_FILE, self._said)
+        if not (root / earlier_start.DATA_FILE).is_file():
+            earlier_start.save_rows(root, self._data)
         source = root / metadata.SOURCE_FOLDER
         if not (root / metadata.FILE_NAME).is_file():
             metadata.save_metadata(root, self._metadata)
@@ -226,11 +214,11 @@ class RunFolder:
         """Leave the exit status for batch scripts: torchrun makes 1 of every failure."""
         if self.root is not None and dist.get_rank() == 0 and self.is_mine():
             with contextlib.suppress(OSError):
-                write_aside(self.root / STATUS_FILE, f"{status}\n")
+                aside.write_aside(self.root / STATUS_FILE, f"{status}\n")
 
     def _check_not_ended(self, root: Path) -> None:
         """A run that was told to end is not taken up by the same torchrun."""
-        if number_of("TORCHELASTIC_RESTART_COUNT") == 0:
+        if ranks.number_of("TORCHELASTIC_RESTART_COUNT") == 0:
             return
         with contextlib.suppress(OSError):
             status = int((root / STATUS_FILE).read_text(encoding="utf-8"))
@@ -258,7 +246,7 @@ def newest_good(root: Path, rank: int, world_size: int) -> Resumed:
     damaged: dict[int, str] = {}
     for iteration in candidates:
         folder = folders.iteration_folder(root, iteration)
-        found = [each for each in every_rank(_damage(folder, rank, world_size)) if each]
+        found = [each for each in rank_values.every_rank(_damage(folder, rank, world_size)) if each]
         unreadable = next((text for text, is_known in found if not is_known), None)
         if unreadable:
             raise FailingDiskError(
@@ -269,7 +257,7 @@ def newest_good(root: Path, rank: int, world_size: int) -> Resumed:
             return Resumed(folder, frozenset(damaged))
         error, _ = found[0]
         damaged[iteration] = error
-        if is_main_rank():
+        if ranks.is_main_rank():
             _log.warning(
                 "WARNING: the checkpoint of iteration %d is refused: %s; another one is taken",
                 iteration,
@@ -292,7 +280,7 @@ def _candidates(root: Path) -> list[int]:
     if latest.is_file():
         text = latest.read_bytes().decode("ascii", "replace").strip()
         named = int(text) if text.isdecimal() else 0
-        if not named and is_main_rank():
+        if not named and ranks.is_main_rank():
             _log.warning(
                 "WARNING: %s is damaged: it holds %r, no iteration; the newest checkpoint is taken",
                 *(latest, text[:20]),

@@ -6,8 +6,6 @@ fork copies the page tables of the whole process while communication threads hol
 rank copies its tensors to host memory and writes one file from a thread, which ends with it.
 """
 
-from __future__ import annotations
-
 import io
 import traceback
 from collections.abc import Mapping, Sequence
@@ -32,8 +30,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 
 from megatron_ultralong.checkpoint.disk.checksums import Checksum, checksum
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE
-from megatron_ultralong.checkpoint.disk.hashing import HashingThreads
-from megatron_ultralong.checkpoint.disk.large_files import let_go, sync
+from megatron_ultralong.checkpoint.disk.large_files import HashingThreads, let_go, sync
 from megatron_ultralong.checkpoint.formats.torch_dist_writer import append
 from megatron_ultralong.mcore.pinned_memory import PinnedMemory
 from megatron_ultralong.program.aside import whole

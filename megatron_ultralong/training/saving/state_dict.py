@@ -1,7 +1,5 @@
 """What a checkpoint of a run holds: model, optimizer, schedule, random states and position."""
 
-from __future__ import annotations
-
 import functools
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -21,8 +19,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_ultralong.checkpoint.formats import model_state, torch_dist_writer
 from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.training.saving.optimizer_shards import own_shards
 
 _SHARDING = {

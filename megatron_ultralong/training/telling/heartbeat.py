@@ -25,8 +25,7 @@ from typing import Any, NoReturn
 import psutil
 import torch.distributed as dist
 
-from megatron_ultralong.program.exit_status import RANK_LOST
-from megatron_ultralong.program.owner_record import is_alive, this_place, this_process
+from megatron_ultralong.program import exit_status, owner_record
 
 _LONGEST_INTERVAL = 5.0
 """Seconds between two signs of life, at most."""
@@ -54,7 +53,7 @@ class Heartbeat:
         self._stopped = threading.Event()
         self._is_ending = False
         self._end_once = threading.Lock()
-        self._me = this_process(0, "")
+        self._me = owner_record.this_process(0, "")
         self._count = 0
         self._rank_0: dict[str, Any] = {}
         """Its first sign of life: it may hold the store, and cannot be asked when it is lost."""
@@ -147,7 +146,7 @@ class Heartbeat:
                 f"{holder} holds the job's store and does not answer: it is lost "
                 f"({type(error).__name__}), and the other ranks cannot be asked"
             )
-        os._exit(RANK_LOST)
+        os._exit(exit_status.RANK_LOST)
 
     def _survey(self) -> None:
         """Tell where every rank is: at once which are gone, then, when signs had time, the rest."""
@@ -177,8 +176,8 @@ class Heartbeat:
 
     def _is_lost(self, rank: int, sign: dict[str, Any]) -> bool:
         """Whether a rank of this machine is dead and has not ended in order, as its sign says."""
-        is_here = sign["machine"] == this_place()
-        if not is_here or is_alive(sign["pid"], sign["process_start"]):
+        is_here = sign["machine"] == owner_record.this_place()
+        if not is_here or owner_record.is_alive(sign["pid"], sign["process_start"]):
             return False
         return not self._read(rank)["is_ending"]  # as its last one says
 

@@ -1,7 +1,5 @@
 """Where the time of a run goes: by phase of an iteration, as a torch trace, in sum at the end."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math
@@ -15,7 +13,7 @@ import torch
 
 from megatron_ultralong.config.run import LogConfig
 from megatron_ultralong.program import aside
-from megatron_ultralong.program.quantity import counted
+from megatron_ultralong.program.errors import counted
 from megatron_ultralong.training.telling.log import IterationRecord
 
 PHASES = ("data", "forward", "backward", "communication", "optimizer", "checkpoint", "other")
