@@ -357,3 +357,18 @@ def test_all_steps_run_on_a_cpu(warm_environment: dict[str, str], tmp_path: Path
     assert "before" in page
     assert "after" in page
     assert (work / "rows-held-out" / "manifest.json").is_file()
+    check_million(environment, work)
+
+
+def check_million(environment: dict[str, str], work: Path) -> None:
+    """million.sh, with the rows and the weights that are there."""
+    done = subprocess.run(
+        ["bash", str(SCRIPTS / "million.sh"), "--cpu"],
+        env=environment, cwd=work, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout[-5000:]}\n{done.stderr[-5000:]}"
+    (passkey,) = read_results(work / "results-1m" / "passkey" / "passkey.json", "passkey")
+    assert passkey.lengths == (int(settings("--cpu")["MILLION_LENGTH"]),)
+    found = read_results(work / "results-1m" / "loss" / "loss.json", "position_loss")
+    assert [result.checkpoint for result in found] == ["before", "after"]
+    assert len({repr(result.cells) for result in found}) == 2, "it was trained"

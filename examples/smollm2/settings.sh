@@ -39,6 +39,10 @@ FIRST_ITERS=${FIRST_ITERS:-130}     # of 131,072 tokens each
 TRAIN_ITERS=${TRAIN_ITERS:-85}      # of one row of the target's length each
 LR=${LR:-5e-4}                      # docs/results.md says how it was chosen
 PRETRAIN_FLAGS=${PRETRAIN_FLAGS:-}
+POSITIONS=8192 # that the model was trained for
+FROM=${FROM:-base} # of million.sh, in WORK
+MILLION_LENGTH=${MILLION_LENGTH:-1048576} MILLION_ITERS=${MILLION_ITERS:-6} MILLION_LR=${MILLION_LR:-3e-4}
+MILLION_FLAGS=${MILLION_FLAGS:-}
 CHAT_LENGTH=${CHAT_LENGTH:-1024} # rows of conversations; the longest has 300 tokens
 SFT_FLAGS=${SFT_FLAGS:---num-epochs 3}
 LENGTHS=${LENGTHS:-2048 8192 16384 32768 $((SEQ_LENGTH / 2)) $SEQ_LENGTH}

@@ -175,6 +175,16 @@ def hardware_of_device(device_name: str | None) -> Hardware:
     return HARDWARE[_DEVICES.get(key or "", "h100-80gb")]
 
 
+def hardware_in_use(device_name: str, kernel: str) -> Hardware | None:
+    """The entry for a device that computes attention by a kernel; None where there is none.
+
+    ``"NVIDIA H200", "fa4" -> h200-141gb-fa4``.
+    """
+    key = device_key(device_name)
+    fitting = (gpu for device, gpu in _GPUS if device == key and gpu.attention_kernel == kernel)
+    return next(fitting, None)
+
+
 def hardware_from(values: Mapping[str, Any], where: str) -> Hardware:
     """One's own GPU: every field of :class:`Hardware`, or ``like`` one of the table, with changes.
 

@@ -142,7 +142,7 @@ MERGED_TOKENS = 16_384
 EXCHANGED = 2
 """Copies of a tensor while ranks exchange its heads: cut by rank and received, or received and in
 the order of the row (``attention/heads.py``)."""
-MIN_PIECES, MAX_PIECES, PIECE_BYTES = 8, 64, 4 << 20
+MAX_PIECES, PIECE_BYTES = 64, 16 << 20
 """Pieces of a travelling sum (``attention/ring/gradient_sum.py``)."""
 
 
@@ -316,7 +316,7 @@ class AttentionMemory:
         return self.sizes.queries * self._wide * tokens // row_tokens
 
     def _piece(self, sums: int) -> int:
-        return sums // max(MIN_PIECES, min(MAX_PIECES, sums // PIECE_BYTES))
+        return sums // max(1, min(MAX_PIECES, sums // PIECE_BYTES))
 
 
 FP32_HEAD_DIM_MULTIPLE = 4

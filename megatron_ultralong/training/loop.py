@@ -17,6 +17,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron_ultralong.config.plain_values import flat_fields
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.model.flops import peak_tflops, training_flops
+from megatron_ultralong.plan.hardware import hardware_in_use
 from megatron_ultralong.program.progress import ProgressBar, progress
 from megatron_ultralong.program.quantity import quantity
 from megatron_ultralong.program.rank_values import check_agreement
@@ -30,6 +31,7 @@ from megatron_ultralong.training.saving.run_folder import RunFolder
 from megatron_ultralong.training.state import Saving, TrainingState
 from megatron_ultralong.training.step import LanguageModelStep, StepResult
 from megatron_ultralong.training.telling import log as run_log
+from megatron_ultralong.training.telling.beside_plan import BesidePlan
 from megatron_ultralong.training.telling.heartbeat import Heartbeat
 from megatron_ultralong.training.telling.log import IterationRecord
 from megatron_ultralong.training.telling.phases import PhaseTimers, Profile, run_summary
@@ -68,7 +70,8 @@ def train(inputs: RunInputs) -> list[IterationRecord]:
             )
             with contextlib.closing(folder):
                 inputs = dataclasses.replace(inputs, remarks=(*lines, *inputs.remarks))
-                return _Run(inputs, groups, stop, timers, place, folder).train()
+                kernel = kernels["attention kernel"]
+                return _Run(inputs, groups, stop, timers, place, folder, kernel).train()
 
 
 @functools.cache
@@ -105,6 +108,8 @@ class _Run:
     place: dict[str, int]
     """The iteration that it is in."""
     folder: RunFolder
+    kernel: str
+    """That computes attention."""
 
     def __post_init__(self) -> None:
         inputs, groups, timers = self.inputs, self.groups, self.timers
@@ -127,8 +132,14 @@ class _Run:
         self.validation = validation.Validation(inputs, self.step, groups)
         self.peak_tflops: float | None = config.log.peak_tflops or None
         """Of a rank's device; None: not known."""
-        if not self.peak_tflops and torch.cuda.is_available():
-            self.peak_tflops = peak_tflops(torch.cuda.get_device_name())
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+        self.peak_tflops = self.peak_tflops or peak_tflops(device)
+        self.area = 0.0
+        """Pairs of query and key of the last iteration's rows."""
+        self.beside_plan = BesidePlan(
+            *(config, inputs.source.model, dist.get_world_size()),
+            hardware_in_use(device, self.kernel),
+        )
         self.num_skipped = self.num_skipped_in_a_row = 0
         self.num_tokens = batch * config.data.seq_length
         """Of an iteration."""
@@ -149,6 +160,8 @@ class _Run:
                     due = self.state.iteration % self.config.log_interval == 0 or last
                     log.write(record, to_terminal=due)
                     rate = record.tokens_per_second_per_rank * dist.get_world_size()
+                    if note := self.beside_plan.note(record, self.area):
+                        bar.print(note)
                     bar.advance(status=f"loss {record.lm_loss:.4f}, {quantity(rate, 'tokens')}/s")
                 self.saving.at_boundary()
             self.profile.finish()
@@ -201,6 +214,7 @@ class _Run:
             chunk.zero_grad_buffer()
         state.optimizer.zero_grad()
         result = self.step(microbatches(self.inputs.train_rows, samples), forward_only=False)
+        self.area = result.attention_area
         grad_norm, warning = self._update(result, samples)
         skipped = grad_norm is None
         state.iteration = iteration

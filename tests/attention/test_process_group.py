@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from megatron_ultralong.attention import ring_attention
 from megatron_ultralong.attention.heads import head_attention
+from megatron_ultralong.attention.ring import gradient_sum
 from megatron_ultralong.sequence.assignment import Assignment, balanced, zigzag
 from megatron_ultralong.sequence.transport import ProcessGroupRing
 from tests.attention.whole_sequence import by_heads, inputs, ring
@@ -33,6 +34,7 @@ Shards = list[list[torch.Tensor]]  # out, dq, dk and dv of one rank, by case
 
 
 def _everything() -> tuple[dict[int, tuple[Shards, int]], list[Shards]]:
+    gradient_sum.PIECE_BYTES = 8192  # in this process alone: sums travel in several pieces
     return _both_sizes(), _by_heads()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,14 +11,9 @@ from hypothesis import strategies as st
 from torch.utils.checkpoint import checkpoint
 
 from megatron_ultralong.attention import KeptOutput, ring_attention
-from megatron_ultralong.attention.ring import function
+from megatron_ultralong.attention.ring import function, gradient_sum
 from megatron_ultralong.attention.ring import ring as ring_module
-from megatron_ultralong.attention.ring.gradient_sum import (
-    MAX_PIECES,
-    MIN_PIECES,
-    SumSpace,
-    num_pieces,
-)
+from megatron_ultralong.attention.ring.gradient_sum import MAX_PIECES, SumSpace, num_pieces
 from megatron_ultralong.attention.ring.plan import make_plan
 from megatron_ultralong.sequence.assignment import balanced, zigzag
 from megatron_ultralong.sequence.transport import LocalRing
@@ -33,6 +30,14 @@ BACKENDS = ["p2p", "all_gather"]
 # Rounding of sums over at most 128 keys of values about 1, gradients about 10: float64 keeps 16
 # digits, float32 keeps 7.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def several_pieces() -> Iterator[None]:
+    """Sums of these sizes travel in several pieces."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradient_sum, "PIECE_BYTES", 8192)
+        yield
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -133,13 +138,13 @@ def test_backward_has_space_for_one_sum_and_a_piece(monkeypatch):
             spaces.append(self)
 
     monkeypatch.setattr(ring_module, "SumSpace", Recorded)
-    ring(inputs(256, 4, 2, 64, torch.float32), 4, None)
-    assert max(space.num_slots for space in spaces) == MIN_PIECES + 1
+    ring(inputs(256, 4, 2, 64, torch.float32), 4, None)  # sums of 64 KiB
+    assert max(space.num_slots for space in spaces) == 8 + 1
 
 
-def test_pieces_of_a_large_sum_are_small():
-    assert num_pieces(2**10) == MIN_PIECES
-    assert num_pieces(2**28) == MAX_PIECES  # 4 MiB each, 1.6 % of the sum
+def test_pieces_of_a_large_sum_are_small_and_a_small_one_is_a_single_piece():
+    unit = gradient_sum.PIECE_BYTES
+    assert [num_pieces(size * unit) for size in (0, 1, 16, 64, 256)] == [1, 1, 16, 64, MAX_PIECES]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -99,6 +99,15 @@ EMULATED = [  # one rank with random weights; without what goes over wires
 ]
 
 
+# On a host one of whose cards was slowed for heat: the memory is the plan's, the time is not.
+SLOWED = job(2**18, 2, 2, 4, modules={"elementwise_kernel": "compiled"})
+
+
+def test_memory_of_a_job_with_a_slow_card() -> None:
+    peak = Estimate(SLOWED, HARDWARE["h200-141gb-fa4"]).worst.peak.total / GIB
+    assert peak == pytest.approx(83.71, rel=0.02)
+
+
 @pytest.mark.parametrize(("name", "planned", "gpu", "seconds", "peak"), REAL)
 def test_jobs_whose_ranks_are_all_real(
     name: str, planned: Job, gpu: str, seconds: float, peak: float

@@ -13,15 +13,15 @@ from megatron_ultralong.attention.kernels.base import accumulation_dtype
 from megatron_ultralong.attention.ring.plan import Plan
 from megatron_ultralong.sequence.transport import Transfer
 
-# Of a sum: many, so that the spare one is small; but none below a size that links carry at full
-# speed, as long as there are a few.
-MIN_PIECES, MAX_PIECES = 8, 64
-PIECE_BYTES = 4 << 20
+# Of a sum. Each is a turn, a kernel that must find room beside those of both ranks, and below this
+# size links do not reach their speed (benchmarks/attention.md); the spare piece is the price.
+MAX_PIECES = 64
+PIECE_BYTES = 16 << 20
 
 
 def num_pieces(sum_bytes: int) -> int:
-    """Pieces of a sum of so many bytes: 1 KiB -> 8, 256 MiB -> 64."""
-    return max(MIN_PIECES, min(MAX_PIECES, sum_bytes // PIECE_BYTES))
+    """Pieces of a sum of so many bytes: 1 KiB -> 1, 256 MiB -> 16, 4 GiB -> 64."""
+    return max(1, min(MAX_PIECES, sum_bytes // PIECE_BYTES))
 
 
 @dataclass

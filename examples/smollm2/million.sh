@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Rows of 1,048,576 tokens, after steps 1, 2 and 4: GPUS=4 bash examples/smollm2/million.sh [--cpu]. Six iterations
+# of one step of YaRN by 128, each row over all GPUs; then the loss by position on a held-out row, before and
+# after, and three passkeys. FROM=run-128k starts from step 5's run. Again after an interruption: it continues.
+#
+# see: the plan's step and memory beside those of the log; docs/results.md has a run
+set -euo pipefail
+# shellcheck source=examples/smollm2/settings.sh
+source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+
+factor=$((MILLION_LENGTH / POSITIONS > 1 ? MILLION_LENGTH / POSITIONS : 2))
+layout="--ranks $GPUS --context-parallel-size $GPUS"
+yarn="--rope-scaling yarn --rope-scaling-factor $factor --original-max-position-embeddings $POSITIONS"
+rows() { # FOLDER PART_OF_THE_CORPUS
+    kept "$1" && return
+    local sources=() file
+    for file in "$WORK/corpus/$2"/*.jsonl; do
+        sources+=(--source "$(basename "$file" .jsonl)=$file")
+    done
+    ultralong prepare "${sources[@]}" --tokenizer "$WORK/hf" --output "$1" --seq-length "$MILLION_LENGTH" \
+        --length-sampling none --workers "$WORKERS" --valid-fraction 0 --seed 1
+}
+rows "$WORK/rows-1m" train
+rows "$WORK/rows-1m-held-out" held_out
+results=$WORK/results-1m
+# shellcheck disable=SC2086 # several words
+{
+    ultralong plan --model "$WORK/base" --gpus "$GPUS" --no-search --seq-length "$MILLION_LENGTH" \
+        --global-batch-size 1 --tensor-model-parallel-size 1 --no-sequence-parallel \
+        --context-parallel-size "$GPUS" $yarn
+    ultralong pretrain --config "$here/target.yaml" $layout --load "$WORK/$FROM" --data-path "$WORK/rows-1m" \
+        --save "$WORK/run-1m" --seq-length "$MILLION_LENGTH" $yarn --ramp dimensions --attention-factor yarn \
+        --train-iters "$MILLION_ITERS" --lr "$MILLION_LR" --lr-warmup-iters 0 --lr-decay-style constant \
+        --log-interval 1 --save-interval 1 --save-retain-last 1 $MILLION_FLAGS
+    kept "$results/loss" || ultralong evaluate loss $layout --load "before=$WORK/$FROM" "after=$WORK/run-1m" \
+        --data-path "$WORK/rows-1m-held-out" --split train --num-samples 1 --beyond-trained-positions \
+        --output "$results/loss" $EVALUATE_FLAGS
+    kept "$results/passkey" || ultralong evaluate passkey $layout --load "after=$WORK/run-1m" \
+        --lengths "$MILLION_LENGTH" --depths 0 50 100 --num-samples 1 --output "$results/passkey" $EVALUATE_FLAGS
+}
