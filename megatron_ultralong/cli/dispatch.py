@@ -197,8 +197,8 @@ def _says_stale_size() -> Iterator[None]:
         if world_size() == 1 or under_torchrun():
             raise
         raise InputError(
-            f"{error}; this is checked for {world_size()} ranks, by WORLD_SIZE in the environment: "
-            "`unset WORLD_SIZE` if no launcher has set it"
+            f"{error}; this is checked for {counted(world_size(), 'rank')}, by WORLD_SIZE in the "
+            "environment: `unset WORLD_SIZE` if no launcher has set it"
         ) from error
 
 

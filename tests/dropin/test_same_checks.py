@@ -34,7 +34,7 @@ def said_by_pretrain(config: PretrainConfig) -> tuple[list[str], Any]:
         run = verbs.check_run(config, 1)
     except InputError as error:
         return [str(error)], None
-    return list(run.notes), run.result
+    return list(run.notes()), run.result
 
 
 def said_by_the_drop_in(
