@@ -36,15 +36,10 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
 from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
+from megatron_ultralong.dropin import rules
 from megatron_ultralong.dropin.arguments import DropInConfig, drop_in_config
 from megatron_ultralong.dropin.identity import Identity, find_identity
-from megatron_ultralong.dropin.rules import (
-    Part,
-    check_arguments,
-    check_model_config,
-    idle_notes,
-    parts,
-)
+from megatron_ultralong.dropin.rules import Part
 from megatron_ultralong.mcore import core_attention, cpu, recomputed_layer, rotary
 from megatron_ultralong.mcore.core_attention import RingCoreAttention
 from megatron_ultralong.mcore.cpu import replaced
@@ -160,19 +155,19 @@ class Extension:
         """
         config = drop_in_config(args)
         config.check(args.micro_batch_size)
-        used = parts(config, args)
-        check_arguments(config, args, used)
+        used = rules.parts(config, args)
+        rules.check_arguments(config, args, used)
         manifest = load_manifest(config.data_path) if config.data_path else None
         identity = find_identity(config, args, manifest)
         if identity.result.rope_scaling is not None and "rotary" not in used:
             used = (*used, "rotary")
-            check_arguments(config, args, used)
+            rules.check_arguments(config, args, used)
         config = identity.config  # and so that checkpoints keep it:
         args.ultralong_original_max_position_embeddings = config.original_max_position_embeddings
         found = cls(config, args, manifest, identity, used)
         if manifest is not None:
             found._check_rows(manifest)
-        for line in (*identity.notes, *idle_notes(config, args)):
+        for line in (*identity.notes, *rules.idle_notes(config, args)):
             tell(line)
         return found
 
@@ -202,7 +197,7 @@ class Extension:
         Raises:
             InputError: it is not made of the layers that this needs.
         """
-        check_model_config(self.config, model.config, self.parts)
+        rules.check_model_config(self.config, model.config, self.parts)
         attentions = [m for m in model.modules() if isinstance(m, RingCoreAttention)]
         if not attentions and len(model.decoder.layers):
             raise InputError(

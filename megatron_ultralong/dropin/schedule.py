@@ -4,8 +4,6 @@ Its scheduler compares what it was built with and what the checkpoint holds, onc
 and its weights are read, and ends with an assertion that names no argument.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 from collections.abc import Iterator, Mapping

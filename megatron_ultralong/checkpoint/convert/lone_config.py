@@ -5,7 +5,7 @@ from typing import Any
 
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE, check_inside
 from megatron_ultralong.checkpoint.formats import hugging_face_config
-from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE
+from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE, architectures_of
 from megatron_ultralong.checkpoint.formats.rope_verdicts import good_for
 from megatron_ultralong.checkpoint.formats.weight_files import has_weights
 from megatron_ultralong.config.rope_recipe import rope_recipe
@@ -48,7 +48,7 @@ def inspect_config(path: Path) -> dict[str, Any]:
         )
     inner = values.object("text_config", None)  # of models that see and hear too
     config = JsonObject({**values, **inner}, values.where) if inner else values
-    architectures = hugging_face_config.architectures_of(values)
+    architectures = architectures_of(values)
     heads = config.integer("num_attention_heads", 32, minimum=1)
     head_dim = config.integer("head_dim", 0) or config.integer("hidden_size", 4096) // heads
     family = next((ARCHITECTURES[name] for name in architectures if name in ARCHITECTURES), None)
