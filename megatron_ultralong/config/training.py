@@ -59,7 +59,7 @@ class TrainingConfig:
     train_iters: Annotated[int, Range(1)] = 0
     """Iterations (optimizer steps) of the whole run."""
     train_tokens: Annotated[float, Range(0, 1e18), TOKENS] = 0.0
-    """Tokens of the whole run, instead of train_iters: as many iterations as hold them."""
+    """Tokens of the whole run, instead of train_iters; rounded up to whole iterations."""
     micro_batch_size: Annotated[int, Range(1)] = 1
     """Rows in one forward pass of a replica."""
     global_batch_size: Annotated[int, Range(1)] = 1
