@@ -304,8 +304,8 @@ class SftConfig(TrainingConfig):
                     f"train_iters ({self.train_iters}) and num_epochs ({self.num_epochs:g}, which "
                     f"is {counted(iterations, 'iteration')} of {self.global_batch_size} of "
                     f"{counted(num_rows, 'row')}) "
-                    "both say how long the run is: remove one from the file, or give --num-epochs "
-                    "or --train-iters"
+                    "both set the length of the run: remove one from the file, or give "
+                    "--num-epochs or --train-iters"
                 )
             return self
         if iterations < 1:
