@@ -122,8 +122,8 @@ def test_a_folder_in_use_is_not_written_to(
     words = pretrain_words(inputs, "--save", str(tmp_path), "--context-parallel-size", "1")
     assert "is not empty" in refusal(capsys, *words)
     words = ("convert", "import", str(inputs / "hf"), str(tmp_path))
-    assert "nothing is written over" in refusal(capsys, *words)
-    assert "nothing is written over" in refusal(
+    assert "existing files are not overwritten" in refusal(capsys, *words)
+    assert "existing files are not overwritten" in refusal(
         *(capsys, "prepare", "--source", f"code={inputs / 'documents.jsonl'}"),
         *("--tokenizer", str(inputs / "hf"), "--seq-length", "128", "--output", str(tmp_path)),
     )

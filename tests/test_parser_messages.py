@@ -48,13 +48,13 @@ from tests.edges import flags, parse, parsed_class, with_needed
         (("plan", "--model", "m"), "--gpus is needed: the size of the job"),
         (
             ("plan", "/", "--gpus", "2"),
-            "/ is no recipe but a folder: write `ultralong plan RECIPE --m",
+            "/ is not a recipe but a folder: write `ultralong plan RECIPE --m",
         ),
         (("pretrain", "llama3.1-8b-sft"), "llama3.1-8b-sft is a recipe of `ultralong sft`, not of"),
         (("sft", "llama3.1-8b-1m"), "llama3.1-8b-1m is a recipe of `ultralong pretrain`, not of"),
         (
             ("plan", "demo-cpu", "--gpu", "8"),
-            "--gpu 8: that is no GPU's name; their number is --gpus",
+            "--gpu 8: that is not the name of a GPU; their number is --gpus",
         ),
         (("plan", "demo-cpu", "--gpu=8"), "their number is --gpus 8"),
         *(

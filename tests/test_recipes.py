@@ -252,9 +252,9 @@ def test_a_run_has_one_length(capsys: pytest.CaptureFixture[str]) -> None:
     for verb, recipe in (("pretrain", "demo-cpu"), ("plan", "demo-cpu"), ("sft", "demo-sft-cpu")):
         more = ("--gpus", "2") if verb == "plan" else ()
         error = refusal(capsys, verb, recipe, *words, *more)
-        assert "--train-iters and --train-tokens both say how long the run is" in error
+        assert "--train-iters and --train-tokens both set the length of the run" in error
     error = refusal(capsys, "sft", "demo-sft-cpu", *words[:-2], "--num-epochs", "2")
-    assert "--train-iters and --num-epochs both say how long the run is" in error
+    assert "--train-iters and --num-epochs both set the length of the run" in error
     error = refusal(capsys, "pretrain", "demo-cpu", *words[:-2], "--num-epochs", "2")
     assert "--num-epochs" in error
     assert "both say" not in error
@@ -295,7 +295,7 @@ def test_a_file_has_one_length(tmp_path: Path, capsys: pytest.CaptureFixture[str
     for verb in ("pretrain", "sft"):
         file.write_text("train_iters: 7\ntrain_tokens: 9000\n")
         error = refusal(capsys, verb, "--config", str(file), *words)
-        assert "train_iters (7) and train_tokens (9,000) both say how long the run is" in error
+        assert "train_iters (7) and train_tokens (9,000) both set the length of the run" in error
         for flags in ("--train-iters 4", "--train-tokens 1K"):
             error = refusal(capsys, verb, "--config", str(file), *words, *flags.split())
             assert "both say" not in error

@@ -141,7 +141,7 @@ def _usage(only: str | None = None) -> str:
     ]
     if only is None:
         lines += ["", f"first steps: {', '.join(FIRST_STEPS)}"]
-    lines += ["", f"`{PROGRAM} help VERB` has examples and flags of a verb.", ""]
+    lines += ["", f"`{PROGRAM} help VERB` shows the examples and flags of a verb.", ""]
     return "\n".join(lines)
 
 

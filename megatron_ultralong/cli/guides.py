@@ -29,8 +29,8 @@ _LAYOUT = ("tensor_model_parallel_size", "context_parallel_size", "sequence_para
 _EVALUATION = (*_LAYOUT, "precision", "num_samples", "beyond_trained_positions", "output")
 RANKS = (
     "--ranks N",
-    "Start N ranks on this machine, one for each GPU, after everything that needs no weights has "
-    "been checked. Several machines need torchrun.",
+    "Check everything that needs no weights, then start N ranks on this machine, one per GPU. "
+    "For several machines, use torchrun.",
 )
 """Of the verbs that work on ranks."""
 

@@ -201,8 +201,8 @@ def _check_gpu_name(words: Sequence[str]) -> None:
     for flag, value in itertools.pairwise(one for word in words for one in word.split("=", 1)):
         if flag == "--gpu" and value.isdecimal() and not _CARDS.fullmatch(value):
             raise InputError(
-                f"--gpu {value}: that is no GPU's name; their number is --gpus {value}, names are "
-                f"{', '.join(HARDWARE)}"
+                f"--gpu {value}: that is not the name of a GPU; their number is --gpus {value}, "
+                f"names are {', '.join(HARDWARE)}"
             )
 
 

@@ -105,7 +105,7 @@ def begin(
         if run.train_iters and run.train_tokens and "train_tokens" not in fields_typed(words):
             raise InputError(
                 f"{words[1]}: train_iters ({run.train_iters}) and train_tokens "
-                f"({run.train_tokens:,.9g}) both say how long the run is: set one of them to 0"
+                f"({run.train_tokens:,.9g}) both set the length of the run: set one of them to 0"
             )
         return run, words[2:]
     if words[0] not in recipes:
@@ -131,7 +131,7 @@ def _with_typed_end(run: Any, flags: Sequence[str]) -> Any:
     ]
     if len(ends) > 1:
         first, second = (f"--{name.replace('_', '-')}" for name in ends[:2])
-        raise InputError(f"{first} and {second} both say how long the run is: give one of them")
+        raise InputError(f"{first} and {second} both set the length of the run: give one of them")
     if "num_epochs" in ends:
         return plain_values.with_fields(run, train_iters=0, train_tokens=0.0)
     if ends and hasattr(run, "num_epochs"):
@@ -158,7 +158,7 @@ def _no_recipe(verb: str, word: str, recipes: Iterable[str]) -> str:
         flag = "--config" if Path(word).is_file() else "--model" if verb == "plan" else "--load"
         usage = "RECIPE " * (flag != "--config") + f"{flag} {shlex.quote(word)}"
         return (
-            f"{word} is no recipe but a {'file' if flag == '--config' else 'folder'}: write "
+            f"{word} is not a recipe but a {'file' if flag == '--config' else 'folder'}: write "
             f"`{PROGRAM} {verb} {usage} ...`; recipes: {', '.join(recipes)}"
         )
     what = not_known("recipe", word, recipes)

@@ -55,7 +55,7 @@ def _check_given_once(words: Sequence[str], flags: Sequence[Flag]) -> None:
         name = flag.names[0]
         if name.startswith("--") and flag.takes_several and given.count(name) > 1:
             raise InputError(
-                f"{name} is given {given.count(name)} times, and would have the last values alone: "
+                f"{name} is given {given.count(name)} times; only the last values would be used: "
                 f"write all of them behind one {name}, with spaces between them"
             )
 

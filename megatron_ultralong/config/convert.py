@@ -56,8 +56,8 @@ class ExportConfig:
     """strings: write the merges in tokenizer.json in the form that transformers 4.43 and 4.44 can
     read too. The tokenizer is the same, but the file's hash differs."""
     engines: Annotated[str, arg(name="for", metavar="ENGINES")] = ""
-    """Engines that will serve the model, as in llama.cpp,vllm: refused where one reads the rope
-    block otherwise; flags that one needs are said."""
+    """Engines that will serve the model, such as llama.cpp,vllm. The export is refused if one of
+    them reads the rope block differently; flags that an engine needs are printed."""
     verify: bool = True
     """Read all tensors back and compare them bit for bit."""
     verify_checksums: bool = True

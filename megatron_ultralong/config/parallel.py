@@ -30,8 +30,8 @@ class ParallelConfig:
     cp_comm_type: Literal["p2p", "all_gather", "a2a", "a2a+p2p"] = "p2p"
     """What the ranks of a row exchange. p2p: keys and values in a ring whose traffic is hidden
     behind the kernels. all_gather: keys and values, one gather per layer; better with document_mask
-    block and cp_assignment balanced. a2a: tokens for heads (Ulysses), for as many ranks as a rank
-    has key heads. a2a+p2p: that among neighbours, and a ring between such groups."""
+    block and cp_assignment balanced. a2a: tokens for heads (Ulysses), between at most as many ranks
+    as a rank has key heads. a2a+p2p: a2a among neighbours, and a ring between these groups."""
     hierarchical_context_parallel_sizes: Annotated[tuple[int, ...], Range(1)] = ()
     """For a2a+p2p: ranks that exchange heads, and groups of them in the ring, such as 4 8; their
     product is context_parallel_size."""

@@ -178,7 +178,7 @@ RECIPES: dict[str, Callable[[], PretrainConfig] | Callable[[], SftConfig]] = {
 """Recipes of both, as ``ultralong plan`` takes them."""
 
 FOR_WHOM: dict[str, str] = {
-    "extend": "any model to any length on GPUs: the paper's recipe, worked out for both",
+    "extend": "any model to any length on GPUs: the paper's recipe, adapted to both",
     "small": "the same for a model of millions of parameters, on a CPU",
     "llama3.1-8b-1m": "Llama-3.1-8B to 1M tokens in the paper's layout, from 32 GPUs of 80 GB on",
     "llama3.1-8b-2m": "to 2M tokens, from 128 GPUs on",

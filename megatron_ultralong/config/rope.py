@@ -200,5 +200,5 @@ class RopeConfig:
         if figures and "rope_scaling" not in block:
             raise InputError(
                 f"{where}: rope has {', '.join(figures)}, and no rope_scaling, which would be "
-                "'keep' and look at none of them: write rope_scaling: yarn there, or take them out"
+                "'keep' and ignore them: write rope_scaling: yarn there, or take them out"
             )

@@ -67,7 +67,7 @@ class FaultConfig:
     """What to do if a loss or gradient is not finite. stop: save the state before that step and
     exit with status 65. skip: skip the step and continue."""
     max_skipped_iters: Annotated[int, Range(0)] = 10
-    """Skipped steps in a row after which the run saves and exits with status 65; 0: any number."""
+    """Skipped steps in a row after which the run saves and exits with status 65; 0: no limit."""
     loss_spike_deviations: Annotated[float, Range(0, 1_000_000)] = 6.0
     """Warn of a loss this many standard deviations above the last 32; 0: never."""
 
@@ -147,8 +147,8 @@ class LayerConfig:
     softmax scale, so it is kept."""
     elementwise_kernel: ElementwiseKernel = "auto"
     """Rotary embedding and SwiGLU of recomputed layers. compiled: torch.compile makes one GPU
-    kernel of each. torch: one operation at a time. auto: compiled on a GPU where the compiler
-    works, else torch. The first lines of a run say which."""
+    kernel of each. torch: one operation at a time. auto: compiled on a GPU if the compiler works,
+    else torch. The first lines of a run say which."""
 
     @property
     def needs_transformer_engine(self) -> bool:

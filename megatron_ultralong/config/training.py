@@ -59,7 +59,7 @@ class TrainingConfig:
     """Iterations (optimizer steps) of the whole run; 0: set by train_tokens, or for sft by
     num_epochs."""
     train_tokens: Annotated[float, Range(0, 1e18), TOKENS] = 0.0
-    """Tokens of the whole run, instead of train_iters: as many iterations as hold them."""
+    """Tokens of the whole run, instead of train_iters; rounded up to whole iterations."""
     micro_batch_size: Annotated[int, Range(1)] = 1
     """Rows in one forward pass of a replica."""
     global_batch_size: Annotated[int, Range(1)] = 1
@@ -307,8 +307,8 @@ class SftConfig(TrainingConfig):
                     f"train_iters ({self.train_iters}) and num_epochs ({self.num_epochs:g}, which "
                     f"is {counted(iterations, 'iteration')} of {self.global_batch_size} of "
                     f"{counted(num_rows, 'row')}) "
-                    "both say how long the run is: remove one from the file, or give --num-epochs "
-                    "or --train-iters"
+                    "both set the length of the run: remove one from the file, or give "
+                    "--num-epochs or --train-iters"
                 )
             return self
         if iterations < 1:

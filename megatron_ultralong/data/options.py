@@ -142,10 +142,10 @@ class PrepareChatConfig:
     packing: ChatPacking = "whole"
     """whole: as many whole conversations per row as fit. none: one per row. Rows are padded."""
     chat_template: TemplateName = "llama3.1"
-    """llama3.1. llama3: without dates, default system turn and tools. chatml: turns in <|im_start|>
-    and <|im_end|>, behind the default system turn of the template in the tokenizer's folder, if it
-    has one. qwen2.5, qwen3: theirs, without tools. plain: roles as words, for tokenizers without
-    special tokens of turns."""
+    """llama3.1: that of Llama 3.1 Instruct. llama3: without dates, default system turn and tools.
+    chatml: turns in <|im_start|> and <|im_end|>, after the default system turn of the template in
+    the tokenizer's folder, if it has one. qwen2.5, qwen3: those of Qwen, without tools. plain:
+    roles as words, for tokenizers without special tokens of turns."""
     date_string: Annotated[str, TEXT] = DATE
     """Current date in llama3.1's system turn: a text such as 28 Nov 2026, or today for the day on
     which the run begins. The default is the date that engines write with Llama 3.1's template if

@@ -33,8 +33,8 @@ class DoctorConfig:
     communication: bool = True
     """Start ranks, and measure an all-reduce and a step of ring attention."""
     gpus: bool = True
-    """Look at each GPU itself; ``--no-gpus`` asks the driver alone and makes no CUDA context, as a
-    health check beside a run should. It takes ``--no-communication`` too."""
+    """Test each GPU. ``--no-gpus`` only asks the driver and creates no CUDA context, for a health
+    check next to a run; it needs ``--no-communication`` too."""
     megabytes: Annotated[int, Range(1, 4096)] = 64
     """Size of the all-reduce, in MiB."""
 

@@ -47,24 +47,26 @@ class DropInConfig(rope.RopeConfig):
     """Folder written by `ultralong prepare`: train and validate on its rows, instead of
     --data-path. Every rank reads its own chunks of a row, and the documents reach the attention."""
     document_mask: DocumentMask = "none"
-    """Of those rows. none: documents attend to each other (the paper's recipe); block: not."""
+    """For rows of this project. none: documents attend to each other (the paper's recipe); block:
+    they do not."""
     cp_assignment: Literal["zigzag", "balanced"] = "zigzag"
-    """Which context-parallel rank holds which chunks of those rows; balanced is even under
+    """Which context-parallel rank holds which chunks of those rows. balanced: even work with
     document mask block."""
     recompute_granularity: run.RecomputeGranularity = "none"
-    """keep_attention: backward makes everything of a layer again but the attention; full: that too;
-    none: Megatron-LM's own --recompute-granularity decides."""
+    """keep_attention: the backward pass recomputes everything in a layer except attention; full:
+    attention too; none: Megatron-LM's own --recompute-granularity decides."""
     sequence_tile_size: Annotated[int, Range(0), LENGTH] = 16384
-    """Tokens that go through embedding, projections and MLP of such a layer at a time; 0: all."""
+    """Tokens that go through embedding, projections and MLP of a recomputed layer at a time; 0:
+    all."""
     loss_tile_size: Annotated[int, Range(0), LENGTH] = 0
     """Tokens that go through the output layer and the loss at a time, so that full logits never
     exist (2048 is good); 0 leaves both to Megatron-LM."""
 
     verify_checksums: Literal["yes", "no"] = "yes"
-    """Whether a checkpoint of --load is compared with its checksums, where it has some."""
+    """Whether a checkpoint of --load is compared with its checksums, if it has any."""
     accept: str = ""
-    """Arguments of Megatron-LM that this version does not know and you have found to concern other
-    parts of the model than those replaced: their names, with commas between."""
+    """Names of Megatron-LM's arguments, separated by commas, that this version does not know, but
+    that you know to concern only parts of the model that are not replaced."""
 
     @property
     def accepted(self) -> set[str]:

@@ -195,8 +195,8 @@ WITHOUT_TEMPLATE = "leave --apply-chat-template out"
 class HarnessConfig(AskingConfig):
     """Tasks of lm-evaluation-harness, in the training layout and without a network.
 
-    Prompts, filters and scores are the harness's own. A task file can name Python functions
-    (!function), and this program runs them: include only files that you would run.
+    The harness makes prompts, filters and scores. A task file can name Python functions
+    (!function), and this program runs them: include only task files whose code you would run.
     """
 
     DIFFERENT: ClassVar = {"tasks": "names"}
@@ -225,7 +225,7 @@ class HarnessConfig(AskingConfig):
     """Largest number of tokens of prompt and answer together; longer prompts lose their beginning,
     and texts are cut into windows. 0: the positions the checkpoint was trained for."""
     seed: Annotated[int, Range(0, UINT32)] = 1234
-    """Seed of the choice of solved examples where a task draws them."""
+    """Seed for choosing solved examples, if a task draws them."""
     confirm_run_unsafe_code: bool = False
     """Run what the model writes, for tasks that test its programs (humaneval, mbpp), and the Python
     of metrics in data, as this user on this machine."""
@@ -255,12 +255,12 @@ RULER_THRESHOLD = 85.6
 class ReportConfig:
     """Gather results of several checkpoints on one page: pictures, tables with checkpoints side by
     side, effective lengths, the paper's figures next to comparable ones, and the conditions of
-    every figure. Differences inside the noise are not highlighted.
+    every figure. Differences within the noise are not highlighted.
 
-    Folders are searched for what `ultralong evaluate loss|passkey|needle|ruler|... --output` wrote.
-    Checkpoints have the names that they were evaluated with (--load NAME=FOLDER). If a checkpoint
-    has several results for one benchmark, all are shown with their differences. Unfinished
-    evaluations (.OUTPUT.partial) are skipped and named.
+    Folders are searched for results of `ultralong evaluate loss|passkey|needle|ruler|... --output`.
+    Checkpoints have the names of their evaluation (--load NAME=FOLDER). If a checkpoint has several
+    results for one benchmark, all are shown with their differences. Unfinished evaluations
+    (.OUTPUT.partial) are skipped and named.
     """
 
     runs: Annotated[
@@ -275,5 +275,5 @@ class ReportConfig:
     title: Annotated[str, TEXT] = ""
     """Title of the page; default: the checkpoints' names."""
     threshold: Annotated[float, Range(0, 100)] = RULER_THRESHOLD
-    """Score of 100 for the effective length: the longest length up to which a benchmark's scores
-    are above it. The default is RULER's, of Llama-2-7B at 4K."""
+    """Score, of 100, for the effective length: the longest length up to which the scores of a
+    benchmark are above it. The default is that of RULER: Llama-2-7B at 4K."""

@@ -78,7 +78,7 @@ def _check_can_start(num_ranks: int) -> None:
         if ranks.under_torchrun():
             who = f"rank {os.environ['RANK']} of {ranks.world_size()}"
         raise InputError(
-            f"--ranks {num_ranks} starts ranks itself, and this process is one of a job already "
+            f"--ranks {num_ranks} starts ranks, but this process is already part of a job "
             f"({who}): leave --ranks out under torchrun, and let srun or mpirun start one task"
         )
     found = _num_gpus()

@@ -62,7 +62,8 @@ def check_output(output: str | Path, flag: str = "--output") -> None:
     else:
         return
     raise InputError(
-        f"{flag} {output} {what}: nothing is written over; name a new folder, or empty this one"
+        f"{flag} {output} {what}: existing files are not overwritten; "
+        "name a new folder, or empty this one"
     )
 
 

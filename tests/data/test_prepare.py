@@ -315,7 +315,11 @@ def test_an_output_that_is_not_empty_is_refused(config: PrepareConfig, tmp_path:
     output = tmp_path / "rows"
     output.mkdir()
     (output / "notes").write_text("mine")
-    refuse(config, r"--output .*rows holds 1 entries, .*: nothing is written over", output=output)
+    refuse(
+        config,
+        r"--output .*rows holds 1 entries, .*: existing files are not overwritten",
+        output=output,
+    )
     refuse(config, "notes is a file", output=output / "notes")
     assert (output / "notes").read_text() == "mine"
     (output / "notes").unlink()

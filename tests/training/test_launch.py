@@ -247,9 +247,9 @@ def test_gpus_are_counted_as_cuda_does(
     [
         (
             {"RANK": "1", "WORLD_SIZE": "4"},
-            r"--ranks 2 starts ranks itself.*\(rank 1 of 4\): leave",
+            r"--ranks 2 starts ranks.*\(rank 1 of 4\): leave",
         ),
-        ({"SLURM_STEP_NUM_TASKS": "8"}, r"one of a job already \(one of 8 tasks of srun\)"),
+        ({"SLURM_STEP_NUM_TASKS": "8"}, r"already part of a job \(one of 8 tasks of srun\)"),
         ({"CUDA_VISIBLE_DEVICES": "3"}, "is more than the 1 GPU of this machine"),
     ],
 )

@@ -13,50 +13,56 @@ from .models import GREEDY
 _COLUMNS = ("block", "engine", "`good_for`", "difference", "greedy", "with the flags")
 _HEAD = f"""# Serving engines
 
-Made by `python -m tools.engine_conformance matrix FOLDER --heavy --smollm2 CACHE --write PAGE`.
+Which engines read an export right, and which need flags? The report of `convert export` and
+`convert inspect` say so for your model (`good_for`). `convert export --for llama.cpp,vllm` refuses
+an export that one of them would read wrongly, and prints the flags that an engine needs. For a
+model that `convert import` refuses, `good_for` only says why. `ultralong doctor` names
+the engines that are installed.
 
-Exports were run in these engines, each in an environment of its own, and compared with
-transformers 5.23 in float32: log-probabilities of {GREEDY} greedy tokens after a prompt that
-is 256 tokens longer than the original context (without a block: as long). Right is what differs by
-less than {RIGHT:g} and takes the same {GREEDY} tokens. Of SGLang and ExLlamaV3, which need a GPU,
-the rope code was run alone: their difference is that of cos and sin from float64, over all
-positions. transformers 4.44 loads no heads of another size than hidden / heads, which the demo has
-(`good_for` says >= 4.45 of the whole export): random weights are run in its place.
-`make engines` runs all but vLLM; `make engines HEAVY=1` vLLM too (3.5 GB).
+The tables were made by
+`python -m tools.engine_conformance matrix FOLDER --heavy --smollm2 CACHE --write PAGE`. It runs
+exports in these engines, each in an environment of its own, and compares them with transformers
+5.23 in float32: log-probabilities of {GREEDY} greedy tokens after a prompt that is 256 tokens
+longer than the original context (without a block: of the same length).
 
-`good_for` in the report of `convert export`, and in `convert inspect`, says of the block at hand
-what each engine makes of it. `convert export --for llama.cpp,vllm` refuses where one of them would
-be wrong, and says the flags that one needs. `ultralong doctor` names the engines installed.
+* "right": the difference is less than {RIGHT:g}, and the {GREEDY} tokens are the same.
+* SGLang and ExLlamaV3 need a GPU, so only their rope code was run. The difference is that of cos
+  and sin from float64, over all positions.
+* transformers 4.44 cannot load heads of another size than hidden / heads, which the demo has
+  (`good_for` says >= 4.45 for the whole export). Random weights are used there instead.
+* `make engines` runs all engines but vLLM; `make engines HEAVY=1` vLLM too (3.5 GB).
 
 ## What each engine reads of a block
 
-Measured by `python -m tools.engine_conformance table FOLDER`, which runs each engine's own code
-with blocks that differ in one key, and finds the one reading that explains every result. A
-temperature other than 0.1 ln s + 1 is written twice, as `attention_factor` and as `mscale` with
-`mscale_all_dim` of 0: transformers and vLLM look at the first, mlx-lm and SGLang at the others.
-"positions" are the model's `max_position_embeddings`. A family of models has a line where its
-blocks are read otherwise than those of Llama. `rope_parameters` is where transformers 5 saves block
-and base; an export has them in `rope_scaling` and `rope_theta`, which every engine looks at, and
-`convert inspect` says of a folder that has the first alone who does not. For transformers, mlx-lm
-and llama.cpp a model of each family is asked; for SGLang and ExLlamaV3 the function that all
+`python -m tools.engine_conformance table FOLDER` runs the code of each engine with blocks that
+differ in one key, and finds the one reading that explains every result. For transformers, mlx-lm
+and llama.cpp it uses a model of each family; for SGLang and ExLlamaV3 the function that all
 families call.
+
+* A family has a line of its own if its blocks are read differently from those of Llama.
+* "positions" are the `max_position_embeddings` of the model.
+* A temperature other than 0.1 ln s + 1 is written twice, as `attention_factor` and as `mscale` with
+  `mscale_all_dim` of 0: transformers and vLLM read the first, mlx-lm and SGLang the others.
+* transformers 5 saves block and base in `rope_parameters`. An export has them in `rope_scaling` and
+  `rope_theta`, which every engine reads. If a folder has only the first, `convert inspect` says
+  which engines do not read it.
 
 """
 _TAIL = """
 ## Flags
 
-llama.cpp does not honour the keys that its own converter writes for the betas and the temperature
-of a yarn block. `good_for` prints the flags that put them back; for Llama and Mistral `convert
-export --format gguf` writes a file that needs none. The converter leaves a `llama3` block out for
-Qwen2.5 and Qwen3, and no flag states it: such an export is wrong there, and named so. xllamacpp
-has no `--override-kv`: here that key was written into the file.
+llama.cpp ignores the keys that its own converter writes for the betas and the temperature of a yarn
+block. `good_for` prints the flags that set them again. For Llama and Mistral, `convert export
+--format gguf` writes a file that needs no flags. For Qwen2.5 and Qwen3 the converter leaves out a
+`llama3` block, and no flag can set it: such an export is wrong there, and `good_for` says so.
+xllamacpp has no `--override-kv`, so for these tables the key was written into the file.
 
 ## Angles
 
-Every engine computes angles in float32. Position times frequency is then off by up to 2^-24 of
-itself: cos and sin by up to 0.07 at position 1,048,575, and by 0.3 to 0.4 at 4,194,303, which no
-block can repair. `good_for` says the figure of the block at hand (`angles`). A model that is
-trained with `--angle-precision float32` has seen the same angles.
+Every engine computes angles in float32. Position times frequency then has a relative error of up to
+2^-24: cos and sin are off by up to 0.07 at position 1,048,575, and by 0.3 to 0.4 at 4,194,303. No
+block can repair this. `good_for` has the figure for your block (`angles`). A model that is trained
+with `--angle-precision float32` has seen the same angles.
 
 Not run: TensorRT-LLM, and vLLM or SGLang on a GPU.
 """

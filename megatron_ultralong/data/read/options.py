@@ -47,8 +47,8 @@ class ChatReadOptions:
     """What to do with reasoning (reasoning_content, reasoning or thinking in a turn). drop: as
     Llama's templates do. keep: train on it, in <think> and </think> before the answer."""
     ignore_keys: Annotated[tuple[str, ...], TEXT] = ()
-    """Keys inside a turn to ignore; any other unknown key is an error. Of a record label, kto_tag
-    and chosen may be named."""
+    """Keys inside a turn to ignore; any other unknown key is an error. Of the keys of a record,
+    label, kto_tag and chosen can be ignored."""
     suffixes: Suffixes = ()
     """Suffix of the files to read in a folder or pattern, such as .jsonl; repeatable. Default:
     all."""

@@ -41,7 +41,8 @@ class FitConfig(MessagesConfig):
     lengths: Annotated[tuple[int, ...], Range(1), LENGTH] = ()
     """Bins to use, by their upper ends: 8192 16384 ... 1048576. Default: all that fit."""
     max_new_tokens: Annotated[int, Range(1), LENGTH] = 1024
-    """Largest number of tokens of an answer; a question whose own is longer has room for it."""
+    """Largest number of tokens of an answer. If the expected answer is longer, there is room for
+    it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +50,13 @@ class BinsConfig(FitConfig):
     """Questions that are told apart by their length, as it is counted here."""
 
     length_tokenizer: str = ""
-    """Folder of the tokenizer by whose tokens questions are put into bins. Upstream's is
-    o200k_base, which gpt-oss has; default: the checkpoint's own."""
+    """Folder of the tokenizer that counts the tokens for the bins. That of upstream is o200k_base,
+    which gpt-oss has; default: the checkpoint's own."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MrcrConfig(BinsConfig):
-    """OpenAI's MRCR from a local copy: which of several equal requests was answered how."""
+    """OpenAI's MRCR from a local copy: repeat the answer to one of several equal requests."""
 
     TASKS = ("2needle", "4needle", "8needle")
 
@@ -65,7 +66,8 @@ class MrcrConfig(BinsConfig):
     tasks: tuple[str, ...] = TASKS
     """Numbers of needles; default: all three."""
     max_new_tokens: Annotated[int, Range(1), LENGTH] = 2048
-    """Largest number of tokens of an answer; a question whose own is longer has room for it."""
+    """Largest number of tokens of an answer. If the expected answer is longer, there is room for
+    it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +118,8 @@ class Ruler2Config(FitConfig):
     tasks: tuple[str, ...] = RULER2_TASKS
     """Tasks to use; default: all twelve."""
     max_new_tokens: Annotated[int, Range(1), LENGTH] = 1024
-    """Largest number of tokens of an answer; a question whose own is longer has room for it.
-    Upstream allows 16,384, for models that reason."""
+    """Largest number of tokens of an answer. If the expected answer is longer, there is room for
+    it. Upstream allows 16,384, for models that reason."""
 
 
 NEEDLE_SETS = (
@@ -147,7 +149,8 @@ class NoLiMaConfig(MessagesConfig):
     num_samples: Annotated[int, Range(0)] = 0
     """Needles to use of every kind of question, from the first; 0: all."""
     metric: NoLiMaMetric = "contains"
-    """contains: the answer holds the name. EM: it is the name. lastline: of the last line alone."""
+    """contains: the answer contains the name. EM: it is the name. lastline: only its last line
+    counts."""
     max_new_tokens: Annotated[int, Range(1), LENGTH] = 192
     """Largest number of tokens of an answer."""
 

@@ -112,8 +112,9 @@ class RulerConfig(AskingConfig):
     """base: the task's text and the beginning of the answer. chat: the text as a user turn of the
     model's family, and the beginning of the answer as the assistant's turn."""
     ruler_release: Release = "c3f5e3b"
-    """Upstream's commit whose prompts are used: c3f5e3b of 22 July 2026. 860f2bd of 31 January 2025
-    for comparison with figures from before May 2025, the UltraLong paper's among them."""
+    """Commit of upstream whose prompts are used. c3f5e3b: of 22 July 2026. 860f2bd: of 31
+    January 2025, for comparison with figures from before May 2025, including those of the
+    UltraLong paper."""
     essays: str = ""
     """Upstream's PaulGrahamEssays.json, or a text file; the text for niah_single_2 and _3,
     niah_multikey_1, niah_multivalue and niah_multiquery."""
