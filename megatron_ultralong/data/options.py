@@ -29,8 +29,8 @@ class PrepareConfig:
     """Pack documents into rows of exactly seq_length tokens, in Megatron's format."""
 
     source: Sources
-    """Documents, with a name: a file, a folder or a quoted glob pattern. JSONL, parquet, or text
-    files of one document each; also .gz, .zst, .xz and .bz2. Repeatable."""
+    """Documents, with a name: a file, a folder or a quoted glob pattern. JSONL, JSON arrays,
+    parquet, or text files of one document each; also .gz, .zst, .xz and .bz2. Repeatable."""
     tokenizer: Path
     """Folder with a tokenizer.json or a tokenizer.model (Llama 3 or sentencepiece), or the file
     itself."""
@@ -127,8 +127,8 @@ class PrepareChatConfig:
     """
 
     source: Sources
-    """Conversations, with a name: a file, a folder or a quoted glob pattern. JSONL or parquet; also
-    .gz and .zst. Repeatable."""
+    """Conversations, with a name: a file, a folder or a quoted glob pattern. JSONL, JSON arrays or
+    parquet; also .gz, .zst, .xz and .bz2. Repeatable."""
     tokenizer: Path
     """Folder with a tokenizer.json or Llama 3's tokenizer.model, or the file itself."""
     output: Path
