@@ -40,6 +40,9 @@ def test_a_dry_run_says_what_it_assumed(
     assert "# assumed: 2 ranks, the fewest that the layout allows (WORLD_SIZE is not set" in shown
     assert "# assumed: 1 rank on this host" in shown
     assert "plan for 2 x " in shown
+    traced = ("--profile", "--profile-ranks", "0", "2", "--global-batch-size", "2")
+    cli.main(pretrain_words(inputs, "--dry-run", *traced))
+    assert "# assumed: 4 ranks, the fewest that" in capsys.readouterr().out, "rank 2 is there"
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     cli.main(pretrain_words(inputs, "--dry-run", "--global-batch-size", "2"))

@@ -117,7 +117,8 @@ class _Weights:
     @classmethod
     def of(cls, args: Any) -> _Weights:
         """``--load`` is looked at first, as Megatron-LM does, then ``--pretrained-checkpoint``."""
-        folders = [Path(x) for x in (args.load, getattr(args, "pretrained_checkpoint", None)) if x]
+        given = (args.load, getattr(args, "pretrained_checkpoint", None))
+        folders = [Path(x) for x in given if x and "://" not in x]  # Megatron-LM reads stores
         names = (FILE_NAME, LATEST_FILE)
         path = next((p for p in folders if any((p / name).is_file() for name in names)), None)
         if path is None:
@@ -136,7 +137,7 @@ class _Weights:
         """Warnings of what the command line has otherwise, which is refused where it is silent."""
         if self.path is not None and self.has_file:
             described.check_shape(args, self.source, self.path)
-        if self.path is None and args.load and args.load != args.save:
+        if self.path is None and args.load and "://" not in args.load and args.load != args.save:
             return (
                 f"warning: --load {args.load} holds no checkpoint: the run begins with random "
                 "weights",

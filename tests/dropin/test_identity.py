@@ -20,6 +20,7 @@ from megatron_ultralong.checkpoint.disk.metadata import load_metadata
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.logits.megatron_model import megatron_logits
 from megatron_ultralong.config.convert import ExportConfig
+from megatron_ultralong.dropin import identity
 from megatron_ultralong.dropin.described import vocabulary
 from megatron_ultralong.program.errors import InputError
 from tests.dropin.megatron_lm import Tiny, needs_megatron_lm, tiny_message, tiny_run
@@ -201,6 +202,15 @@ def told_notes(tiny: Tiny) -> str:
     )
     tiny_run(tiny)
     return stream.getvalue()
+
+
+def test_a_store_of_objects_is_not_looked_into() -> None:
+    """Megatron-LM reads ``msc://`` by itself: nothing is said of what stands there."""
+    nothing = identity._Weights(None, False, None, None, None)  # type: ignore[arg-type]
+    args = argparse.Namespace(load="msc://bucket/run", save=None)
+    assert nothing.check_model(args, scales=False) == ()
+    args.load = "none"
+    assert "holds no checkpoint" in nothing.check_model(args, scales=False)[0]
 
 
 @pytest.mark.parametrize("is_first", [True, False])

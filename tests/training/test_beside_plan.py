@@ -51,6 +51,15 @@ def test_a_step_as_planned_is_told_without_advice(monkeypatch: pytest.MonkeyPatc
     assert "\n" not in note
 
 
+def test_saves_are_no_part_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    beside = BesidePlan(SLOWED.config, SLOWED.model, SLOWED.num_gpus, H200)
+    saved = dataclasses.replace(figures(1), elapsed_ms=132_400.0, phases_ms={"checkpoint": 100e3})
+    area = SLOWED.mean_area * SLOWED.config.global_batch_size
+    (note,) = filter(None, (beside.note(saved, area) for _ in range(MEASURED + 1)))
+    assert "a step takes 32.4 s, planned 32.4 (+0%)" in note
+
+
 def test_nothing_is_told_of_what_is_not_planned() -> None:
     masked = dataclasses.replace(SLOWED.config.data, document_mask="block")
     shared = dataclasses.replace(SLOWED, config=dataclasses.replace(SLOWED.config, data=masked))

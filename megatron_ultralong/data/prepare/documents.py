@@ -261,7 +261,7 @@ def _under_one_row(
     fraction, needed = f"--{held_out}-fraction ({now})", 1.0
     if num_before:  # half as much again, for documents are drawn by their texts
         needed = 1.5 * now * config.seq_length / num_before
-    some = f" to about {needed:.1g}" if now < needed < 0.5 else ""
+    some = f" to about {needed:.2g}" if now < needed < 0.5 else ""
     ways += [f"lower {fraction}"] if is_train else [f"raise {fraction}{some}", "set it to 0"]
     ways += ["add documents", "shorten --seq-length"]
     return InputError(

@@ -50,7 +50,8 @@ class BesidePlan:
         """
         if self._hardware is None or len(self._seconds) > MEASURED:
             return None
-        self._seconds.append(record.elapsed_ms / 1000.0)
+        saving_ms = record.phases_ms.get("checkpoint", 0.0)  # of the iteration before; not planned
+        self._seconds.append((record.elapsed_ms - saving_ms) / 1000.0)
         self._areas.append(area)
         if len(self._seconds) <= MEASURED:
             return None
