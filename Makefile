@@ -113,7 +113,7 @@ harness: $(HARNESS)/installed  ## lm-evaluation-harness, in an environment of it
 test: dev harness  ## the tests, seven minutes on two cores
 	$(PYTEST)
 
-quick: dev  ## unit and property tests and one training on two ranks, in less than two minutes
+quick: dev  ## unit and property tests and one training on two ranks, in about two minutes
 	$(PYTEST) --quick
 
 test-all: dev harness  ## those and what is heavier: every layout, faults at full length, pages that train
