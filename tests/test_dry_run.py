@@ -37,7 +37,7 @@ def test_a_dry_run_says_what_it_assumed(
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     cli.main(pretrain_words(inputs, "--dry-run"))
     shown = capsys.readouterr().out
-    assert "# assumed: 2 ranks, the fewest that the layout allows (WORLD_SIZE is not set" in shown
+    assert "# assumed: 2 ranks, the fewest that the flags allow (WORLD_SIZE is not set" in shown
     assert "# assumed: 1 rank on this host" in shown
     assert "plan for 2 x " in shown
     traced = ("--profile", "--profile-ranks", "0", "2", "--global-batch-size", "2")

@@ -11,17 +11,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 factor=$((MILLION_LENGTH / POSITIONS > 1 ? MILLION_LENGTH / POSITIONS : 2))
 layout="--ranks $GPUS --context-parallel-size $GPUS"
 yarn="--rope-scaling yarn --rope-scaling-factor $factor --original-max-position-embeddings $POSITIONS"
-rows() { # FOLDER PART_OF_THE_CORPUS
-    kept "$1" && return
-    local sources=() file
-    for file in "$WORK/corpus/$2"/*.jsonl; do
-        sources+=(--source "$(basename "$file" .jsonl)=$file")
-    done
-    ultralong prepare "${sources[@]}" --tokenizer "$WORK/hf" --output "$1" --seq-length "$MILLION_LENGTH" \
-        --length-sampling none --workers "$WORKERS" --valid-fraction 0 --seed 1
-}
-rows "$WORK/rows-1m" train
-rows "$WORK/rows-1m-held-out" held_out
+rows "$WORK/rows-1m" train "$MILLION_LENGTH" --valid-fraction 0 --seed 1
+rows "$WORK/rows-1m-held-out" held_out "$MILLION_LENGTH" --valid-fraction 0 --seed 1
 results=$WORK/results-1m
 # shellcheck disable=SC2086 # several words
 {

@@ -277,8 +277,8 @@ def read_training(name: str, verb: TrainingVerb, words: list[str]) -> tuple[Any,
     num_ranks = world_size()
     if "--dry-run" in rest and not is_told_world_size():
         replica, log = options.parallel.model_parallel_size, options.log
-        named = max(log.profile_ranks, default=0) + 1 if log.profile else 1
-        num_ranks = replica * -(-named // replica)  # the fewest possible; it says so
+        least = max(log.profile_ranks, default=0) + 1 if log.profile else 1
+        num_ranks = replica * -(-least // replica)  # the fewest possible; it says so
     how = ""
     if words[0] in load("config.recipes:EXTENSIONS"):
         from megatron_ultralong.cli.extension import Source, derived

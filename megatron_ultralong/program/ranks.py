@@ -132,9 +132,8 @@ def assumptions(num_ranks: int) -> list[str]:
     found = []
     if not is_told_world_size():
         found.append(
-            f"{counted(num_ranks, 'rank')}, the fewest that the layout allows (WORLD_SIZE is "
-            "not set; "
-            "WORLD_SIZE=N checks a job of N ranks)"
+            f"{counted(num_ranks, 'rank')}, the fewest that the flags allow (WORLD_SIZE is "
+            "not set; WORLD_SIZE=N checks a job of N ranks)"
         )
     if "LOCAL_WORLD_SIZE" not in os.environ:
         found.append(
