@@ -12,9 +12,10 @@
 `plan` says what a step will take, or what is wrong with the flags, before anything is made. A
 random model of Llama 3.1 8B's shape (16 GB) is imported; source code becomes rows; `pretrain` runs
 with what stands behind ``--`` (what it does not name is the recipe's, TP 8 with it). With
-``--save`` its checkpoint is resumed for one iteration more, and exported. FOLDER keeps the model
-and the rows for the next run. Each command's time is printed, and what was measured beside the
-plan.
+``--save`` its checkpoint is resumed for one iteration more and exported; then the same iterations
+are trained without a stop, and every tensor of weights and optimizer states is compared. FOLDER
+keeps the model and the rows for the next run. Each command's time is printed, and what was
+measured beside the plan.
 """
 
 from __future__ import annotations
@@ -60,17 +61,49 @@ def main() -> None:
         ultralong("prepare", *words, "--output", str(rows))
     if not arguments.train_iters:
         return
-    saved = work / "run"
-    shutil.rmtree(saved, ignore_errors=True)
+    saved, whole_run = work / "run", work / "run-without-a-stop"
+    for folder in (saved, whole_run, work / "exported"):
+        shutil.rmtree(folder, ignore_errors=True)
     run_flags += ["--load", str(work / "base"), "--data-path", str(rows), "--log-interval", "1"]
     run_flags += ["--lr-warmup-iters", "1"]
-    run_flags += ["--save", str(saved)] if arguments.save else []
-    iterations = pretrain(arguments.gpus, arguments.train_iters, run_flags)
-    report(planned, iterations)
+    if arguments.save:  # a rate that does not depend on the number of iterations
+        run_flags += ["--save-interval", "0", "--deterministic-mode"]
+        run_flags += ["--lr-decay-style", "constant"]
+    to_save = ["--save", str(saved)] if arguments.save else []
+    report(planned, pretrain(arguments.gpus, arguments.train_iters, [*run_flags, *to_save]))
     if arguments.save:
-        report(planned, pretrain(arguments.gpus, arguments.train_iters + 1, run_flags))
-        shutil.rmtree(work / "exported", ignore_errors=True)
+        iterations = arguments.train_iters + 1
+        report(planned, pretrain(arguments.gpus, iterations, [*run_flags, *to_save]))
         ultralong("convert export", str(saved), str(work / "exported"))
+        pretrain(arguments.gpus, iterations, [*run_flags, "--save", str(whole_run)])
+        compare(*(folder / f"iter_{iterations:07d}" for folder in (saved, whole_run)))
+
+
+def compare(resumed: Path, whole_run: Path) -> None:
+    """Say how many tensors of two checkpoints are equal bit for bit, weights and states of the
+    optimizer; exit with an error if one is not.
+    """
+    import torch
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    found, folders = (
+        FileSystemReader(resumed).read_metadata().state_dict_metadata,
+        (resumed, whole_run),
+    )
+    tensors = {n: t for n, t in found.items() if isinstance(t, TensorStorageMetadata)}
+    differing = []
+    for name, stored in tensors.items():  # one at a time: all are larger than a GPU
+        read = [{name: torch.empty(stored.size, dtype=stored.properties.dtype)} for _ in folders]
+        for folder, into in zip(folders, read, strict=True):
+            load(into, checkpoint_id=folder, no_dist=True)
+        if not torch.equal(*(into[name].view(torch.uint8) for into in read)):
+            differing.append(name)
+    equal = f"{len(tensors) - len(differing)} of {len(tensors)} tensors bit-equal"
+    print(f"resumed, and trained without a stop: {equal}")
+    if differing or not tensors:
+        sys.exit(f"error: not equal in {resumed} and {whole_run}: {', '.join(differing)}")
 
 
 def shape_folder(work: Path, model: str, layers: int) -> Path:
@@ -211,7 +244,11 @@ def _parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     add("--model", choices=sorted(MODELS), default="llama3.1-8b", help="whose shape to take")
     add("--layers", type=int, default=0, help="of the model; 0: all of its shape")
-    add("--save", action="store_true", help="save, resume for an iteration more, and export")
+    add(
+        "--save",
+        action="store_true",
+        help="save, resume for an iteration more, export, and compare with a run without a stop",
+    )
     print(f"`python {' '.join(sys.argv)}`, {datetime.date.today().isoformat()}", flush=True)
     return parser.parse_args(own), flags
 

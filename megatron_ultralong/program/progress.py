@@ -53,6 +53,7 @@ class ProgressBar:
         self._before = before
         self._status: str | None = None
         self._has_warned = False
+        self._told_at = self.done  # the last line said so many
         self._start = self._last_line = time.monotonic()
         self._bar: rich.progress.Progress | None = None
         if sys.stderr.isatty():
@@ -105,7 +106,7 @@ class ProgressBar:
         """Finish: the last line states what was done, and in what time."""
         if self._bar is not None:
             self._bar.stop()
-        elif self.done > self._before:
+        elif self.done > self._told_at:
             self._print(time.monotonic())
 
     def _told(self, now: float) -> str:
@@ -119,6 +120,7 @@ class ProgressBar:
         return f"{self.done:,.0f}/{self.total:,.0f} {self.unit}"
 
     def _print(self, now: float) -> None:
+        self._told_at = self.done
         elapsed, done = now - self._start, self.done - self._before
         left = elapsed * (self.total - self.done) / done if done else math.inf
         share = 100.0 * self.done / self.total if self.total else 100.0

@@ -93,15 +93,22 @@ def test_several_gpus_train_as_one(make_config: MakeConfig, gpus: int) -> None:
                 assert each == pytest.approx(expected, rel=1e-4), (layout, mask)
 
 
-def test_a_resumed_run_over_nccl_is_bit_equal(make_config: MakeConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("gpus", "layout"), [(2, "cp2"), (4, "cp2-tp2-sp")])
+def test_a_resumed_run_over_nccl_is_bit_equal(
+    make_config: MakeConfig, tmp_path: Path, gpus: int, layout: str
+) -> None:
+    if torch.cuda.device_count() < gpus:
+        pytest.skip(f"no {gpus} CUDA devices")
+
     def config(save: str, train_iters: int) -> PretrainConfig:
         return dataclasses.replace(
-            make_config(tmp_path / save, (1, 2), "block", train_iters=train_iters),
+            make_config(tmp_path / save, mask="block", train_iters=train_iters),
+            parallel=LAYOUTS[gpus][layout],
             precision="bf16",
             deterministic_mode=True,
         )
 
     runs = {"whole": config("whole", 6), "first": config("parts", 3), "then": config("parts", 6)}
-    log = run_on_gpus(2, train_all, runs)[0]
+    log = run_on_gpus(gpus, train_all, runs)[0]
     assert log["first"] + log["then"] == log["whole"]
     assert len(log["whole"]) == len(losses(tmp_path / "parts")) == 6
