@@ -23,6 +23,7 @@ from megatron_ultralong.config.recipes import FOR_WHOM, RECIPES
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.plan.hardware import HARDWARE, hardware_by_name
 from megatron_ultralong.plan.options import PlanConfig
+from megatron_ultralong.program import progress as progress_bars
 from megatron_ultralong.program.ending import NO_READER
 from megatron_ultralong.program.errors import InputError, nearest
 from megatron_ultralong.program.launch import take_ranks
@@ -236,6 +237,19 @@ def test_a_bar_shows_what_it_is_told(capsys: pytest.CaptureFixture[str]) -> None
     bar.stop()
     line = capsys.readouterr().err
     assert line.startswith("training:  17% (25/150 iterations), loss 2.3456, 12,345 tokens/s, ")
+
+
+def test_a_log_has_the_last_line_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress_bars, "LOG_INTERVAL", 0.0)
+    bar = ProgressBar("Loss", 2, "rows")
+    bar.advance()
+    bar.advance()
+    bar.stop()
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("Loss:  50%")
+    assert last.startswith("Loss: 100%")
 
 
 def test_help_of_a_broken_default_is_not_shown() -> None:

@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -24,6 +23,7 @@ from megatron_ultralong.cli.start_of_run import (
     with_start_first,
 )
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
+from megatron_ultralong.program import upstream
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
 from megatron_ultralong.program.errors import InputError, counted, not_known
 from megatron_ultralong.program.exit_status import status_of_start
@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(PrintableFormatter("%(message)s"))
         logging.basicConfig(level=level, handlers=[handler])
-        _quiet_upstream()
+        if not sys.warnoptions and level != "DEBUG":
+            upstream.leave_out(handler)
         try:
             _run(words)
         except ImportError as error:
@@ -76,21 +77,6 @@ def _starts_ranks(words: Sequence[str]) -> bool:
     """Whether these words ask for a job on ranks of this machine, right or wrong."""
     is_asked = any(word.partition("=")[0] == "--ranks" for word in words)
     return is_asked and not {"help", "--dry-run", *HELP_FLAGS} & set(words)
-
-
-def _quiet_upstream() -> None:
-    """Leave out what libraries warn of and no user of this program can act on.
-
-    Megatron-Core warns at import, on every rank, that Apex and Transformer Engine are absent, and
-    calls functions that torch has deprecated. ``ULTRALONG_LOG=DEBUG`` or ``PYTHONWARNINGS`` shows
-    them.
-    """
-    if sys.warnoptions or os.environ.get("ULTRALONG_LOG") == "DEBUG":
-        return
-    warnings.filterwarnings("ignore", module=r"megatron\.core|torch\.distributed")
-    warnings.filterwarnings("ignore", module=r"megatron_ultralong\.mcore\.cpu")  # their calls
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _run(words: list[str]) -> None:
