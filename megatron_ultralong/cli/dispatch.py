@@ -213,7 +213,7 @@ def _load_run(verb: Verb) -> Any:
 
 
 def _checked(name: str, verb: Verb, words: list[str]) -> Any:
-    """The options of a verb, checked as far as files and flags tell; None: a dry run was shown."""
+    """The options of a verb, checked as far as files and flags tell; None: all is said."""
     if not isinstance(verb, TrainingVerb):
         options = _parse(
             verb, name, words, load(verb.default_of)(words) if verb.default_of else None
@@ -223,7 +223,7 @@ def _checked(name: str, verb: Verb, words: list[str]) -> Any:
         return options
     options, default, num_ranks, how = read_training(name, verb, words)
     with says_who_set(words, default):
-        load(verb.check_early)(options, num_ranks)
+        run = load(verb.check_early)(options, num_ranks)
     # Before ranks are started: one that ends by itself would leave the others waiting for it.
     if options.save and not under_torchrun():
         save = Path(options.save)
@@ -231,7 +231,11 @@ def _checked(name: str, verb: Verb, words: list[str]) -> Any:
     if how and not is_launched():  # there it was told before the ranks were started
         tell(how)
     if "--dry-run" not in words:
-        return options
+        return (
+            None
+            if not is_launched() and load("training.saving.finished:ends_here")(run)
+            else options
+        )
     from megatron_ultralong.training.verbs import dry_run
 
     sys.stdout.write(dry_run(load(verb.check)(options, num_ranks), num_ranks))
