@@ -28,7 +28,7 @@ from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
 from megatron_ultralong.program.errors import InputError, counted, not_known
 from megatron_ultralong.program.exit_status import status_of_start
 from megatron_ultralong.program.launch import run_ranks, take_ranks
-from megatron_ultralong.program.progress import say_loaded, warn_of_gpus
+from megatron_ultralong.program.libraries import lacking
 from megatron_ultralong.program.ranks import (
     as_job_of,
     check_current_folder,
@@ -39,7 +39,8 @@ from megatron_ultralong.program.ranks import (
     under_torchrun,
     world_size,
 )
-from megatron_ultralong.program.terminal import PrintableFormatter
+from megatron_ultralong.program.starting import say_loaded, warn_of_gpus
+from megatron_ultralong.program.streams import PrintableFormatter
 
 FIRST_STEPS = (
     *("doctor", "plan", "prepare", "convert import", "pretrain", "evaluate", "convert export"),
@@ -66,10 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except ImportError as error:
             if os.environ.get("ULTRALONG_LOG") == "DEBUG":
                 raise
-            raise InputError(
-                f"{type(error).__name__}: {error}; a library is missing or broken: `{PROGRAM} "
-                "doctor` says which and what to do, ULTRALONG_LOG=DEBUG where"
-            ) from error
+            raise InputError(lacking(error)) from error
 
 
 def _starts_ranks(words: Sequence[str]) -> bool:

@@ -19,6 +19,7 @@ from megatron_ultralong.program.errors import (
     refused_file,
 )
 from megatron_ultralong.program.exit_status import forget_status, leave_status
+from megatron_ultralong.program.libraries import lacking_package
 from megatron_ultralong.program.ranks import ERROR_FILE, is_launched, is_main_rank, number_of
 from megatron_ultralong.program.streams import make_lasting, take_failure
 
@@ -42,7 +43,7 @@ def ends_with_message() -> Iterator[None]:
     make_lasting()
     forget_status()
     try:
-        with _quiet_without_reader(), _files_are_told():
+        with _quiet_without_reader(), _causes_are_told():
             yield
             _check_output()
         leave_status(0)
@@ -81,8 +82,11 @@ def _check_output() -> None:
 
 
 @contextlib.contextmanager
-def _files_are_told() -> Iterator[None]:
-    """A file that cannot be opened is one that a user named, or lies in a folder that one did."""
+def _causes_are_told() -> Iterator[None]:
+    """A file that cannot be opened is one that a user named, or lies in a folder that one did.
+
+    A package that is not there is told as one, too.
+    """
     try:
         yield
     except OSError as error:
@@ -90,6 +94,11 @@ def _files_are_told() -> Iterator[None]:
         if message is None:
             raise
         raise message from error
+    except ModuleNotFoundError as error:
+        text = "" if os.environ.get("ULTRALONG_LOG") == "DEBUG" else lacking_package(error)
+        if not text:
+            raise
+        raise InputError(text) from error
     except ValueError as error:
         if str(error) != "embedded null byte":
             raise

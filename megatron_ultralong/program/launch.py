@@ -24,7 +24,7 @@ from megatron_ultralong.program import exit_status, ranks, streams
 from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.fields import Range
 from megatron_ultralong.program.json_file import read_json
-from megatron_ultralong.program.progress import Starting, warn_of_cores
+from megatron_ultralong.program.starting import Starting, warn_of_cores
 
 HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 BAD_INPUT = 2
