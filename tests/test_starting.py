@@ -28,6 +28,7 @@ def test_ranks_that_are_slow_to_start_are_counted(
     ranks_there.look()
     assert not capsys.readouterr().err
     monkeypatch.setenv(ranks.LAUNCHED, "1")
+    (tmp_path / ranks.LAUNCHER_FILE).write_text("1")
     for number, said in ((0, "1 of 3 ranks have"), (1, "2 of 3 ranks have"), (2, "")):
         monkeypatch.setenv(ranks.ERROR_FILE, str(files[number]))
         starting.say_loaded()

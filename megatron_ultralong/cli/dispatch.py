@@ -24,6 +24,7 @@ from megatron_ultralong.cli.start_of_run import (
     with_start_first,
 )
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
+from megatron_ultralong.program import own_variables
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
 from megatron_ultralong.program.errors import InputError, counted, not_known
 from megatron_ultralong.program.exit_status import status_of_start
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         handler.setFormatter(PrintableFormatter("%(message)s"))
         logging.basicConfig(level=level, handlers=[handler])
         _quiet_upstream()
+        for line in own_variables.misspelt() if not is_launched() else ():
+            tell(line)
         try:
             _run(words)
         except ImportError as error:
@@ -156,7 +159,7 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
         return
     check_current_folder()
     if verb.is_for_ranks:
-        check_variables()
+        _check_environment()
     for variable, value in verb.environment.items():
         os.environ.setdefault(variable, value)
     if verb.takes_words:
@@ -184,6 +187,13 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
     if verb.is_for_ranks and (torch := sys.modules.get("torch")):
         warn_of_gpus(torch.cuda.device_count())
     run(options)
+
+
+def _check_environment() -> None:
+    """Check the variables of a job, and tell of one that chooses how it computes."""
+    check_variables()
+    for line in own_variables.kernel_asked() if not is_launched() else ():
+        tell(line)
 
 
 @contextmanager

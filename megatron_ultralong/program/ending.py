@@ -20,7 +20,13 @@ from megatron_ultralong.program.errors import (
 )
 from megatron_ultralong.program.exit_status import forget_status, leave_status
 from megatron_ultralong.program.libraries import lacking_package
-from megatron_ultralong.program.ranks import ERROR_FILE, is_launched, is_main_rank, number_of
+from megatron_ultralong.program.ranks import (
+    ERROR_FILE,
+    is_launched,
+    is_main_rank,
+    leave_out_others,
+    number_of,
+)
 from megatron_ultralong.program.streams import make_lasting, take_failure
 
 PROGRAM = "ultralong"
@@ -40,7 +46,10 @@ def ends_with_message() -> Iterator[None]:
 
     Where nobody reads the output any more (``ultralong ... | head``) the end is quiet.
     """
+    others = leave_out_others()
     make_lasting()
+    if others:
+        tell(others)
     forget_status()
     try:
         with _quiet_without_reader(), _causes_are_told():

@@ -153,7 +153,8 @@ def run_ranks(
                     os.kill(rank.process.pid, number)
 
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ultralong-ranks-")))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=ranks.FOLDER_PREFIX)))
+        (folder / ranks.LAUNCHER_FILE).write_text(str(os.getpid()), encoding="ascii")
         for number in HANDED_ON:
             stack.callback(signal.signal, number, signal.signal(number, hand_on))
         port = stack.enter_context(_held_port())
