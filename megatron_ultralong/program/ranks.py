@@ -66,7 +66,7 @@ def leave_out_others() -> str:
     launcher = os.environ.get(LAUNCHED)
     if launcher is None or is_launched():
         return ""
-    # torchrun, started here since, has set all but one anew
+    # torchrun, started here since, has set all but one again
     is_whole = Path(os.environ.get(ERROR_FILE, "")).parent.name.startswith(FOLDER_PREFIX)
     names = (LAUNCHED, *(_OF_A_RANK if is_whole else ()))
     dropped = [name for name in names if os.environ.pop(name, None) is not None]
