@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from megatron_ultralong.program.inner_folders import one_inside
+
 NAMES = ("tokenizer.json", "tokenizer.model")
 """Files that hold a tokenizer, the first one in a folder is read."""
 _OTHERS = (
@@ -15,7 +17,8 @@ _SHOWN = 300
 
 def no_tokenizer(folder: Path, otherwise: str) -> str:
     """Of a folder without one of :data:`NAMES`: what to do, ``otherwise`` if it has no other."""
-    return f"has no {' or '.join(NAMES)}{_others(folder) or f'; {otherwise}'}"
+    instead = _others(folder) or one_inside(folder, NAMES) or f"; {otherwise}"
+    return f"has no {' or '.join(NAMES)}{instead}"
 
 
 def beside(file: Path) -> str:
