@@ -198,7 +198,7 @@ def hardware_here(device_name: str | None, kernel: str = "") -> tuple[Hardware, 
     if found := hardware_in_use(device_name, kernel):
         return found, f"attention at the rates of {kernel}, which computes it on this GPU"
     hardware, own = hardware_of_device(device_name), kernel or "a kernel"
-    if device_key(device_name) is None:
+    if device_key(device_name) not in _DEVICES:
         return hardware, (
             f"assumed: {hardware.name}, for {device_name} is not in the table: `ultralong plan "
             "... --hardware FILE` plans for one that a file describes"

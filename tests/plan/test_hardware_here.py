@@ -21,6 +21,9 @@ PLANNING = Path(__file__).parents[2] / "docs" / "planning.md"
 @pytest.mark.parametrize("device", PEAK_TFLOPS)
 def test_rates_are_of_the_kernel_or_it_is_told(device: str, kernel: str) -> None:
     hardware, line = hardware_here(f"NVIDIA {device}", kernel)
+    if f"assumed: {hardware.name}, for NVIDIA {device} is not in the table: `ultra" in line:
+        assert device not in ("H100", "H200", "A100", "B200", "GB200")
+        return
     assert hardware.peak_tflops == PEAK_TFLOPS[device]
     if hardware.attention_kernel == kernel:
         assert line == f"attention at the rates of {kernel}, which computes it on this GPU"
