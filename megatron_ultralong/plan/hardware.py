@@ -195,9 +195,12 @@ def hardware_here(device_name: str | None, kernel: str = "") -> tuple[Hardware, 
             f"{hardware.attention_kernel}; `ultralong plan ... --gpu NAME` plans for another, "
             f"{hardware.name}-fa4 for flash-attn-4 on the same"
         )
-    if found := hardware_in_use(device_name, kernel):
-        return found, f"attention at the rates of {kernel}, which computes it on this GPU"
     hardware, own = hardware_of_device(device_name), kernel or "a kernel"
+    found = hardware_in_use(device_name, kernel)
+    if hardware.attention_kernel == kernel and device_key(device_name) in _DEVICES:
+        found = hardware  # a GH200 has that of an H200
+    if found:
+        return found, f"attention at the rates of {kernel}, which computes it on this GPU"
     if device_key(device_name) not in _DEVICES:
         return hardware, (
             f"assumed: {hardware.name}, for {device_name} is not in the table: `ultralong plan "
