@@ -12,7 +12,13 @@ def _start(load: Callable[[], Callable[[], None]]) -> None:
     is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if is_usual:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    run = load()
+    try:
+        run = load()
+    except ModuleNotFoundError:
+        from megatron_ultralong.program.ending import ends_with_message
+
+        with ends_with_message():  # tells which package
+            raise
     if is_usual:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     run()

@@ -17,7 +17,8 @@ from megatron_ultralong.cli import main
 from megatron_ultralong.doctor import communication, machine, software
 from megatron_ultralong.doctor.finding import Finding
 from megatron_ultralong.doctor.machine import machine_findings
-from megatron_ultralong.doctor.software import LIBRARIES, release, software_findings
+from megatron_ultralong.doctor.software import release, software_findings
+from megatron_ultralong.program.libraries import LIBRARIES
 
 ROOT = Path(__file__).parent.parent
 

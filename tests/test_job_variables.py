@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import pytest
 
 from megatron_ultralong import cli
+from megatron_ultralong.program import ranks
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.ranks import check_start, check_variables, world_size
 from tests.command_line import pretrain_words, refusal, write_inputs
@@ -169,3 +171,84 @@ def test_a_size_left_from_another_job_is_told_as_that(
     assert "; this is checked for 3 ranks, by WORLD_SIZE in the environment: `unset WORLD_" in said
     monkeypatch.setenv("RANK", "0")
     assert "by WORLD_SIZE" not in refusal(capsys, *pretrain_words(inputs))
+
+
+def said_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What a command has said that is refused, with the lines before."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli.main(words)
+    assert end.value.code == 2
+    return capsys.readouterr().err
+
+
+NESTED = [
+    ["plan", "llama3.1-8b-1m", "--gpus", "nothing"],
+    ["convert", "import", "gone", "model"],
+    ["generate", "--load", "gone", "--prompt", "x"],
+    ["generate", "--load", "gone", "--prompt", "x", "--ranks", "2"],
+    ["doctor", "--bogus"],
+]
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize("kind", ["ended", "killed", "inside", "torchrun since"])
+def test_a_left_over_launcher_hides_no_message(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    kind: str,
+    rank: str,
+) -> None:
+    """Of a job that has ended, was killed, or whose rank has started this process."""
+    folder = tmp_path / f"{ranks.FOLDER_PREFIX}x"
+    launcher = str(os.getppid() if kind == "inside" else 2**22 - 1)
+    if kind != "ended":
+        folder.mkdir()
+        (folder / ranks.LAUNCHER_FILE).write_text(launcher)
+        (folder / f"{rank}.rank").write_text("1")
+    error_file = folder / f"{rank}.json" if kind != "torchrun since" else tmp_path / "error.json"
+    of_rank = {**VALUES, "RANK": rank, ranks.ERROR_FILE: str(error_file)}
+    for words in NESTED:
+        for name, value in {**of_rank, ranks.LAUNCHED: launcher}.items():
+            monkeypatch.setenv(name, value)
+        said = said_of(capsys, *words)
+        told, message = said.splitlines()[0], said.splitlines()[-1]
+        if kind == "torchrun since":
+            assert ranks.LAUNCHED not in os.environ
+            assert os.environ["RANK"] == rank
+        else:
+            assert told.startswith(f"warning: {ranks.LAUNCHED}, RANK, "), said
+            assert f"(process {launcher}), which this process is not: they are not" in told
+            assert "RANK" not in os.environ
+            assert "error: " in message
+            assert not error_file.exists()
+        assert "error: " in said, said
+
+
+def test_the_process_of_a_rank_keeps_its_variables(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / f"{ranks.FOLDER_PREFIX}x"
+    folder.mkdir()
+    monkeypatch.setenv(ranks.LAUNCHED, str(os.getppid()))
+    monkeypatch.setenv(ranks.ERROR_FILE, str(folder / "1.json"))
+    (folder / ranks.LAUNCHER_FILE).write_text(str(os.getppid()))
+    assert ranks.leave_out_others() == ""
+    assert ranks.is_launched()
+    assert (folder / "1.rank").read_text() == str(os.getpid())
+    (folder / ranks.LAUNCHER_FILE).unlink()
+    assert not ranks.is_launched()
+
+
+def test_a_name_that_nothing_reads_and_a_kernel_that_is_kept_are_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ULTRALONG_ATENTION_KERNEL", "math")
+    monkeypatch.setenv("ULTRALONG_HOME", "/x")
+    said = said_of(capsys, "generate", "--load", "gone", "--prompt", "x")
+    assert "ULTRALONG_ATENTION_KERNEL in the environment is not read; perhaps you meant ULT" in said
+    assert "HOME" not in said
+    monkeypatch.setenv("ULTRALONG_ATTENTION_KERNEL", "math")
+    said = said_of(capsys, "generate", "--load", "gone", "--prompt", "x")
+    assert "attention kernel math: ULTRALONG_ATTENTION_KERNEL is set in the environment" in said

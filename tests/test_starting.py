@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.program import launch, progress, ranks
+from megatron_ultralong.program import launch, ranks, starting
 
 
 def test_more_ranks_than_cores_are_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
-    progress.warn_of_cores(8, 8)
+    starting.warn_of_cores(8, 8)
     assert not capsys.readouterr().err
-    progress.warn_of_cores(64, 2)
+    starting.warn_of_cores(64, 2)
     told = capsys.readouterr().err
     assert told.startswith("warning: --ranks 64 on 2 cores without a GPU: ")
     assert "--ranks 2 or less is faster" in told
@@ -23,20 +23,21 @@ def test_ranks_that_are_slow_to_start_are_counted(
 ) -> None:
     files = [tmp_path / f"{number}.json" for number in range(3)]
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    starting = progress.Starting(files)
-    starting.look()
+    monkeypatch.setattr(starting.time, "monotonic", lambda: now[0])
+    ranks_there = starting.Starting(files)
+    ranks_there.look()
     assert not capsys.readouterr().err
     monkeypatch.setenv(ranks.LAUNCHED, "1")
+    (tmp_path / ranks.LAUNCHER_FILE).write_text("1")
     for number, said in ((0, "1 of 3 ranks have"), (1, "2 of 3 ranks have"), (2, "")):
         monkeypatch.setenv(ranks.ERROR_FILE, str(files[number]))
-        progress.say_loaded()
+        starting.say_loaded()
         now[0] += 31
-        starting.look()
+        ranks_there.look()
         assert said in (told := capsys.readouterr().err)
         assert bool(told) == bool(said)
     now[0] += 300
-    starting.look()
+    ranks_there.look()
     assert not capsys.readouterr().err
 
 
@@ -57,11 +58,11 @@ def test_a_job_that_takes_all_gpus_is_not_warned(
 ) -> None:
     if rank:
         monkeypatch.setenv("RANK", rank)
-    progress.warn_of_gpus(gpus)
+    starting.warn_of_gpus(gpus)
     assert capsys.readouterr().err == ""
 
 
 def test_a_job_of_one_rank_on_several_gpus_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    progress.warn_of_gpus(8)
+    starting.warn_of_gpus(8)
     told = capsys.readouterr().err
     assert told.startswith("warning: one of the 8 GPUs of this machine computes: `--ranks 8` takes")

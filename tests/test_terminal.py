@@ -18,7 +18,8 @@ from megatron_ultralong.checkpoint.convert.report import show, show_rows
 from megatron_ultralong.program import progress
 from megatron_ultralong.program.ending import ends_with_message, tell
 from megatron_ultralong.program.errors import InputError, escaped, printable
-from megatron_ultralong.program.terminal import Console, PrintableFormatter
+from megatron_ultralong.program.streams import PrintableFormatter
+from megatron_ultralong.program.terminal import Console
 
 HOSTILE = "w\x1b[2J\x1b]0;title\x07\u202eexe.txt\x9b31m\x00\r\u2028\ud800[/red][link=http://x]"
 CONTROLS = ("\x1b", "\x07", "\u202e", "\x9b", "\x00", "\r", "\u2028", "\ud800")

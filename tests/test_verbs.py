@@ -53,6 +53,8 @@ def test_ranks_say_that_they_start_before_they_import(
             assert not printed.out
             said[name] = printed.err
             return lambda options: None
+        if place.endswith(":ends_here"):
+            return lambda run: False
         early = {verb.check_early for verb in VERBS.values()} - {""}
         return (lambda options, num_ranks: None) if place in early else load(place)
 

@@ -23,12 +23,12 @@ from megatron_ultralong.cli.start_of_run import (
     with_start_first,
 )
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
-from megatron_ultralong.program import upstream
+from megatron_ultralong.program import own_variables, upstream
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
 from megatron_ultralong.program.errors import InputError, counted, not_known
 from megatron_ultralong.program.exit_status import status_of_start
 from megatron_ultralong.program.launch import run_ranks, take_ranks
-from megatron_ultralong.program.progress import say_loaded, warn_of_gpus
+from megatron_ultralong.program.libraries import lacking
 from megatron_ultralong.program.ranks import (
     as_job_of,
     check_current_folder,
@@ -39,7 +39,8 @@ from megatron_ultralong.program.ranks import (
     under_torchrun,
     world_size,
 )
-from megatron_ultralong.program.terminal import PrintableFormatter
+from megatron_ultralong.program.starting import say_loaded, warn_of_gpus
+from megatron_ultralong.program.streams import PrintableFormatter
 
 FIRST_STEPS = (
     *("doctor", "plan", "prepare", "convert import", "pretrain", "evaluate", "convert export"),
@@ -62,15 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         logging.basicConfig(level=level, handlers=[handler])
         if not sys.warnoptions and level != "DEBUG":
             upstream.leave_out(handler)
+        for line in own_variables.misspelt() if not is_launched() else ():
+            tell(line)
         try:
             _run(words)
         except ImportError as error:
             if os.environ.get("ULTRALONG_LOG") == "DEBUG":
                 raise
-            raise InputError(
-                f"{type(error).__name__}: {error}; a library is missing or broken: `{PROGRAM} "
-                "doctor` says which and what to do, ULTRALONG_LOG=DEBUG where"
-            ) from error
+            raise InputError(lacking(error)) from error
 
 
 def _starts_ranks(words: Sequence[str]) -> bool:
@@ -144,7 +144,7 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
         return
     check_current_folder()
     if verb.is_for_ranks:
-        check_variables()
+        _check_environment()
     for variable, value in verb.environment.items():
         os.environ.setdefault(variable, value)
     if verb.takes_words:
@@ -174,6 +174,13 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
     run(options)
 
 
+def _check_environment() -> None:
+    """Check the variables of a job, and tell of one that chooses how it computes."""
+    check_variables()
+    for line in own_variables.kernel_asked() if not is_launched() else ():
+        tell(line)
+
+
 @contextmanager
 def _says_stale_size() -> Iterator[None]:
     """Add to a message that what it refuses was checked for ranks that nothing has started."""
@@ -199,7 +206,7 @@ def _load_run(verb: Verb) -> Any:
 
 
 def _checked(name: str, verb: Verb, words: list[str]) -> Any:
-    """The options of a verb, checked as far as files and flags tell; None: a dry run was shown."""
+    """The options of a verb, checked as far as files and flags tell; None: all is said."""
     if not isinstance(verb, TrainingVerb):
         options = _parse(
             verb, name, words, load(verb.default_of)(words) if verb.default_of else None
@@ -209,7 +216,7 @@ def _checked(name: str, verb: Verb, words: list[str]) -> Any:
         return options
     options, default, num_ranks, how = read_training(name, verb, words)
     with says_who_set(words, default):
-        load(verb.check_early)(options, num_ranks)
+        run = load(verb.check_early)(options, num_ranks)
     # Before ranks are started: one that ends by itself would leave the others waiting for it.
     if options.save and not under_torchrun():
         save = Path(options.save)
@@ -217,7 +224,11 @@ def _checked(name: str, verb: Verb, words: list[str]) -> Any:
     if how and not is_launched():  # there it was told before the ranks were started
         tell(how)
     if "--dry-run" not in words:
-        return options
+        return (
+            None
+            if not is_launched() and load("training.saving.finished:ends_here")(run)
+            else options
+        )
     from megatron_ultralong.training.verbs import dry_run
 
     sys.stdout.write(dry_run(load(verb.check)(options, num_ranks), num_ranks))

@@ -23,6 +23,7 @@ from megatron_ultralong.plan.hardware import HARDWARE
 from megatron_ultralong.plan.options import PlanConfig
 from megatron_ultralong.program.ending import PROGRAM
 from megatron_ultralong.program.errors import InputError, missing
+from megatron_ultralong.program.inner_folders import one_inside
 
 if TYPE_CHECKING:
     from megatron_ultralong.data.rows.packed import PackedRows
@@ -226,8 +227,11 @@ def source_of(command: PlanConfig, recipe: str) -> Source:
         return Source(name, hugging_face.model_config(values, name), rope_scaling(values, name))
     if folder.is_dir():
         raise InputError(
-            f"{name} has neither {FILE_NAME} nor {hugging_face.CONFIG_FILE}: name a checkpoint of "
-            "this project or a Hugging Face folder"
+            f"{name} has neither {FILE_NAME} nor {hugging_face.CONFIG_FILE}"
+            + (
+                one_inside(folder, (FILE_NAME, hugging_face.CONFIG_FILE))
+                or ": name a checkpoint of this project or a Hugging Face folder"
+            )
         )
     flag = "--load" if name == command.run.load != command.model else "--model"
     if flag == "--load" and len(folder.parts) > 1:  # of a cluster that this machine does not see

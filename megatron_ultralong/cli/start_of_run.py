@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
 from megatron_ultralong.config import parser_errors, plain_values, recipes
-from megatron_ultralong.config.flags import check_dashes, flags_of, given_flags
+from megatron_ultralong.config.flags import check_dashes, check_one_folder, flags_of, given_flags
 from megatron_ultralong.program.ending import PROGRAM
 from megatron_ultralong.program.errors import InputError, not_known, shown
 from megatron_ultralong.program.names import with_home
@@ -31,6 +31,7 @@ def with_start_first(verb: str, its: Verb, words: Sequence[str]) -> list[str]:
     """
     flags = {name: flag.usage for flag in flags_of(load(its.options)) for name in flag.names}
     check_dashes(words, flags)
+    check_one_folder(words, "--data-path", load("config.recipes:RECIPES"))
     free, files, rest = _parted(words, flags)
     starts = [word for word in free if word in load("config.recipes:RECIPES")]
     starts += [f"--config {file}" for file in files]

@@ -7,7 +7,13 @@ from typing import Any
 import tyro
 from tyro import constructors
 
-from megatron_ultralong.config.flags import Flag, check_dashes, flags_of, given_flags
+from megatron_ultralong.config.flags import (
+    Flag,
+    check_dashes,
+    check_one_folder,
+    flags_of,
+    given_flags,
+)
 from megatron_ultralong.config.parser_errors import parser_errors
 from megatron_ultralong.program import fields, names
 from megatron_ultralong.program.errors import InputError
@@ -25,6 +31,7 @@ def parse(config_class: Any, program: str, words: Sequence[str], default: Any = 
     """
     flags = flags_of(config_class, default)
     check_dashes(words, {name for flag in flags for name in flag.names})
+    check_one_folder(words, "--data-path")
     texts = {flag.names[0] for flag in flags if flag.is_text}
     words = names.whole_names(words, lambda flag: flag not in texts)
     _check_given_once(words, flags)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import itertools
 import re
 import types
 from collections.abc import Container, Sequence
@@ -116,6 +117,33 @@ def check_dashes(words: Sequence[str], known: Container[str]) -> None:
         flag = f"--{found[1].replace('_', '-')}" if found else ""
         if flag in known:
             raise InputError(f"{word!r} does not begin with two hyphens: type {flag}")
+
+
+def check_one_folder(words: Sequence[str], flag: str, others: Container[str] = ()) -> None:
+    """Check that a flag has one folder of rows, and no blend as Megatron-LM has them.
+
+    Args:
+        words: of the command line.
+        flag: that takes the folder.
+        others: words that may stand behind it: names of recipes.
+
+    Raises:
+        InputError: it has several, or weights and paths: ``0.3 a 0.7 b``.
+    """
+    for place, word in enumerate(words):
+        name, is_joined, value = word.partition("=")
+        if name.replace("_", "-") != flag:
+            continue
+        values = [value] if is_joined else []
+        behind = itertools.takewhile(lambda word: not word.startswith("--"), words[place + 1 :])
+        values += [word for word in behind if word not in others]
+        if len(values) > 1:
+            raise InputError(
+                f"{flag} {' '.join(values)}: it takes one folder, and no blend: `ultralong "
+                "prepare` (for sft `prepare chat`) writes several sources, one --source "
+                "NAME=FILES for each, to the rows of one folder; their shares are those of their "
+                "tokens: for a smaller share name fewer files of a source"
+            )
 
 
 def _default(field: dataclasses.Field[Any], configuration: Any) -> Any:

@@ -47,6 +47,22 @@ ELSEWHERE: dict[str, tuple[str, ...]] = {
     for other in others.split()
 }
 """What other programs call a flag, and what it may be here: the first that the verb has."""
+_BLENDS = (
+    "several sources are written to the rows of one folder by `ultralong prepare`, with one "
+    "--source for each; --data-path takes that folder"
+)
+_TOKENIZER = "the tokenizer is that of the rows and of the checkpoint"
+INSTEAD = {
+    "--split": "`ultralong prepare` divides the documents, by --valid-fraction and --test-fraction",
+    **dict.fromkeys(
+        ("--train-data-path", "--valid-data-path", "--test-data-path"),
+        "the folder of --data-path has the rows of all splits, as `ultralong prepare` wrote them",
+    ),
+    **dict.fromkeys(("--data-args-path", "--per-split-data-args-path"), _BLENDS),
+    "--data-cache-path": "rows are read as they were prepared, and need no cache",
+    **dict.fromkeys(("--tokenizer-type", "--tokenizer-model", "--vocab-file"), _TOKENIZER),
+}
+"""What is done instead of an argument of Megatron-LM's data sets, which no verb of training has."""
 _NUMBERS = {
     "invalid literal for int() with base 10: ": "a whole number",
     "could not convert string to float: ": "a number",
@@ -168,6 +184,9 @@ _OF_BARE = ("--load", "--model", "--input", "--source", "--src", "--run", "--run
 def unknown_flag(flag: str, flags: Iterable[str]) -> str:
     """What is said of a flag that is none of ``flags``."""
     flags = list(flags)
+    plain = flag.replace("_", "-")
+    if plain in INSTEAD and "--data-path" in flags:
+        return f"{flag} is not known: {INSTEAD[plain]}"
     near = _nearest_flag(flag, flags)
     bare = next((one for one in flags if not one.startswith("-")), "")
     if bare and flag in _OF_BARE:

@@ -17,27 +17,8 @@ from typing import Any
 
 from megatron_ultralong.doctor.finding import Finding, Level
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.libraries import LIBRARIES
 from megatron_ultralong.program.optional import installed_version
-
-LIBRARIES = {
-    "numpy": "numpy>=1.26",
-    "psutil": "psutil>=5.9",
-    "safetensors": "safetensors>=0.4.5",
-    "tokenizers": "tokenizers>=0.21",
-    "gigatoken": "gigatoken>=0.10",
-    "regex": "regex>=2024.5",
-    "tiktoken": "tiktoken>=0.7",
-    "sentencepiece": "sentencepiece>=0.2",
-    "pyarrow": "pyarrow>=15",
-    "pydantic": "pydantic>=2.7",
-    "jinja2": "jinja2>=3.1",
-    "yaml": "pyyaml>=6",
-    "tyro": "tyro>=0.9",
-    "rich": "rich>=13",
-    "tensorboard": "tensorboard>=2.16",
-    "matplotlib": "matplotlib>=3.8",
-}
-"""Module and requirement of all but torch and Megatron-Core, which have findings of their own."""
 
 
 def library_findings() -> Iterator[Finding]:

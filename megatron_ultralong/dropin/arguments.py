@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import itertools
 import math
 import re
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from megatron_ultralong.config import rope, run
-from megatron_ultralong.config.flags import check_dashes
+from megatron_ultralong.config.flags import check_dashes, check_one_folder
 from megatron_ultralong.dropin.cpu import set_cpu_defaults
 from megatron_ultralong.model.shape import MOST_POSITIONS
 from megatron_ultralong.model.yarn import RopeScaling, YarnConfig
@@ -222,22 +221,9 @@ def checked_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> list
     """
     known = parser._option_string_actions
     check_dashes(words, known)
-    _check_one_folder(words)
+    check_one_folder(words, DropInConfig.flag(DropInConfig(), "data_path"))
     names = {flag.replace("_", "-") for flag, action in known.items() if _is_of_names(action)}
     return whole_names(words, names.__contains__, takes_urls=True)  # Megatron-LM reads stores
-
-
-def _check_one_folder(words: Sequence[str]) -> None:
-    """Raise InputError for ``--ultralong-data-path 0.3 a 0.7 b``, whose rest nobody would take."""
-    flag = DropInConfig.flag(DropInConfig(), "data_path")
-    if flag in words:
-        behind = words[words.index(flag) + 1 :]
-        values = list(itertools.takewhile(lambda word: not word.startswith("--"), behind))
-        if len(values) > 1:
-            raise InputError(
-                f"{flag} {' '.join(values)}: it takes one folder; `ultralong prepare` writes texts "
-                "of several sources (one --source for each), in their shares, to the rows of one"
-            )
 
 
 _OF_NAMES = re.compile("(?:.*_)?(?:save|load|checkpoint|dir|file|model|path)")

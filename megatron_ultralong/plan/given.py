@@ -9,7 +9,7 @@ from rich.table import Column, Table
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.plan.estimate import Estimate, layout_text, run_time
-from megatron_ultralong.plan.hardware import hardware_of_device
+from megatron_ultralong.plan.hardware import hardware_here
 from megatron_ultralong.plan.job import GIB, Job
 from megatron_ultralong.plan.layer_memory import fp32_notes
 from megatron_ultralong.plan.ledger import Part
@@ -116,19 +116,25 @@ def traffic_table(time: StepTime) -> Table:
 
 
 def plan_text(
-    config: TrainingConfig, model: ModelConfig, num_gpus: int, device_name: str | None
+    config: TrainingConfig,
+    model: ModelConfig,
+    num_gpus: int,
+    device_name: str | None,
+    kernel: str = "",
 ) -> str:
     """Memory and time of the run as it is configured; says so where it would not fit.
 
     ``config`` is checked, with its row length; ``device_name`` is as CUDA names it, None plans for
-    an H100.
+    an H100. ``kernel`` computes attention on it.
     """
     job = Job(model, config, num_gpus, causal_area([0, config.data.seq_length]))
-    estimate = Estimate(job, hardware_of_device(device_name))
+    hardware, assumed = hardware_here(device_name, kernel)
+    estimate = Estimate(job, hardware)
     stream = io.StringIO()
     console = Console(file=stream, width=WIDTH, color_system=None)
     where = estimate.hardware.name if device_name else f"{estimate.hardware.name} (no GPU here)"
     console.print(f"plan for {num_gpus} x {where}: {layout_text(job)}")
+    console.print(assumed)
     refusal = estimate.refusal
     console.print("it does not fit: " + refusal if refusal else "it fits")
     for note in [] if device_name else fp32_notes(config, model):  # a device is asked itself

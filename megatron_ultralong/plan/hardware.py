@@ -183,6 +183,36 @@ def hardware_in_use(device_name: str, kernel: str) -> Hardware | None:
     return next(fitting, None)
 
 
+def hardware_here(device_name: str | None, kernel: str = "") -> tuple[Hardware, str]:
+    """What a run on this machine is planned for, and a line that says what of it is assumed.
+
+    ``device_name`` is as CUDA names it, None: there is no GPU; ``kernel`` computes attention on it.
+    """
+    if device_name is None:
+        hardware = hardware_of_device(None)
+        return hardware, (
+            f"assumed, for there is no GPU here: {hardware.name}, attention at the rates of "
+            f"{hardware.attention_kernel}; `ultralong plan ... --gpu NAME` plans for another, "
+            f"{hardware.name}-fa4 for flash-attn-4 on the same"
+        )
+    hardware, own = hardware_of_device(device_name), kernel or "a kernel"
+    found = hardware_in_use(device_name, kernel)
+    if hardware.attention_kernel == kernel and device_key(device_name) in _DEVICES:
+        found = hardware  # a GH200 has that of an H200
+    if found:
+        return found, f"attention at the rates of {kernel}, which computes it on this GPU"
+    if device_key(device_name) not in _DEVICES:
+        return hardware, (
+            f"assumed: {hardware.name}, for {device_name} is not in the table: `ultralong plan "
+            "... --hardware FILE` plans for one that a file describes"
+        )
+    return hardware, (
+        f"assumed: attention at the rates of {hardware.attention_kernel}, for the table has none "
+        f"of {own} on {device_name}, which computes it here: `ultralong plan ... --hardware FILE` "
+        "plans with other rates"
+    )
+
+
 def hardware_from(values: Mapping[str, Any], where: str) -> Hardware:
     """One's own GPU: every field of :class:`Hardware`, or ``like`` one of the table, with changes.
 

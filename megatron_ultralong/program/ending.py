@@ -19,7 +19,14 @@ from megatron_ultralong.program.errors import (
     refused_file,
 )
 from megatron_ultralong.program.exit_status import forget_status, leave_status
-from megatron_ultralong.program.ranks import ERROR_FILE, is_launched, is_main_rank, number_of
+from megatron_ultralong.program.libraries import lacking_package
+from megatron_ultralong.program.ranks import (
+    ERROR_FILE,
+    is_launched,
+    is_main_rank,
+    leave_out_others,
+    number_of,
+)
 from megatron_ultralong.program.streams import make_lasting, take_failure
 
 PROGRAM = "ultralong"
@@ -39,10 +46,13 @@ def ends_with_message() -> Iterator[None]:
 
     Where nobody reads the output any more (``ultralong ... | head``) the end is quiet.
     """
+    others = leave_out_others()
     make_lasting()
+    if others:
+        tell(others)
     forget_status()
     try:
-        with _quiet_without_reader(), _files_are_told():
+        with _quiet_without_reader(), _causes_are_told():
             yield
             _check_output()
         leave_status(0)
@@ -81,8 +91,11 @@ def _check_output() -> None:
 
 
 @contextlib.contextmanager
-def _files_are_told() -> Iterator[None]:
-    """A file that cannot be opened is one that a user named, or lies in a folder that one did."""
+def _causes_are_told() -> Iterator[None]:
+    """A file that cannot be opened is one that a user named, or lies in a folder that one did.
+
+    A package that is not there is told as one, too.
+    """
     try:
         yield
     except OSError as error:
@@ -90,6 +103,11 @@ def _files_are_told() -> Iterator[None]:
         if message is None:
             raise
         raise message from error
+    except ModuleNotFoundError as error:
+        text = "" if os.environ.get("ULTRALONG_LOG") == "DEBUG" else lacking_package(error)
+        if not text:
+            raise
+        raise InputError(text) from error
     except ValueError as error:
         if str(error) != "embedded null byte":
             raise

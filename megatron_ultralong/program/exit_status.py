@@ -107,6 +107,7 @@ def status_of_start() -> Iterator[None]:
     except InputError:
         write_status(2)
         raise
+    write_status(0)  # where no rank was needed, too
 
 
 def _process_start(number: int) -> float:

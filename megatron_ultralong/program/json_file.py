@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from megatron_ultralong.program.errors import InputError, missing, refused_file
+from megatron_ultralong.program.pointers import pointer_of
 
 MAX_BYTES: Final = 16 * 2**20
 """Of a file. The index of the largest Llama has 100 kB; Python takes up to 25 times the text."""
@@ -162,6 +163,8 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
             f"{path} has more than {max_bytes:,} bytes, the largest size of such a file: it is "
             "not what its name says"
         )
+    if pointer := pointer_of(data):
+        raise InputError(f"{path} is {pointer.name}: {pointer.way_out}")
     return data
 
 

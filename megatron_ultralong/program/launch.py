@@ -24,7 +24,7 @@ from megatron_ultralong.program import exit_status, ranks, streams
 from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.fields import Range
 from megatron_ultralong.program.json_file import read_json
-from megatron_ultralong.program.progress import Starting, warn_of_cores
+from megatron_ultralong.program.starting import Starting, warn_of_cores
 
 HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 BAD_INPUT = 2
@@ -153,7 +153,8 @@ def run_ranks(
                     os.kill(rank.process.pid, number)
 
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ultralong-ranks-")))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=ranks.FOLDER_PREFIX)))
+        (folder / ranks.LAUNCHER_FILE).write_text(str(os.getpid()), encoding="ascii")
         for number in HANDED_ON:
             stack.callback(signal.signal, number, signal.signal(number, hand_on))
         port = stack.enter_context(_held_port())

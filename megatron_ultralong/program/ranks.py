@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from megatron_ultralong.program.errors import InputError, counted
 
@@ -12,11 +13,19 @@ ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Names the file where a rank leaves its message for what has started it."""
 LAUNCHED = "ULTRALONG_LAUNCHER"
 """Process that started this rank by ``--ranks``, and tells the job's one message."""
+FOLDER_PREFIX = "ultralong-ranks-"
+LAUNCHER_FILE = "launcher"
+"""Of the folder that ``--ranks`` makes for a job, and its file with the number of its process."""
 _MEETING = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _NUMBERS = (
     *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
     "TORCHELASTIC_RESTART_COUNT",
 )
+_OF_A_RANK = (
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"),
+    *("MASTER_ADDR", "MASTER_PORT", ERROR_FILE),
+)
+"""What ``--ranks`` sets beside :data:`LAUNCHED`."""
 _TASKS = (
     ("SLURM_STEP_NUM_TASKS", "srun"),
     ("OMPI_COMM_WORLD_SIZE", "mpirun"),
@@ -29,8 +38,42 @@ _WHOLE = re.compile("[0-9]{1,9}")
 
 
 def is_launched() -> bool:
-    """Whether this rank was started by ``--ranks``, whose process speaks for it at its end."""
-    return LAUNCHED in os.environ
+    """Whether this rank was started by ``--ranks``, whose process speaks for it at its end.
+
+    The variables alone do not tell: a shell may have kept them, or a rank given them to a program
+    that it starts. So the first process that asks claims its place in the folder of the job.
+    """
+    launcher, error_file = os.environ.get(LAUNCHED, ""), Path(os.environ.get(ERROR_FILE, ""))
+    claim = error_file.with_suffix(".rank") if error_file.name else Path()
+    try:
+        if not launcher or (error_file.parent / LAUNCHER_FILE).read_text("ascii") != launcher:
+            return False
+        with contextlib.suppress(PermissionError):  # it is there
+            os.kill(int(launcher), 0)
+        with contextlib.suppress(FileExistsError), claim.open("x", encoding="ascii") as file:
+            file.write(str(os.getpid()))
+        return claim.read_text("ascii") == str(os.getpid())
+    except (OSError, ValueError):
+        return False
+
+
+def leave_out_others() -> str:
+    """Take variables out of the environment that ``--ranks`` has set for another process.
+
+    Returns:
+        A line that says so; empty: there are none.
+    """
+    launcher = os.environ.get(LAUNCHED)
+    if launcher is None or is_launched():
+        return ""
+    # torchrun, started here since, has set all but one again
+    is_whole = Path(os.environ.get(ERROR_FILE, "")).parent.name.startswith(FOLDER_PREFIX)
+    names = (LAUNCHED, *(_OF_A_RANK if is_whole else ()))
+    dropped = [name for name in names if os.environ.pop(name, None) is not None]
+    return (
+        f"warning: {', '.join(dropped)} in the environment are of a rank that `--ranks` has "
+        f"started (process {launcher}), which this process is not: they are not used"
+    )
 
 
 @contextlib.contextmanager

@@ -5,13 +5,14 @@ log full. Standard input is read once and kept: for this process, and for the ra
 """
 
 import io
+import logging
 import os
 import select
 import subprocess
 import sys
 from typing import Any, TextIO
 
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, printable
 from megatron_ultralong.program.ranks import is_launched, world_size
 
 _NAMES = ("stdout", "stderr")
@@ -125,3 +126,11 @@ def standard_input(what: str, most: int) -> bytes:
 def input_of_ranks() -> int:
     """What ranks get as standard input: what was kept of it, else nothing."""
     return _kept[0] if _kept else subprocess.DEVNULL
+
+
+class PrintableFormatter(logging.Formatter):
+    """Messages of logging; control characters are written out, except for those of a traceback."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """The message as a terminal may see it."""
+        return printable(super().formatMessage(record))

@@ -3,14 +3,13 @@
 ``tests/test_terminal.py`` sees to it that no other module makes a console of rich's own.
 """
 
-import logging
 from collections.abc import Iterable
 from typing import Any
 
 import rich.console
 from rich.segment import Segment
 
-from megatron_ultralong.program.errors import escaped, printable
+from megatron_ultralong.program.errors import escaped
 
 
 class Console(rich.console.Console):
@@ -38,11 +37,3 @@ class Console(rich.console.Console):
                 yield segment
             else:
                 yield segment._replace(text=escaped(segment.text))
-
-
-class PrintableFormatter(logging.Formatter):
-    """Messages of logging; control characters are written out, except for those of a traceback."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """The message as a terminal may see it."""
-        return printable(super().formatMessage(record))

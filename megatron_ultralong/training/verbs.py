@@ -94,9 +94,12 @@ def dry_run(run: RunInputs, num_ranks: int | None = None) -> str:
     resumed = folder.check()
     load = run.config.load
     start = f"continues from {resumed.folder}" if resumed.folder else f"begins with {load}"
-    device_name = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    device_name, kernel = None, ""
+    if torch.cuda.is_available():
+        device_name = torch.cuda.get_device_name()
+        kernel = inputs.chosen_kernels(run.config, run.source.model)[0]["attention kernel"]
     num_ranks = num_ranks or world_size()
-    plan = plan_text(run.config, run.source.model, num_ranks, device_name)
+    plan = plan_text(run.config, run.source.model, num_ranks, device_name, kernel)
     lines = [*run.notes(folder.resumed_iteration), *run.remarks, *plan.splitlines()]
     comments = "".join(f"# {line}".rstrip() + "\n" for line in lines)
     notes = [f"assumed: {text}" for text in assumptions(num_ranks)]

@@ -64,7 +64,9 @@ def test_a_blend_of_rows_is_told_how_it_is_made(
     parser: argparse.ArgumentParser, values: tuple[str, ...]
 ) -> None:
     """The rest was called unrecognized arguments."""
-    with pytest.raises(InputError, match=f"{' '.join(values)}: it takes one folder; `ultralong pr"):
+    with pytest.raises(
+        InputError, match=f"{' '.join(values)}: it takes one folder, and no blend: `ul"
+    ):
         checked_words(parser, ["--ultralong-data-path", *values, "--bf16"])
     words = ["--ultralong-data-path", "ra", "--bf16"]
     assert checked_words(parser, words) == words

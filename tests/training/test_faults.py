@@ -22,7 +22,8 @@ import pytest
 from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE, write_latest
 from megatron_ultralong.config.run import LogConfig
 from megatron_ultralong.data.rows.stored import StoredRow
-from megatron_ultralong.training.saving.run_folder import STATUS_FILE, newest_good
+from megatron_ultralong.training.saving.finished import STATUS_FILE
+from megatron_ultralong.training.saving.run_folder import newest_good
 from tests.patience import patience
 from tests.training.conftest import MakeConfig
 from tests.training.job import Job, losses

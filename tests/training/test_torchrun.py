@@ -16,7 +16,8 @@ from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.owner_record import read_owners
-from megatron_ultralong.training.saving.run_folder import STATUS_FILE, newest_good
+from megatron_ultralong.training.saving.finished import STATUS_FILE
+from megatron_ultralong.training.saving.run_folder import newest_good
 from tests.training.conftest import MakeConfig
 from tests.training.job import Job, TorchrunJob, every_loss, losses
 

@@ -43,7 +43,7 @@ def resolve(
     Raises:
         InputError: the named kernel does not exist or cannot serve; nothing takes its place.
     """
-    return _resolve(dtype, head_dim, device, name or os.environ.get(OVERRIDE))[0]
+    return _resolve(dtype, head_dim, device, name or asked())[0]
 
 
 def choice(dtype: torch.dtype, head_dim: int, device: torch.device) -> str:
@@ -52,7 +52,12 @@ def choice(dtype: torch.dtype, head_dim: int, device: torch.device) -> str:
     Raises:
         InputError: as there.
     """
-    return _resolve(dtype, head_dim, device, os.environ.get(OVERRIDE))[1]
+    return _resolve(dtype, head_dim, device, asked())[1]
+
+
+def asked() -> str | None:
+    """The kernel that the environment names, if it names one."""
+    return os.environ.get(OVERRIDE) or None
 
 
 @lru_cache(maxsize=64)
@@ -81,7 +86,7 @@ def _resolve(
 
 def rows_refusal(dtype: torch.dtype, head_dim: int, device: torch.device) -> str | None:
     """Why no fast kernel takes the rows' lengths from the device; None: ``fa2`` does."""
-    name = os.environ.get(OVERRIDE) or flash.FA2.name
+    name = asked() or flash.FA2.name
     if name != flash.FA2.name:
         return f"{OVERRIDE} is {name}, and only {flash.FA2.name} reads lengths on the device"
     why = flash.FA2.refusal(dtype, head_dim, device)

@@ -16,6 +16,7 @@ from megatron_ultralong.data.tokenize.refused_tokenizer import NAMES, no_tokeniz
 from megatron_ultralong.program.aside import files_below, files_in, whole
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
+from megatron_ultralong.program.pointers import check_no_pointer
 
 _PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
 _LICENCES = ("LICENSE", "NOTICE")
@@ -58,6 +59,8 @@ def check_readable(folder: Path) -> None:
     for path in small_files(folder):
         if path.name.endswith(("config.json", _SPECIAL)):
             read_json(path)
+        else:
+            check_no_pointer(path)
 
 
 def check_tokenizer_names(folder: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Final, Literal
 
 from megatron_ultralong.program import aside, ranks
 from megatron_ultralong.program.errors import InputError, missing
+from megatron_ultralong.program.inner_folders import one_inside
 
 LATEST_FILE = "latest_checkpointed_iteration.txt"
 RELEASE: Final = "release"
@@ -95,8 +96,11 @@ def _latest(folder: Path) -> int:
     path = folder / LATEST_FILE
     if not path.is_file():
         raise InputError(
-            f"{folder} has no {LATEST_FILE}: it is not a Megatron checkpoint; make one with "
-            "`ultralong convert import SRC DST`"
+            f"{folder} has no {LATEST_FILE}: it is not a Megatron checkpoint"
+            + (
+                one_inside(folder, (LATEST_FILE,))
+                or "; make one with `ultralong convert import SRC DST`"
+            )
         )
     text = path.read_bytes()[:_LONGEST].decode("utf-8", "replace").strip()
     if text == RELEASE:

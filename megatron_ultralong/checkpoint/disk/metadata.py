@@ -16,6 +16,7 @@ from megatron_ultralong.model.shape import MOST_IDS, MOST_POSITIONS, ModelConfig
 from megatron_ultralong.model.yarn import LinearConfig, NtkConfig, RopeScaling, YarnConfig
 from megatron_ultralong.program.aside import files_below, whole
 from megatron_ultralong.program.errors import InputError, missing
+from megatron_ultralong.program.inner_folders import one_inside
 from megatron_ultralong.program.json_file import JsonObject, read_json
 from megatron_ultralong.program.ranks import is_main_rank
 
@@ -191,6 +192,8 @@ def _what_it_is(folder: Path) -> str:
             + f" (write {number} into it for this one)"
             * number.isdecimal()
         )
+    if inside := one_inside(folder, (FILE_NAME, "config.json")):
+        return f"it is not a Megatron checkpoint of this project{inside}"
     is_model = (folder / "config.json").is_file()
     what, source = ("a model of Hugging Face's, ", folder) if is_model else ("", "SRC")
     return (

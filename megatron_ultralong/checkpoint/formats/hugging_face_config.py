@@ -49,6 +49,13 @@ _FIXED = {
 }
 """Keys that may be absent in every family; any other value is another model. Of every key that
 transformers reads in a model tests/checkpoint/test_keys_of_transformers.py wants a decision."""
+_EMPTY_IS_NONE = (
+    *("quantization_config", "per_layer_config", "kv_sharing_modes"),
+    "dual_chunk_attention_config",
+)
+"""Keys whose empty value, or one that names nothing, is as none."""
+_SAME = {"hidden_act": ("swish",)}
+"""Other names of the same."""
 _ABSENT = ", which transformers takes where the key is absent,"
 
 _REPLACED = (
@@ -97,7 +104,8 @@ def with_defaults(stated: JsonObject, family: Family, path: Path) -> JsonObject:
     for key, expected in {**_FIXED, **family.fixed, **family.stated}.items():
         value = values.get(key, expected)
         many = isinstance(expected, list) and isinstance(value, list)
-        if not (all(one in expected for one in value) if many else value in (expected, None)):
+        is_known = all(one in expected for one in value) if many else value in (expected, None)
+        if not is_known and not _is_idle(key, value, stated):
             wanted = "null" if expected is None else repr(expected)
             raise InputError(
                 f"{path}: {key} {shown(value)}{'' if key in stated else _ABSENT} is not supported: "
@@ -109,6 +117,23 @@ def with_defaults(stated: JsonObject, family: Family, path: Path) -> JsonObject:
             f"{family.architecture}, which is {family.name!r}: correct one"
         )
     return values
+
+
+def _is_idle(key: str, value: Any, stated: JsonObject) -> bool:
+    """Whether a value that is not the known one changes nothing, in every release.
+
+    Qwen's layers have a window from ``max_window_layers`` on, where ``sliding_window`` is set.
+    """
+    if key in _EMPTY_IS_NONE:
+        names_none = key == "quantization_config" and isinstance(value, dict)
+        return not (any(value.values()) if names_none else value)
+    if key == "use_sliding_window":
+        layers, first = (stated.get(k) for k in ("num_hidden_layers", "max_window_layers"))
+        has_none = "sliding_window" in stated and stated["sliding_window"] is None
+        return value is True and (
+            has_none or (type(layers) is type(first) is int and first >= layers)
+        )
+    return value in _SAME.get(key, ())
 
 
 def family_of(values: JsonObject, where: str) -> Family:

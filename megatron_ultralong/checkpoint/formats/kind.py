@@ -6,6 +6,7 @@ from typing import Literal
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE
 from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE
 from megatron_ultralong.program.errors import InputError, missing
+from megatron_ultralong.program.inner_folders import one_inside
 
 PARAMS_FILE = "params.json"
 GGUF_FILE = "model.gguf"
@@ -43,6 +44,7 @@ def kind_of(path: Path) -> Literal["huggingface", "meta", "megatron"]:
         raise InputError(
             f"{path} is not a model: it has no {CONFIG_FILE} (Hugging Face), no {PARAMS_FILE} "
             f"(Meta) and no {LATEST_FILE} (Megatron)"
+            + one_inside(path, (CONFIG_FILE, PARAMS_FILE, LATEST_FILE))
         )
     return "megatron"
 

@@ -15,6 +15,7 @@ from megatron_ultralong.model.yarn import RopeScaling, YarnConfig
 from megatron_ultralong.program.aside import files_in
 from megatron_ultralong.program.errors import InputError, counted, shown
 from megatron_ultralong.program.json_file import JsonObject, read_json
+from megatron_ultralong.program.pointers import check_no_pointer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,6 +287,7 @@ def _open_shards(folder: Path) -> list[PickleFile]:
         )
     for path in paths:
         check_inside(path, folder)
+        check_no_pointer(path)
     return [PickleFile(path) for path in paths]
 
 

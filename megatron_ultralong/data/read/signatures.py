@@ -5,6 +5,8 @@ import itertools
 import re
 from typing import NamedTuple
 
+from megatron_ultralong.program import pointers
+
 
 class Signature(NamedTuple):
     """First bytes by which a format is known."""
@@ -48,18 +50,7 @@ _WEIGHTS = "it holds weights or arrays, not documents: leave it out"
 _PAPER = "extract its text first"
 _ENCODING = "convert it with `iconv -f {0} -t UTF-8`"
 
-POINTERS = tuple(
-    Signature(
-        magic, f"a pointer of {program}, not the file itself", f"fetch it: {command}", is_text=True
-    )
-    for magic, program, command in (
-        (b"version https://git-lfs.github.com/spec/", "Git LFS", "git lfs pull"),
-        (b"version https://hawser.github.com/spec/", "Git LFS", "git lfs pull"),
-        (b"# xet version", "Xet", "git xet checkout"),
-        (b"/annex/objects/", "git-annex", "git annex get"),
-    )
-)
-"""What version control leaves instead of a large file until that is fetched."""
+POINTERS = tuple(Signature(*pointer, is_text=True) for pointer in pointers.POINTERS)
 
 SIGNATURES = (
     Signature(codecs.BOM_UTF32_LE, "UTF-32", _ENCODING.format("UTF-32")),  # begins as UTF-16's

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from megatron_ultralong.data.read.sources import FileCount
 from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.inner_folders import one_inside
 from megatron_ultralong.program.json_file import read_json
 
 Contents = TypeVar("Contents")
@@ -236,7 +237,8 @@ def read_manifest(file: Path, format_version: int, kind: type[Contents], way_out
         InputError: where it is missing, broken or of another format version.
     """
     if not file.is_file():
-        raise InputError(f"cannot read {file} (No such file or directory): {way_out}")
+        inside = one_inside(file.parent, (file.name,))
+        raise InputError(f"cannot read {file} (No such file or directory): {way_out}{inside}")
     data = read_json(file, max_bytes=_MAX_BYTES, hint="prepare the rows again")
     version = data.get("format_version")
     if version != format_version:

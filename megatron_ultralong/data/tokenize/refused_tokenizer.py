@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from megatron_ultralong.program.inner_folders import one_inside
+
 NAMES = ("tokenizer.json", "tokenizer.model")
 """Files that hold a tokenizer, the first one in a folder is read."""
 _OTHERS = (
@@ -15,7 +17,8 @@ _SHOWN = 300
 
 def no_tokenizer(folder: Path, otherwise: str) -> str:
     """Of a folder without one of :data:`NAMES`: what to do, ``otherwise`` if it has no other."""
-    return f"has no {' or '.join(NAMES)}{_others(folder) or f'; {otherwise}'}"
+    instead = _others(folder) or one_inside(folder, NAMES) or f"; {otherwise}"
+    return f"has no {' or '.join(NAMES)}{instead}"
 
 
 def beside(file: Path) -> str:
@@ -50,8 +53,26 @@ def is_panic(error: BaseException) -> bool:
 
 
 def saved_again(folder: Path) -> str:
-    """The line that writes the ``tokenizer.json`` of a folder as transformers reads the folder."""
-    call = f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
+    """How the ``tokenizer.json`` of a folder is written as transformers reads the folder: a line.
+
+    The files of a checkpoint of this project are sealed by checksums, and its metadata has the hash
+    of its tokenizer: what it was made of is changed, and imported again.
+    """
+    if not _is_sealed(folder):
+        return _line(str(folder))
+    return (
+        f"in the folder SRC that {folder.parent} was imported from, whose import is sealed by "
+        f"checksums, and import that again: {_line('SRC')} && ultralong convert import SRC NEW"
+    )
+
+
+def _is_sealed(folder: Path) -> bool:
+    """Whether it is the ``huggingface`` of a checkpoint of this project."""
+    return (folder.parent / "ultralong.json").is_file() and folder.name == "huggingface"
+
+
+def _line(folder: str) -> str:
+    call = f"AutoTokenizer.from_pretrained({folder!r}).save_pretrained({folder!r})"
     return f'python -c "from transformers import AutoTokenizer; {call}"'
 
 

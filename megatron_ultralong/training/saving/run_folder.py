@@ -9,8 +9,8 @@ from typing import NamedTuple, NoReturn
 import torch.distributed as dist
 
 from megatron_ultralong.checkpoint.convert.small_files import copy_once
-from megatron_ultralong.checkpoint.disk import checksums, metadata
 from megatron_ultralong.checkpoint.disk import folder as folders
+from megatron_ultralong.checkpoint.disk import metadata
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate
 from megatron_ultralong.model.shape import num_parameters
@@ -18,8 +18,9 @@ from megatron_ultralong.program import aside, output, owner_record, rank_values,
 from megatron_ultralong.program.errors import FailingDiskError, InputError, RunStopped
 from megatron_ultralong.program.owner import Owner, take
 from megatron_ultralong.training import config_file, earlier_start
+from megatron_ultralong.training.saving import checkpoints, finished
+from megatron_ultralong.training.saving.finished import STATUS_FILE
 
-STATUS_FILE = "exit_status"
 TAKEN_OVER = 73
 """Exit status of a run whose folder another job has taken over (EX_CANTCREAT)."""
 _log = logging.getLogger(__name__)
@@ -94,12 +95,7 @@ class RunFolder:
     def nothing_left(self) -> str:
         """What to say of a start that has no iteration to do; empty: it has some."""
         done, total = self.resumed_iteration, self._config.train_iters
-        if done < total:
-            return ""
-        state = "complete" if done == total else f"past train_iters ({total})"
-        flag, each = self._each_iteration
-        most = f"{done * each:,.6g}" if flag == "--num-epochs" else f"{round(done * each):,}"
-        return f"the run is at iteration {done}, {state}: {flag} above {most} trains on"
+        return finished.nothing_left(done, total, self._each_iteration)
 
     @property
     def what_is_saved(self) -> str:
@@ -242,11 +238,15 @@ def newest_good(root: Path, rank: int, world_size: int) -> Resumed:
         FailingDiskError: the disk does not give the bytes of one. It is not passed over: later
             checkpoints would replace what may be whole.
     """
-    candidates = _candidates(root)
+    candidates = checkpoints.candidates(root)
     damaged: dict[int, str] = {}
     for iteration in candidates:
         folder = folders.iteration_folder(root, iteration)
-        found = [each for each in rank_values.every_rank(_damage(folder, rank, world_size)) if each]
+        found = [
+            each
+            for each in rank_values.every_rank(checkpoints.damage(folder, rank, world_size))
+            if each
+        ]
         unreadable = next((text for text, is_known in found if not is_known), None)
         if unreadable:
             raise FailingDiskError(
@@ -270,30 +270,3 @@ def newest_good(root: Path, rank: int, world_size: int) -> Resumed:
             + "; copy a good one there, or begin a new run in another folder"
         )
     return Resumed()
-
-
-def _candidates(root: Path) -> list[int]:
-    """Iterations to look at: the latest by its name, those before it, then those after it."""
-    numbers = {number for number in folders.iteration_folders(root) if number}
-    latest = root / folders.LATEST_FILE
-    named = 0
-    if latest.is_file():
-        text = latest.read_bytes().decode("ascii", "replace").strip()
-        named = int(text) if text.isdecimal() else 0
-        if not named and ranks.is_main_rank():
-            _log.warning(
-                "WARNING: %s is damaged: it holds %r, no iteration; the newest checkpoint is taken",
-                *(latest, text[:20]),
-            )
-    numbers |= {named} - {0}
-    return sorted(numbers, key=lambda number: (0 < named < number, -number))
-
-
-def _damage(folder: Path, rank: int, world_size: int) -> tuple[str, bool] | None:
-    """What is wrong with this rank's share of a checkpoint's files, and whether that is known."""
-    try:
-        listed = checksums.read_checksums(folder)
-        checksums.check_files(folder, listed, rank=rank, world_size=world_size)
-    except checksums.DamagedError as error:
-        return str(error), not isinstance(error, checksums.UnreadableError)
-    return None

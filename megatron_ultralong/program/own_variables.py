@@ -1,0 +1,27 @@
+"""Variables of this program in the environment, and what to tell of those that a shell has kept."""
+
+import os
+from collections.abc import Iterator
+
+from megatron_ultralong.program.errors import slips
+from megatron_ultralong.program.exit_status import STATUS_VARIABLE
+from megatron_ultralong.program.ranks import LAUNCHED
+
+LEVEL = "ULTRALONG_LOG"
+KERNEL = "ULTRALONG_ATTENTION_KERNEL"
+_NAMES = (LEVEL, KERNEL, STATUS_VARIABLE, LAUNCHED)
+_MOST_SLIPS = 2
+
+
+def misspelt() -> Iterator[str]:
+    """A line for each that is nearly one of them, and so does nothing."""
+    for name in sorted(name for name in os.environ if name[:1] in "Uu" and name not in _NAMES):
+        meant = min(_NAMES, key=lambda known: slips(name, known))
+        if slips(name, meant) <= _MOST_SLIPS:
+            yield f"warning: {name} in the environment is not read; perhaps you meant {meant}"
+
+
+def kernel_asked() -> Iterator[str]:
+    """A line where one attention kernel is asked for, which is slower than the one chosen."""
+    if name := os.environ.get(KERNEL):
+        yield f"attention kernel {name}: {KERNEL} is set in the environment, and no other is used"

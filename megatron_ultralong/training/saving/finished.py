@@ -1,0 +1,72 @@
+"""A run that has no iteration left: what to say of it, before any rank is started.
+
+It needs no torch.
+"""
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+from megatron_ultralong.checkpoint.disk import checksums
+from megatron_ultralong.checkpoint.disk import folder as folders
+from megatron_ultralong.program import aside, ranks
+from megatron_ultralong.training.early_checks import RunInputs
+from megatron_ultralong.training.saving import checkpoints
+
+STATUS_FILE = "exit_status"
+"""In the folder of a run: the status of its last orderly end."""
+NOTHING_DONE = "nothing was left to do; no checkpoint was written"
+
+
+def nothing_left(done: int, total: int, each_iteration: tuple[str, float]) -> str:
+    """What to say of a start of ``total`` iterations of which ``done`` are; empty: some are left.
+
+    ``each_iteration`` has the flag that said how long the run is, and what an iteration is of it.
+    """
+    if done < total:
+        return ""
+    state = "complete" if done == total else f"past train_iters ({total})"
+    flag, each = each_iteration
+    most = f"{done * each:,.6g}" if flag == "--num-epochs" else f"{round(done * each):,}"
+    return f"the run is at iteration {done}, {state}: {flag} above {most} trains on"
+
+
+def ends_here(run: RunInputs) -> bool:
+    """Say that a run has no iteration left; whether that is all there is to do.
+
+    Its newest checkpoint is read whole first, by this process. Where it is damaged, and under
+    torchrun, whose ranks share the reading, the ranks start and see to it.
+
+    Raises:
+        OSError: a file cannot be opened.
+    """
+    root = Path(run.config.save or "")
+    if not run.config.save or not root.is_dir() or not ranks.is_main_rank():
+        return False
+    done = next(iter(checkpoints.candidates(root, is_quiet=True)), 0)
+    text = nothing_left(done, run.config.train_iters, run.each_iteration)
+    if not text or not done:
+        return False
+    folder = folders.iteration_folder(root, done)
+    try:
+        checksums.read_checksums(folder)
+    except checksums.DamagedError:
+        return False
+    if ranks.under_torchrun():
+        _write(f"{text}; the ranks only check that its checkpoint is whole")
+        return False
+    _write(text)
+    if checkpoints.damage(folder, num_threads=len(os.sched_getaffinity(0))):
+        return False
+    _write(NOTHING_DONE)
+    status = root / STATUS_FILE
+    with contextlib.suppress(OSError):  # the folder may be closed to this user
+        if status.is_file() and status.read_bytes() != b"0\n":
+            aside.write_aside(status, "0\n")
+    return True
+
+
+def _write(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()

@@ -1,0 +1,129 @@
+"""A start of a run that has nothing left: told before any rank starts, and before torch loads."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from megatron_ultralong.checkpoint.disk.folder import iterations, write_latest
+from megatron_ultralong.program.exit_status import STATUS_VARIABLE
+from megatron_ultralong.training.saving.finished import NOTHING_DONE, STATUS_FILE
+from tests.models import TEXT, prepare_rows
+from tests.patience import patience
+from tests.training.chats import write_chat_model, write_chats
+
+_PROGRAM = """
+import contextlib, io, json, sys
+from megatron_ultralong.cli import main
+
+for words in json.loads(sys.argv[1]):
+    said, status = io.StringIO(), 0
+    with contextlib.redirect_stdout(said):
+        try:
+            main(words)
+        except SystemExit as end:
+            status = end.code
+    slow = [name for name in ("torch", "megatron", "transformers") if name in sys.modules]
+    print(json.dumps([said.getvalue(), status, slow]))
+"""
+_LINE = "the run is at iteration 2, "
+VERBS = ["pretrain", "sft"]
+Ended = tuple[int, str]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    write_chat_model(folder, max_position_embeddings=256)
+    prepare_rows(folder, (TEXT * 2 + str(n) for n in range(300)), folder / "hf", 128)
+    write_chats(folder, 60)
+    return folder
+
+
+def words_of(verb: str, folder: Path, save: Path, total: int = 2) -> list[str]:
+    recipe, data = {"pretrain": ("small", "rows"), "sft": ("demo-sft-cpu", "chats")}[verb]
+    own = ["--global-batch-size", "4", "--context-parallel-size", "1"]
+    words = [verb, recipe, "--load", str(folder / "base"), "--data-path", str(folder / data)]
+    return [*words, "--save", str(save), "--train-iters", str(total), *own]
+
+
+@pytest.fixture
+def call(warm_environment: dict[str, str]) -> Callable[..., Ended]:
+    """Status of a program, and what it has said."""
+
+    def run(*words: str) -> Ended:
+        done = subprocess.run(
+            [*words],
+            env=warm_environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=patience(200),
+        )
+        return done.returncode, done.stdout
+
+    return run
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_it_is_told_before_a_rank_starts(
+    verb: str, inputs: Path, tmp_path: Path, call: Callable[..., Ended]
+) -> None:
+    save, status_file = tmp_path / "run", tmp_path / "status"
+    words = words_of(verb, inputs, save)
+    status, said = call("ultralong", *words)
+    assert status == 0, said
+    before = {path: path.read_bytes() for path in save.rglob("*") if path.is_file()}
+    starts = [words, [*words, "--ranks", "2"], [*words_of(verb, inputs, save, 1), "--ranks", "2"]]
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, json.dumps(starts)],
+        env={**os.environ, STATUS_VARIABLE: str(status_file)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=patience(100),
+    )
+    states = ("complete", "complete", "past train_iters (1)")
+    for line, state in zip(done.stdout.splitlines(), states, strict=True):
+        said, status, slow = json.loads(line)
+        assert said == f"{_LINE}{state}: --train-iters above 2 trains on\n{NOTHING_DONE}\n"
+        assert (status, slow) == (0, [])
+    assert status_file.read_text() == "0\n"
+    assert {path: path.read_bytes() for path in save.rglob("*") if path.is_file()} == before
+    status, said = call("torchrun", "--nproc-per-node", "2", "-m", "megatron_ultralong", *words)
+    assert status == 0, said
+    told = f"{_LINE}complete: --train-iters above 2 trains on; the ranks only check that"
+    assert 0 <= said.index(told) < said.index("starting 2 ranks: loading libraries"), said
+    assert NOTHING_DONE in said
+
+
+def test_a_stale_status_and_a_damaged_checkpoint(
+    inputs: Path, tmp_path: Path, call: Callable[..., Ended]
+) -> None:
+    """A status of another end gives way; a checkpoint that is not whole is made again by ranks."""
+    save = tmp_path / "run"
+    words = [*words_of("pretrain", inputs, save), "--save-interval", "1"]
+    assert call("ultralong", *words)[0] == 0
+    (save / STATUS_FILE).write_text("75\n")
+    status, said = call("ultralong", *words)
+    assert (status, said.splitlines()[-1]) == (0, NOTHING_DONE)
+    assert (save / STATUS_FILE).read_text() == "0\n"
+    for damaged in sorted((save / "iter_0000002").glob("*.distcp"))[:1]:
+        content = bytearray(damaged.read_bytes())
+        content[len(content) // 2] ^= 1
+        damaged.write_bytes(content)
+    status, said = call("ultralong", *words)
+    assert status == 0
+    assert "the checkpoint of iteration 2 is refused" in said
+    assert "resumed at iteration 1 of 2" in said
+    write_latest(save, 1)  # a run that was set back has something left
+    (status, said), there = call("ultralong", *words), iterations(save)
+    assert (status, there) == (0, [1, 2])
+    assert "resumed at iteration 1 of 2" in said
