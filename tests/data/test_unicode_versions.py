@@ -51,7 +51,7 @@ def write(folder: Path, pattern: str) -> Path:
     for a, b in merges:
         vocab.setdefault(a + b, len(vocab))
     tokenizer = Tokenizer(models.BPE(vocab, merges))
-    steps = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    steps: pre_tokenizers.PreTokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if pattern:
         split = pre_tokenizers.Split(Regex(pattern), "isolated")
         steps = pre_tokenizers.Sequence([split, level])
