@@ -261,7 +261,7 @@ def _reasoning(number: int, turn: Mapping[str, Any], wanted: Reasoning) -> str:
     """The reasoning of a turn; empty where it has none.
 
     Raises:
-        ConversationError: it is no text, or it is to be kept and two keys have two.
+        ConversationError: it is not a text, or it is to be kept and two keys have two.
     """
     found: dict[str, str] = {}
     for key in REASONING:
