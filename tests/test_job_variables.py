@@ -169,3 +169,27 @@ def test_a_size_left_from_another_job_is_told_as_that(
     assert "; this is checked for 3 ranks, by WORLD_SIZE in the environment: `unset WORLD_" in said
     monkeypatch.setenv("RANK", "0")
     assert "by WORLD_SIZE" not in refusal(capsys, *pretrain_words(inputs))
+
+
+@pytest.mark.parametrize("value", ["0", "", "true"])
+@pytest.mark.parametrize("name", ["NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN"])
+def test_kernels_of_transformer_engine_are_not_forbidden(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    inputs: Path,
+    name: str,
+    value: str,
+) -> None:
+    monkeypatch.setenv(name, value)
+    load = ("--load", str(inputs / "megatron"))
+    for words in (
+        pretrain_words(inputs, "--context-parallel-size", "1"),
+        ("generate", *load, "--prompt", "x", "--max-new-tokens", "1"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(words)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert f"{name}={value} in the environment" in error
+        assert "unset NVTE_FLASH_ATTN NVTE_FUSED_ATTN NVTE_UNFUSED_ATTN" in error
+        assert "Traceback" not in error
