@@ -9,7 +9,8 @@ import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from megatron_ultralong.data.tokenize import engines
-from megatron_ultralong.data.tokenize.engines import FastPathError, FastTokenizer, open_reference
+from megatron_ultralong.data.tokenize.engines import FastTokenizer, open_reference
+from megatron_ultralong.data.tokenize.fast_path import FastPathError
 from megatron_ultralong.data.tokenize.tokenizer_model import PATTERN
 
 PATTERNS = {

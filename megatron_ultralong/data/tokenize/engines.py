@@ -2,12 +2,11 @@
 
 import contextlib
 import functools
-import json
 import platform
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from megatron_ultralong import __version__
 from megatron_ultralong.data.read.record import MAX_DOCUMENT_BYTES
 from megatron_ultralong.data.tokenize import refused_tokenizer, tokenising, tokenizer_model
+from megatron_ultralong.data.tokenize.fast_path import FastPathError, text_for_gigatoken
 from megatron_ultralong.data.tokenize.refused_tokenizer import NAMES
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.optional import installed_version
@@ -38,10 +38,6 @@ PROBES = (
     " " * 1000 + "x" + "a" * 1000 + "=" * 500 + "\n" * 300,
 )
 """What a run begins with: each is read by both engines before the fast one is taken."""
-
-
-class FastPathError(Exception):
-    """Why the reference has to take over; never seen by the user as an error."""
 
 
 class FastTokenizer:
@@ -164,7 +160,7 @@ def _backend(reference: tokenising.DocumentTokenizer) -> Any:
         if isinstance(reference, tokenizer_model.Llama3Tokenizer):
             return open_json(reference.tokenizer_json())
         if isinstance(reference, tokenising.HuggingFaceTokenizer):
-            return open_json(_without_special_tokens(reference.file.read_text(encoding="utf-8")))
+            return open_json(text_for_gigatoken(reference.file.read_text(encoding="utf-8")))
         if reference.added_texts:
             raise FastPathError(
                 f"gigatoken looks for no user-defined symbols, such as {reference.added_texts[0]!r}"
@@ -182,39 +178,6 @@ def _failing(what: str) -> Iterator[None]:
             raise
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise FastPathError(f"{what} ({line})") from error
-
-
-def _without_special_tokens(text: str) -> str:
-    """A ``tokenizer.json`` that adds, cuts and recognises nothing special.
-
-    Raises:
-        FastPathError: it has tokens that gigatoken does not find where the reference does.
-    """
-    data = json.loads(text)
-    data["added_tokens"] = _added_tokens(data)
-    data["post_processor"] = data["truncation"] = data["padding"] = None
-    return json.dumps(data)
-
-
-def _added_tokens(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Those of a ``tokenizer.json`` that are vocabulary, found in a text before it is cut.
-
-    gigatoken looks for them everywhere, and behind the normaliser.
-
-    Raises:
-        FastPathError: one is to be found elsewhere.
-    """
-    found = [token for token in data.get("added_tokens") or [] if not token.get("special")]
-    for token in found:
-        flags = [name for name in ("single_word", "lstrip", "rstrip") if token.get(name)]
-        if data.get("normalizer") is not None and not str(token.get("content")).isascii():
-            flags.append("a normalizer")
-        if flags:
-            raise FastPathError(
-                f"gigatoken finds the added token {token.get('content')!r} without regard to "
-                f"{flags[0]}"
-            )
-    return found
 
 
 def versions(*packages: str) -> dict[str, str]:
