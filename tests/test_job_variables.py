@@ -252,3 +252,27 @@ def test_a_name_that_nothing_reads_and_a_kernel_that_is_kept_are_told(
     monkeypatch.setenv("ULTRALONG_ATTENTION_KERNEL", "math")
     said = said_of(capsys, "generate", "--load", "gone", "--prompt", "x")
     assert "attention kernel math: ULTRALONG_ATTENTION_KERNEL is set in the environment" in said
+
+
+@pytest.mark.parametrize("value", ["0", "", "true"])
+@pytest.mark.parametrize("name", ["NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN"])
+def test_kernels_of_transformer_engine_are_not_forbidden(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    inputs: Path,
+    name: str,
+    value: str,
+) -> None:
+    monkeypatch.setenv(name, value)
+    load = ("--load", str(inputs / "megatron"))
+    for words in (
+        pretrain_words(inputs, "--context-parallel-size", "1"),
+        ("generate", *load, "--prompt", "x", "--max-new-tokens", "1"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(words)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert f"{name}={value} in the environment" in error
+        assert "unset NVTE_FLASH_ATTN NVTE_FUSED_ATTN NVTE_UNFUSED_ATTN" in error
+        assert "Traceback" not in error

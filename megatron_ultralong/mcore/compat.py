@@ -24,6 +24,7 @@ _FP8_QUESTIONS: dict[Fp8Recipe, str] = {
 }
 _READS_PICKLES = "NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE"
 _ALLOWS_ANY_ORDER = "NVTE_ALLOW_NONDETERMINISTIC_ALGO"
+_KERNELS = ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN")
 
 
 def has_transformer_engine() -> bool:
@@ -80,6 +81,22 @@ def check_layers(layers: LayerConfig, *, deterministic: bool, is_saved: bool) ->
         )
     if layers.fp8_format != "none":
         _check_fp8(layers.fp8_recipe, is_saved)
+
+
+def check_kernel_variables() -> None:
+    """Check that no variable forbids Transformer Engine a kernel of attention.
+
+    Whatever computes attention, Megatron-Core makes no model then: it sets them itself.
+
+    Raises:
+        InputError: one does.
+    """
+    found = [f"{name}={os.environ[name]}" for name in _KERNELS if os.environ.get(name, "1") != "1"]
+    if found:
+        raise InputError(
+            f"{' and '.join(found)} in the environment, where Megatron-Core makes no model: unset "
+            f"{' '.join(_KERNELS)}; --attention says what computes attention here"
+        )
 
 
 def _check_fp8(recipe: Fp8Recipe, is_saved: bool) -> None:

@@ -11,6 +11,7 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.rope import AnglePrecision
 from megatron_ultralong.config.run import LOCAL_LAYERS, LayerConfig
 from megatron_ultralong.mcore import cpu, layer_spec, recomputed_layer, rotary, tiled_loss, tiles
+from megatron_ultralong.mcore.compat import check_kernel_variables
 from megatron_ultralong.mcore.parallel import virtual_pipeline_size
 from megatron_ultralong.model import shape, yarn
 
@@ -125,8 +126,10 @@ def build_model(
         vp_stage: number of a chunk of this rank's part, where it has several.
 
     Raises:
-        InputError: ``layers`` are Transformer Engine's, and there is none.
+        InputError: ``layers`` are Transformer Engine's, and there is none, or a variable forbids
+            its kernels.
     """
+    check_kernel_variables()
     num_chunks = config.virtual_pipeline_model_parallel_size
     stage, last = groups.pp.rank(), groups.pp.size() - 1
     gpt = GPTModel(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.mcore.cpu import cpu_backend, needs_cpu_backend
+from megatron_ultralong.mcore.float32 import whole_products
 from megatron_ultralong.mcore.static_step import drop_graphs
 from megatron_ultralong.program.errors import InputError, PassingError, counted
 from megatron_ultralong.program.ranks import number_of, world_size
@@ -84,6 +85,7 @@ def parallel_groups(parallel: ParallelConfig, seed: int) -> Iterator[ProcessGrou
     _check_restarts()
     with contextlib.ExitStack() as stack:
         stack.enter_context(cpu_backend())
+        stack.enter_context(whole_products())
         if not dist.is_initialized():
             _initialize_process_group(parallel.distributed_timeout_minutes)
             stack.callback(dist.destroy_process_group)

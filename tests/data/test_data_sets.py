@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.prepare.chats import prepare_chat
 from megatron_ultralong.data.read.conversation import ConversationError, Message, ToolCall
 from megatron_ultralong.data.read.conversation_formats import parse_conversation
+from megatron_ultralong.data.read.conversation_turns import REASONING
 from megatron_ultralong.data.read.options import ChatReadOptions
 from megatron_ultralong.data.rows.chat_manifest import ChatManifest
 from megatron_ultralong.data.rows.stored import ChatRows
@@ -216,6 +218,19 @@ def test_reasoning_is_left_out_or_kept(key: str) -> None:
         messages(USER, {**CALL, key: "why"}, reasoning="keep")
     with pytest.raises(ConversationError, match=rf"turn 1 has {key} of type list"):
         messages(USER, {**ANSWER, key: ["why"]})
+
+
+def test_reasoning_under_two_keys_is_kept_where_it_is_one() -> None:
+    for one, other in itertools.combinations(REASONING, 2):
+        same = {**ANSWER, one: "why", other: "why"}
+        kept = messages(USER, same, reasoning="keep")
+        assert kept == messages(USER, {**ANSWER, one: "why"}, reasoning="keep")
+        differing = [USER, {**ANSWER, one: "why", other: "hm"}]
+        assert messages(*differing) == messages(USER, ANSWER)
+        with pytest.raises(ConversationError, match=rf"'{one}' and '{other}', which are not"):
+            messages(*differing, reasoning="keep")
+        kept = messages(*differing, reasoning="keep", ignore_keys=[other])
+        assert kept == messages(USER, {**ANSWER, one: "why"}, reasoning="keep")
 
 
 @pytest.mark.parametrize(

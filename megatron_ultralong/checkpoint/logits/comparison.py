@@ -14,6 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from megatron_ultralong.config.convert import LogitsDtype
+from megatron_ultralong.mcore.float32 import whole_products
 
 POSITIONS = 256
 """Positions whose logits are in memory at a time."""
@@ -113,7 +114,7 @@ def arithmetic(dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
     transformers' norms and both programs' rotary angles are float32 of their own accord: inside,
     where ``dtype`` is float64, float32 by name is float64.
     """
-    return _Float32MeansFloat64() if dtype == torch.float64 else contextlib.nullcontext()
+    return _Float32MeansFloat64() if dtype == torch.float64 else whole_products()
 
 
 class _Float32MeansFloat64(TorchFunctionMode):

@@ -89,7 +89,7 @@ def read_turns(value: Any, name: str, options: TurnOptions) -> list[chat.Message
             for key, inner in turn.items()
             if inner is not None and key not in options.ignore_keys
         }
-        reasoning = _reasoning(number, given)
+        reasoning = _reasoning(number, given, options.reasoning)
         message = _message(number, given, options)
         if message.role == "assistant" and reasoning and options.reasoning == "keep":
             message = _with_reasoning(number, message, reasoning)
@@ -257,14 +257,25 @@ def _is_learnt(number: int, role: str, turn: Mapping[str, Any]) -> bool:
     return all(found.values())
 
 
-def _reasoning(number: int, turn: Mapping[str, Any]) -> str:
-    """The reasoning of a turn; empty where it has none."""
+def _reasoning(number: int, turn: Mapping[str, Any], wanted: Reasoning) -> str:
+    """The reasoning of a turn; empty where it has none.
+
+    Raises:
+        ConversationError: it is not a text, or it is to be kept and two keys have two.
+    """
+    found: dict[str, str] = {}
     for key in REASONING:
         value = turn.get(key, "")
         chat.require_type(value, str, f"turn {number} has {key} of type")
         if value.strip():
-            return str(value)
-    return ""
+            found[key] = value
+    if wanted == "keep" and len(set(found.values())) > 1:
+        raise chat.ConversationError(
+            "unknown keys",
+            f"turn {number} has {' and '.join(map(repr, found))}, which are not the same: pass "
+            "over those that are not the reasoning with --ignore-keys",
+        )
+    return next(iter(found.values()), "")
 
 
 def _with_reasoning(number: int, message: chat.Message, reasoning: str) -> chat.Message:

@@ -2,12 +2,11 @@
 
 import contextlib
 import functools
-import json
 import platform
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from megatron_ultralong import __version__
 from megatron_ultralong.data.read.record import MAX_DOCUMENT_BYTES
 from megatron_ultralong.data.tokenize import refused_tokenizer, tokenising, tokenizer_model
+from megatron_ultralong.data.tokenize.fast_path import FastPathError, text_for_gigatoken
 from megatron_ultralong.data.tokenize.refused_tokenizer import NAMES
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.optional import installed_version
@@ -38,10 +38,6 @@ PROBES = (
     " " * 1000 + "x" + "a" * 1000 + "=" * 500 + "\n" * 300,
 )
 """What a run begins with: each is read by both engines before the fast one is taken."""
-
-
-class FastPathError(Exception):
-    """Why the reference has to take over; never seen by the user as an error."""
 
 
 class FastTokenizer:
@@ -91,18 +87,43 @@ class FastTokenizer:
     def _encode_one(self, text: str) -> npt.NDArray[np.int32]:
         if any(special in text for special in self._not_in_text):
             return self.reference.encode_documents([text])[0]
-        if self._compose and not is_composed(text):
-            # the libraries know marks and compositions of different versions of Unicode
+        if text.isascii():
+            return self._ids(text)
+        is_new = has_unknown(text)
+        if is_new and self._is_other(text):
+            return self.reference.encode_documents([text])[0]
+        if self._compose and not is_new and not unicodedata.is_normalized("NFC", text):
             composed = self._compose(tokenising.well_formed(text))
             is_split = any(added in each for added in self.added_texts for each in (text, composed))
-            if is_split or not is_composed(composed):
+            if is_split or not unicodedata.is_normalized("NFC", composed):
                 return self.reference.encode_documents([text])[0]
             text = composed
+        return self._ids(text)
+
+    def _ids(self, text: str) -> npt.NDArray[np.int32]:
         # as bytes: half the memory of a str inside the library
         data = tokenising.well_formed(text).encode()
         with _failing("gigatoken fails on a document"):
             ids = self._encode(data)
         return np.asarray(ids).astype(np.int32, copy=False)
+
+    def _is_other(self, text: str) -> bool:
+        """Whether the reference reads a text, which has characters of new versions of Unicode.
+
+        The libraries know different versions: what is a letter or a mark to one of them is none to
+        the other, which cuts words and joins accents there in another way. A text that is too long
+        for the reference is compared around such characters.
+
+        Raises:
+            FastPathError: such a text, where the two differ.
+        """
+        if len(text.encode("utf-8", "surrogatepass")) <= self.reference.max_document_bytes:
+            return True
+        for start in range(0, len(text), BLOCK):
+            part = text[max(0, start - NEAR) : start + BLOCK + NEAR]
+            if self._compose or has_unknown(part):
+                self._compare([part], [self._ids(part)])
+        return False
 
     def check(self, texts: Sequence[str]) -> None:
         """Compare with the reference.
@@ -110,8 +131,11 @@ class FastTokenizer:
         Raises:
             FastPathError: at the first text whose ids differ.
         """
-        fast, slow = self.encode_documents(texts), self.reference.encode_documents(texts)
-        for text, a, b in zip(texts, fast, slow, strict=True):
+        self._compare(texts, self.encode_documents(texts))
+
+    def _compare(self, texts: Sequence[str], found: Sequence[npt.NDArray[np.int32]]) -> None:
+        expected = self.reference.encode_documents(texts)
+        for text, a, b in zip(texts, found, expected, strict=True):
             if not np.array_equal(a, b):
                 size = min(a.size, b.size)
                 first = int(np.argmax(np.append(a[:size] != b[:size], True)))
@@ -136,7 +160,7 @@ def _backend(reference: tokenising.DocumentTokenizer) -> Any:
         if isinstance(reference, tokenizer_model.Llama3Tokenizer):
             return open_json(reference.tokenizer_json())
         if isinstance(reference, tokenising.HuggingFaceTokenizer):
-            return open_json(_without_special_tokens(reference.file.read_text(encoding="utf-8")))
+            return open_json(text_for_gigatoken(reference.file.read_text(encoding="utf-8")))
         if reference.added_texts:
             raise FastPathError(
                 f"gigatoken looks for no user-defined symbols, such as {reference.added_texts[0]!r}"
@@ -154,39 +178,6 @@ def _failing(what: str) -> Iterator[None]:
             raise
         line = next(iter(str(error).splitlines()), type(error).__name__)
         raise FastPathError(f"{what} ({line})") from error
-
-
-def _without_special_tokens(text: str) -> str:
-    """A ``tokenizer.json`` that adds, cuts and recognises nothing special.
-
-    Raises:
-        FastPathError: it has tokens that gigatoken does not find where the reference does.
-    """
-    data = json.loads(text)
-    data["added_tokens"] = _added_tokens(data)
-    data["post_processor"] = data["truncation"] = data["padding"] = None
-    return json.dumps(data)
-
-
-def _added_tokens(data: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Those of a ``tokenizer.json`` that are vocabulary, found in a text before it is cut.
-
-    gigatoken looks for them everywhere, and behind the normaliser.
-
-    Raises:
-        FastPathError: one is to be found elsewhere.
-    """
-    found = [token for token in data.get("added_tokens") or [] if not token.get("special")]
-    for token in found:
-        flags = [name for name in ("single_word", "lstrip", "rstrip") if token.get(name)]
-        if data.get("normalizer") is not None and not str(token.get("content")).isascii():
-            flags.append("a normalizer")
-        if flags:
-            raise FastPathError(
-                f"gigatoken finds the added token {token.get('content')!r} without regard to "
-                f"{flags[0]}"
-            )
-    return found
 
 
 def versions(*packages: str) -> dict[str, str]:
@@ -316,25 +307,21 @@ def _fallback(
 BLOCK = 1 << 20
 """Characters that are looked up at once."""
 
+NEAR = 1024
+"""Characters around a block that are compared with it."""
 
-def is_composed(text: str) -> bool:
-    """Whether no library changes a text to bring it into NFC: "é" of one character, not of two.
 
-    It is in that form, and the tables here know each of its characters. Then it is in later
-    versions of Unicode too, by its stability policy. An earlier one takes a mark that it does not
-    know for a character that nothing is joined to or exchanged with: it changes nothing either.
+def has_unknown(text: str) -> bool:
+    """Whether a text has a character that Python's version of Unicode does not know.
+
+    Python 3.10 to 3.13 know versions 13 to 15.1, the libraries later ones. To those that know a
+    character it is the same, a letter or a mark, and composed in the same way.
     """
     if text.isascii():
-        return True
-    if not unicodedata.is_normalized("NFC", text):
         return False
     parts = (text[start : start + BLOCK] for start in range(0, len(text), BLOCK))
-    return not any(_is_unknown(part) for part in parts)
-
-
-def _is_unknown(text: str) -> bool:
-    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-    return bool(_unassigned()[codes].any())
+    codes = (np.frombuffer(part.encode("utf-32-le", "surrogatepass"), "<u4") for part in parts)
+    return any(bool(_unassigned()[each].any()) for each in codes)
 
 
 @functools.cache

@@ -13,14 +13,16 @@ from megatron_ultralong.data.tokenize.folder_template import FolderTemplate
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.errors import InputError
 
+_SYSTEM = {"role": "system", "content": " Be brief. "}
 _QUESTION = {"role": "user", "content": " How many?\n"}
 _ANSWER = {"role": "assistant", "content": "Two.\n\nOr three. "}
 PROBES: tuple[list[dict[str, Any]], ...] = (
     [_QUESTION, _ANSWER],
-    [{"role": "system", "content": " Be brief. "}, _QUESTION, _ANSWER],
+    [_SYSTEM, _QUESTION, _ANSWER],
     [_QUESTION, _ANSWER, {"role": "user", "content": "Why?"}, _ANSWER],
+    [_SYSTEM, _QUESTION, _ANSWER, {"role": "user", "content": "Why?"}, _ANSWER, _QUESTION, _ANSWER],
 )
-"""Conversations that both write."""
+"""Conversations that both write; templates may put a system text before the last question."""
 _THOUGHT = {"role": "assistant", "content": "<think>\nTwo?\n</think>\n\nTwo."}
 _THOUGHTS = [_QUESTION, _THOUGHT, {"role": "user", "content": "Why?"}, _THOUGHT]
 """One more for templates that write them in a way of their own."""

@@ -14,6 +14,7 @@ from megatron_ultralong.checkpoint.logits.transformers_model import transformers
 from megatron_ultralong.evaluation.models import interface
 from megatron_ultralong.generation.continuation import are_finite, not_finite
 from megatron_ultralong.generation.generate import check_prompts
+from megatron_ultralong.mcore.float32 import whole_products
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.optional import optional_package
 
@@ -57,6 +58,7 @@ class HuggingFaceModel:
         self.is_main = True
         self.groups = None
 
+    @whole_products()
     @torch.inference_mode()
     def score(self, tokens: npt.NDArray[np.int64]) -> interface.Scores:
         """Scores of rows ``tokens``, shape [b, S], see :class:`Scorer`."""
@@ -108,6 +110,7 @@ class HuggingFaceModel:
                     continuations[number] = before_stop(ids, stop_ids)
         return [continuations[number] for number in range(len(prompts))]
 
+    @whole_products()
     @torch.inference_mode()
     def _continue(
         self,
