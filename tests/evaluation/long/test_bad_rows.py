@@ -26,8 +26,7 @@ from megatron_ultralong.evaluation.local.longbench_v2 import (
     longbench_v2_score,
 )
 from megatron_ultralong.evaluation.local.mrcr import evaluate_mrcr
-from megatron_ultralong.evaluation.local.nolima import evaluate_nolima
-from megatron_ultralong.evaluation.local.nolima_placement import Book
+from megatron_ultralong.evaluation.local.nolima import Book, evaluate_nolima
 from megatron_ultralong.evaluation.local.options import (
     GraphWalksConfig,
     LongBenchV2Config,
