@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.evaluation.asking import samples
-from megatron_ultralong.evaluation.models.interface import Generator, Model, check_length
-from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.models.interface import Model, check_length
+from megatron_ultralong.evaluation.models.opening import Answerer, Subject
 from megatron_ultralong.evaluation.results import file, result, tables
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.ending import tell
@@ -102,7 +102,7 @@ class Question:
 
 def evaluate_questions(
     questions: Sequence[Question],
-    subject: Subject[Generator],
+    subject: Answerer,
     *,
     kind: result.Kind,
     config: Any,

@@ -26,8 +26,7 @@ from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.options import NoLiMaConfig, NoLiMaMetric
 from megatron_ultralong.evaluation.local.prompt import Message, PromptForm
-from megatron_ultralong.evaluation.models.interface import Generator
-from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.models.opening import Answerer
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
@@ -278,7 +277,7 @@ def placements(
             yield Placement(test, book, context_length, depth, other, character)
 
 
-def evaluate_nolima(config: NoLiMaConfig, subject: Subject[Generator]) -> Result:
+def evaluate_nolima(config: NoLiMaConfig, subject: Answerer) -> Result:
     """Measure NoLiMa; what is written is as in :func:`evaluate_questions`.
 
     Raises:
