@@ -16,8 +16,8 @@ from megatron_ultralong.config.idle import idle_notes
 from megatron_ultralong.config.plain_values import flat_fields
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.training import PretrainConfig, SftConfig, TrainingConfig
-from megatron_ultralong.data.rows.chat_manifest import ChatManifest, load_chat_manifest
-from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
+from megatron_ultralong.data.rows import manifest as manifests
+from megatron_ultralong.data.rows.manifest import ChatManifest, Manifest
 from megatron_ultralong.data.rows.packed import PackedRows, rows_of
 from megatron_ultralong.data.rows.stored import ChatRows, chat_rows_of
 from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate, trained_template
@@ -100,11 +100,11 @@ def planned_iterations(config: TrainingConfig) -> int:
         if isinstance(config, SftConfig):
             if config.train_iters and not config.train_tokens:
                 return config.train_iters
-            rows = load_chat_manifest(data)
+            rows = manifests.load_chat_manifest(data)
             num_rows = rows.splits["train"].num_rows if "train" in rows.splits else 0
             return config.with_budget(rows.seq_length).with_iterations(num_rows).train_iters
         if config.train_tokens:
-            return config.with_budget(load_manifest(data).seq_length).train_iters
+            return config.with_budget(manifests.load_manifest(data).seq_length).train_iters
         return config.train_iters
     return 0
 
@@ -117,10 +117,11 @@ def check_packed_run(config: PretrainConfig, num_ranks: int) -> RunInputs:
     """
     data, length_flag = Path(config.data.data_path), config.length_flag
     if config.train_tokens:
-        config = config.with_budget(config.data.seq_length or load_manifest(data).seq_length)
+        length = config.data.seq_length or manifests.load_manifest(data).seq_length
+        config = config.with_budget(length)
     config.check_fields()
     source = _open_source(config)
-    manifest = load_manifest(data)
+    manifest = manifests.load_manifest(data)
     config.check_ranks(source.model, num_ranks)  # after the paths: often wrong at a first try
     vocab_size, document_mask = source.model.vocab_size, config.data.document_mask
     train_rows = packed_rows(data, "train", manifest, vocab_size, document_mask)
@@ -183,7 +184,7 @@ def check_chat_run(config: SftConfig, num_ranks: int) -> RunInputs:
     check_fields(config)
     source = _open_source(config)
     data, length_flag = Path(config.data.data_path), config.length_flag
-    manifest = load_chat_manifest(data)
+    manifest = manifests.load_chat_manifest(data)
     config = config.with_budget(config.data.seq_length or manifest.seq_length)
     config = config.with_iterations(len(ChatRows(data / "train")))
     config.check_fields()

@@ -22,11 +22,9 @@ from megatron_ultralong.data.pack.packing import Int64Array, RowPlan
 from megatron_ultralong.data.prepare.chat_report import draw_chat_lengths, print_chat_summary
 from megatron_ultralong.data.prepare.chat_store import ChatStore, tokenise_chats
 from megatron_ultralong.data.read.sources import Source, parse_sources, warn_of_output
-from megatron_ultralong.data.rows import chat_manifest as manifests
+from megatron_ultralong.data.rows import manifest as manifests
 from megatron_ultralong.data.rows import packed, stored
-from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSplit
 from megatron_ultralong.data.rows.indexed import IndexedWriter
-from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER, write_manifest
 from megatron_ultralong.data.store.documents import RowWriter
 from megatron_ultralong.data.tokenize import engines, template_comparison, trained_template
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, ChatTemplate, resolved_date
@@ -38,7 +36,7 @@ from megatron_ultralong.program.output import OutputFolder, output_folder
 from megatron_ultralong.sequence.documents import document_split, split_place
 
 
-def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
+def prepare_chat(config: PrepareChatConfig) -> manifests.ChatManifest:
     """Prepare the rows, print tables, and return the manifest that was written.
 
     Raises:
@@ -106,7 +104,7 @@ def _open_template(
 
 def _write(
     config: PrepareChatConfig, store: ChatStore, facts: Mapping[str, Any], folder: Path
-) -> ChatManifest:
+) -> manifests.ChatManifest:
     documents, tokenizer = store.documents, store.tokenizer
     names = ("train", "valid") if config.valid_fraction else ("train",)
     splits = np.array(
@@ -120,7 +118,7 @@ def _write(
             raise _empty_split(config, name, store)
         plans[name] = _plan(config, order, documents.lengths)
     found = {
-        name: ChatSplit(
+        name: manifests.ChatSplit(
             num_examples=written.num_documents,
             num_rows=written.num_rows,
             num_tokens=written.num_tokens - written.num_padding_tokens,
@@ -131,9 +129,9 @@ def _write(
         )
         for name, written in writer.write(folder, plans).items()
     }
-    copy_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)
-    manifest = ChatManifest(
-        format_version=manifests.FORMAT_VERSION,
+    copy_tokenizer(tokenizer, folder / manifests.TOKENIZER_FOLDER)
+    manifest = manifests.ChatManifest(
+        format_version=manifests.CHAT_FORMAT_VERSION,
         seq_length=config.seq_length,
         max_length=config.max_length,
         too_long=config.too_long,
@@ -154,9 +152,9 @@ def _write(
     )
     template = trained_template.template_of(folder, manifest)
     manifest = dataclasses.replace(manifest, chat_template_sha256=template.sha256)
-    if template.lacks(folder / TOKENIZER_FOLDER):
-        template.put(folder / TOKENIZER_FOLDER)
-    write_manifest(folder / manifests.FILE_NAME, manifest)
+    if template.lacks(folder / manifests.TOKENIZER_FOLDER):
+        template.put(folder / manifests.TOKENIZER_FOLDER)
+    manifests.write_manifest(folder / manifests.CHAT_FILE_NAME, manifest)
     return manifest
 
 

@@ -11,8 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_ultralong.data.rows.chat_manifest import ChatManifest
-from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER
+from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER, ChatManifest
 from megatron_ultralong.data.tokenize import tokenising
 from megatron_ultralong.data.tokenize.chat_template import END, TEMPLATES
 from megatron_ultralong.data.tokenize.engines import open_reference
