@@ -15,8 +15,14 @@ from megatron_ultralong.checkpoint.convert.report import inspect
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
 from megatron_ultralong.checkpoint.formats.rope_block import export_block
-from megatron_ultralong.checkpoint.formats.rope_readers import Engine, Reading, engines, readings
-from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope, good_for
+from megatron_ultralong.checkpoint.formats.rope_readers import (
+    Engine,
+    Reading,
+    Rope,
+    engines,
+    good_for,
+    readings,
+)
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, InspectConfig
 from megatron_ultralong.doctor.finding import Finding
 from megatron_ultralong.doctor.software import serving_findings
