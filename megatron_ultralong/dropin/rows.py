@@ -15,7 +15,7 @@ from megatron_ultralong.mcore.batch import Batch, LossTerms, local_batch, token_
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.training.early_checks import packed_rows, row_notes
 from megatron_ultralong.training.row_source import PackedRowSource, RowSource
-from megatron_ultralong.training.rows import check_rows
+from megatron_ultralong.training.step import check_rows
 
 
 def _batches(

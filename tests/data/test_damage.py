@@ -23,7 +23,7 @@ from megatron_ultralong.data.rows.stored import ChatRows, StoredRow, chat_rows_o
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.assignment import zigzag
 from megatron_ultralong.training.row_source import ChatRowSource, PackedRowSource
-from megatron_ultralong.training.rows import check_rows
+from megatron_ultralong.training.step import check_rows
 from tests.models import TEXT, prepare_rows, write_tokenizer
 
 VOCAB_SIZE = 2000
