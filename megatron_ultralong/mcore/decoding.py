@@ -18,8 +18,12 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
-from megatron_ultralong.attention.decoding import KeyValueCache, local_capacity, spread_length
-from megatron_ultralong.attention.next_tokens import NextTokens
+from megatron_ultralong.attention.decoding import (
+    KeyValueCache,
+    NextTokens,
+    local_capacity,
+    spread_length,
+)
 from megatron_ultralong.mcore.core_attention import CachedCoreAttention, GivenPositions, Pass
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.mcore.parallel import broadcast, last_stage_output
