@@ -23,7 +23,7 @@ from megatron_ultralong.checkpoint.formats.hugging_face_config import (
     write_config,
 )
 from megatron_ultralong.data.rows.manifest import Manifest
-from megatron_ultralong.dropin import described, schedule
+from megatron_ultralong.dropin import described
 from megatron_ultralong.dropin.arguments import ASKED, DropInConfig
 from megatron_ultralong.model import yarn
 from megatron_ultralong.model.families import titles
@@ -205,9 +205,7 @@ def find_identity(config: DropInConfig, args: Any, manifest: Manifest | None) ->
         if weights.stored is not None:
             described.check_same_run(args, weights.stored, weights.resumed)
             step = getattr(args, "ckpt_step", None)
-            schedule.check_schedule(
-                args, described.stored_schedule(weights.resumed, step), weights.resumed
-            )
+            described.check_schedule(args, weights.resumed, step)
     config.check_scaling(source.rope_scaling)
     positions, has_rope = (
         source.model.max_position_embeddings,
