@@ -9,7 +9,7 @@ from typing import Any, get_args
 from rich.table import Table
 from rich.text import Text
 
-from megatron_ultralong.plan import advice, given, layer_memory, without_effect
+from megatron_ultralong.plan import advice, given, layer_memory, ledger, search, without_effect
 from megatron_ultralong.plan.estimate import (
     MEMORY_ACCURACY,
     Estimate,
@@ -19,14 +19,9 @@ from megatron_ultralong.plan.estimate import (
     run_time,
 )
 from megatron_ultralong.plan.job import GIB, Job
-from megatron_ultralong.plan.ledger import Part
-from megatron_ultralong.plan.search import MARGIN_TIME, SAME_TIME, Found
-from megatron_ultralong.program import aside
+from megatron_ultralong.program import aside, picture, quantity, terminal
 from megatron_ultralong.program.ending import PROGRAM
 from megatron_ultralong.program.errors import counted
-from megatron_ultralong.program.picture import new_figure
-from megatron_ultralong.program.quantity import few_tokens
-from megatron_ultralong.program.terminal import Console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +35,7 @@ class Plan:
     """How documents were counted."""
     train_tokens: float
     chosen: Estimate
-    found: Found | None
+    found: search.Found | None
     """None where the layout was given."""
     given: Estimate | None = None
     """The layout of recipe and flags, whether it fits or not; None where it breaks a rule."""
@@ -91,7 +86,7 @@ def layout_flags(job: Job) -> str:
     return " ".join(words)
 
 
-def show(console: Console, plan: Plan, num_alternatives: int) -> None:
+def show(console: terminal.Console, plan: Plan, num_alternatives: int) -> None:
     """Print everything that the command prints; flags stay on one line, to be copied."""
     console.print(_summary(plan), soft_wrap=True, highlight=False)
     notes = layer_memory.fp32_notes(plan.chosen.job.config, plan.chosen.job.model)
@@ -127,7 +122,7 @@ def _summary(plan: Plan) -> Text:
     if plan.refusal:
         verb = job.config.verb
         text.append(f"warning: `{PROGRAM} {verb}` refuses that as it stands: {plan.refusal}\n")
-    few = few_tokens(job.seq_length, job.model.max_position_embeddings)
+    few = quantity.few_tokens(job.seq_length, job.model.max_position_embeddings)
     doubts = (*job.config.rope.beyond_paper, job.config.optimizer.high_lr, few)
     for line in filter(None, doubts):
         text.append(f"{line}\n")
@@ -217,10 +212,10 @@ def _alternatives(plan: Plan, count: int) -> Table:
     if len(shown) < len(feasible):
         number += f", {len(shown):,} are shown (--num-alternatives)"
     title = (
-        f"{number}, fastest first. -> is the one to take: within {MARGIN_TIME:.0%} of the fastest "
-        f"that can save checkpoints, one without host memory that leaves {MEMORY_ACCURACY:.0%} of "
-        "what it needs of a GPU; else one that does the second; else any. Of layouts within "
-        f"{SAME_TIME:.0%} of such a one, the least GiB"
+        f"{number}, fastest first. -> is the one to take: within {search.MARGIN_TIME:.0%} of the "
+        "fastest that can save checkpoints, one without host memory that leaves "
+        f"{MEMORY_ACCURACY:.0%} of what it needs of a GPU; else one that does the second; else any."
+        f" Of layouts within {search.SAME_TIME:.0%} of such a one, the least GiB"
     )
     if len(feasible) == 1:
         title = "The one layout that fits"
@@ -250,7 +245,7 @@ def _cells(plan: Plan, each: Estimate) -> tuple[str, ...]:
     )
 
 
-def _refused(found: Found, count: int) -> Table:
+def _refused(found: search.Found, count: int) -> Table:
     number = len(found.refused)
     title = "1 layout does not fit" if number == 1 else f"{counted(number, 'layout')} do not fit"
     title += f"; the {count:,} nearest" if number > count else ""
@@ -341,12 +336,12 @@ def save_memory_picture(path: Path, estimates: Sequence[Estimate]) -> None:
     """Write a PNG: a GPU's memory at the peak of every layout, and what the GPU has."""
     from matplotlib import colormaps
 
-    figure = new_figure(10, max(3.4, 1.2 + 0.5 * len(estimates)))
+    figure = picture.new_figure(10, max(3.4, 1.2 + 0.5 * len(estimates)))
     axes = figure.subplots()
     labels = [layout_text(each.job) for each in estimates]
     left = [0.0] * len(estimates)
     colours = colormaps["tab20"]
-    for number, part in enumerate(get_args(Part)):
+    for number, part in enumerate(get_args(ledger.Part)):
         widths = [each.worst.peak.parts.get(part, 0) / GIB for each in estimates]
         if any(widths):
             axes.barh(labels, widths, left=left, label=part, color=colours(number))

@@ -19,23 +19,20 @@ from megatron_ultralong.checkpoint.convert import early_checks
 from megatron_ultralong.checkpoint.convert.verification import num_bytes
 from megatron_ultralong.checkpoint.disk import folder as folders
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
-from megatron_ultralong.checkpoint.formats import hugging_face_config, rope_readers
+from megatron_ultralong.checkpoint.formats import hugging_face_config, rope_readers, weight_map
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE, architectures_of
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.models import ModelFolder, open_model
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
 from megatron_ultralong.checkpoint.formats.weight_files import has_weights
-from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
 from megatron_ultralong.config.convert import InspectConfig
 from megatron_ultralong.config.rope_recipe import rope_recipe
-from megatron_ultralong.model.families import ARCHITECTURES, refusal
+from megatron_ultralong.model.families import ARCHITECTURES, llama, refusal
 from megatron_ultralong.model.families.family import QKV_WEIGHT
-from megatron_ultralong.model.families.llama import LLAMA
 from megatron_ultralong.model.shape import num_parameters
+from megatron_ultralong.program import json_file, terminal
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.json_file import JsonObject, read_json
-from megatron_ultralong.program.terminal import Console
 
 _MODEL_KEYS = {"architectures", "hidden_size", "model_type", "num_attention_heads", "text_config"}
 """Of which every ``config.json`` has some."""
@@ -63,19 +60,19 @@ def inspect_config(path: Path) -> dict[str, Any]:
         InputError: it is damaged or none, its rope block is none that is known here, or its numbers
             are those of no model.
     """
-    values = read_json(path)
+    values = json_file.read_json(path)
     if not _MODEL_KEYS.intersection(values):
         raise InputError(
             f"{path} is no configuration of a model: it has none of "
             f"{', '.join(sorted(_MODEL_KEYS))}; give the config.json, or the model's folder"
         )
     inner = values.object("text_config", None)  # of models that see and hear too
-    config = JsonObject({**values, **inner}, values.where) if inner else values
+    config = json_file.JsonObject({**values, **inner}, values.where) if inner else values
     architectures = architectures_of(values)
     heads = config.integer("num_attention_heads", 32, minimum=1)
     head_dim = config.integer("head_dim", 0) or config.integer("hidden_size", 4096) // heads
     family = next((ARCHITECTURES[name] for name in architectures if name in ARCHITECTURES), None)
-    rope = hugging_face_config.stated_rope(config, head_dim, (family or LLAMA).name)
+    rope = hugging_face_config.stated_rope(config, head_dim, (family or llama.LLAMA).name)
     why = "" if family else f"{refusal(architectures)}; the rope block is described as a Llama's"
     if family:
         try:
@@ -112,9 +109,9 @@ class WeightsSummary:
     dtype: str
 
 
-def summarise(source: WeightSource, dtype: torch.dtype | None = None) -> WeightsSummary:
+def summarise(source: weight_map.WeightSource, dtype: torch.dtype | None = None) -> WeightsSummary:
     """Count the weights of ``source``, converted to ``dtype``."""
-    weights = model_weights(source.model)
+    weights = weight_map.model_weights(source.model)
     dtypes = {dtype or source.dtype(weight) for weight in weights}
     return WeightsSummary(
         num_tensors=sum(len(weight.names) for weight in weights),
@@ -237,10 +234,10 @@ def _megatron(model: MegatronCheckpoint) -> dict[str, Any]:
     }
 
 
-def _tensors(model: WeightSource) -> list[dict[str, Any]]:
+def _tensors(model: weight_map.WeightSource) -> list[dict[str, Any]]:
     """One row for each weight, the layers of a weight together, without their common prefix."""
     rows: dict[str, dict[str, Any]] = {}
-    for weight in model_weights(model.model):
+    for weight in weight_map.model_weights(model.model):
         if weight.key in rows:
             rows[weight.key]["layers"] += 1
             continue
@@ -333,12 +330,12 @@ def show(values: Mapping[str, Any], as_json: bool) -> None:
         if len(text) == _SHA256_LENGTH and " " not in text:
             text = f"{text[:_SHA256_SHOWN]}... (whole: --json)"
         table.add_row(key if "." in key else key.replace("_", " "), text)  # names of files stay
-    Console().print(table)
+    terminal.Console().print(table)
 
 
 def show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows that have the same columns as a table; long names continue after a dot."""
-    console = Console()
+    console = terminal.Console()
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for column in rows[0]:
         table.add_column(column.replace("_", " "), overflow="fold")

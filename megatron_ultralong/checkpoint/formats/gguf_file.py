@@ -26,14 +26,12 @@ import torch
 from megatron_ultralong.checkpoint.disk.folder import check_inside
 from megatron_ultralong.checkpoint.disk.large_files import TensorWriter
 from megatron_ultralong.checkpoint.formats import gguf_values as typed
+from megatron_ultralong.checkpoint.formats import megatron, meta, weight_map
 from megatron_ultralong.checkpoint.formats.gguf_tokenizer import tokenizer_values
 from megatron_ultralong.checkpoint.formats.gguf_values import Value, Values, library
 from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE
 from megatron_ultralong.checkpoint.formats.kind import GGUF_FILE
-from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.formats.meta import in_meta_order
 from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo
-from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD, model_weights
 from megatron_ultralong.model import yarn
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError
@@ -138,9 +136,9 @@ def _llama3_divisors(scaling: yarn.YarnConfig, model: ModelConfig) -> torch.Tens
 
 
 _OUTSIDE = {
-    EMBEDDING: "token_embd.weight",
+    weight_map.EMBEDDING: "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
-    LM_HEAD: "output.weight",
+    weight_map.LM_HEAD: "output.weight",
 }
 _LAYER = {
     "input_layernorm": "attn_norm",
@@ -181,7 +179,7 @@ def gguf_name(name: str) -> str:
 
 def stored(name: str, tensor: torch.Tensor, model: ModelConfig) -> torch.Tensor:
     """A Hugging Face tensor as the file has it: as in Meta's, where GGUF says ``llama``."""
-    return in_meta_order(name, tensor, model) if model.family.gguf == "llama" else tensor
+    return meta.in_meta_order(name, tensor, model) if model.family.gguf == "llama" else tensor
 
 
 def stored_info(info: TensorInfo) -> TensorInfo:
@@ -192,13 +190,13 @@ def stored_info(info: TensorInfo) -> TensorInfo:
 class GgufContents:
     """Everything of a GGUF file but its tensors' bytes: what stands in it, and where."""
 
-    def __init__(self, source: MegatronCheckpoint, dtype: torch.dtype | None) -> None:
+    def __init__(self, source: megatron.MegatronCheckpoint, dtype: torch.dtype | None) -> None:
         """Plan the file of ``source`` in ``dtype``; None keeps its own.
 
         Raises:
             InputError: the package ``gguf`` is not there, or llama.cpp has no such tokenizer.
         """
-        weights = model_weights(source.model)
+        weights = weight_map.model_weights(source.model)
         self.architecture = source.model.family.gguf
         self.divisors: torch.Tensor | None
         rope, self.divisors = rope_values(source.rope_scaling, source.model)

@@ -17,12 +17,10 @@ from typing import Any, Literal, get_args, get_type_hints
 
 import numpy as np
 
-from megatron_ultralong.model import yarn
+from megatron_ultralong.model import shape, yarn
 from megatron_ultralong.model.families import FAMILIES
-from megatron_ultralong.model.shape import HeadDim, Positions, RotaryBase, check_even
+from megatron_ultralong.program import fields, json_file
 from megatron_ultralong.program.errors import InputError, not_known
-from megatron_ultralong.program.fields import check_ranges
-from megatron_ultralong.program.json_file import read_json
 
 TABLE = Path(__file__).with_suffix(".json")
 
@@ -167,7 +165,7 @@ _DEFAULT_BASES: Mapping[str, Mapping[str, float]] = {
 @functools.cache
 def engines() -> tuple[Engine, ...]:
     """The table, oldest versions first."""
-    rows = read_json(TABLE)
+    rows = json_file.read_json(TABLE)
     return tuple(
         Engine(
             name,
@@ -227,11 +225,11 @@ class Rope:
 
     scaling: yarn.RopeScaling
     block: Mapping[str, Any] | None
-    positions: Positions
+    positions: shape.Positions
     """max_position_embeddings of a model."""
-    head_dim: HeadDim
+    head_dim: shape.HeadDim
     """Size of one head: hidden_size over num_attention_heads where nothing else is stated."""
-    base: RotaryBase
+    base: shape.RotaryBase
     """rope_theta, what rotary frequencies are powers of."""
     family: str = "llama"
     """model_type of the model, whose layers an engine runs."""
@@ -239,8 +237,8 @@ class Rope:
     """Its config.json has block or base in rope_parameters alone."""
 
     def __post_init__(self) -> None:
-        check_ranges(self, where="rope")
-        check_even(self.head_dim, "rope")
+        fields.check_ranges(self, where="rope")
+        shape.check_even(self.head_dim, "rope")
 
     def verdict(self, engine: Engine) -> Verdict:
         """What ``engine`` makes of the block, beside the training."""

@@ -23,16 +23,13 @@ import numpy.typing as npt
 from megatron_ultralong.data.read.record import read_text
 from megatron_ultralong.evaluation.asking.questions import Entries, Question
 from megatron_ultralong.evaluation.asking.samples import Prompt
-from megatron_ultralong.evaluation.local import conversation
-from megatron_ultralong.evaluation.local.options import NoLiMaConfig, NoLiMaMetric
-from megatron_ultralong.evaluation.local.prompt import Message, PromptForm
+from megatron_ultralong.evaluation.local import conversation, options, prompt
 from megatron_ultralong.evaluation.models.opening import Answerer
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.program.aside import files_in
+from megatron_ultralong.program import aside, json_file
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.json_file import JsonObject, read_json_value
 
 _FREE_ZONE = 0.2
 """Share of the window on both sides of the needle in which no distractor stands, twice."""
@@ -126,7 +123,7 @@ BASE_SEED = 42
 CHARACTER = "{CHAR}"
 
 
-def nolima_score(metric: NoLiMaMetric, prediction: str, references: Sequence[str]) -> float:
+def nolima_score(metric: options.NoLiMaMetric, prediction: str, references: Sequence[str]) -> float:
     """Whether the answer holds, or is, one of the names; ``lastline``: its last line."""
     text = prediction
     if metric.startswith("lastline"):
@@ -159,20 +156,20 @@ def read_tests(file: Path) -> list[Test]:
     Raises:
         InputError: it is none.
     """
-    values = read_json_value(file)
+    values = json_file.read_json_value(file)
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
         raise InputError(f"{file} must hold an array of needles, as upstream's needle sets do")
     found = [
         test
         for number, value in enumerate(values, 1)
-        for test in _tests(JsonObject(value, f"{file}, needle {number}"))
+        for test in _tests(json_file.JsonObject(value, f"{file}, needle {number}"))
     ]
     if not found:
         raise InputError(f"{file} holds no tests")
     return found
 
 
-def _tests(entry: JsonObject) -> Iterator[Test]:
+def _tests(entry: json_file.JsonObject) -> Iterator[Test]:
     name, needle = entry.string("id"), entry.string("needle")
     if re.match(r"[0-9]{4}", name) is None:
         raise entry.wrong("id", "four digits, and a letter or nothing")
@@ -196,7 +193,7 @@ def _tests(entry: JsonObject) -> Iterator[Test]:
         )
 
 
-def _checked_template(entry: JsonObject, template: str) -> str:
+def _checked_template(entry: json_file.JsonObject, template: str) -> str:
     """A template of the two fields alone: any other, or a width, is not upstream's."""
     try:
         fields = list(string.Formatter().parse(template))
@@ -241,7 +238,7 @@ class Placement:
         """What is right."""
         return [self.character] if self.character else list(self.test.answers)
 
-    def messages(self) -> tuple[Message, ...]:
+    def messages(self) -> tuple[prompt.Message, ...]:
         """What is asked."""
         test, where = self.test, (self.context_length, self.depth)
         needle = test.needle.replace(CHARACTER, self.character)
@@ -253,7 +250,7 @@ class Placement:
         return _messages(test.template, text, question)
 
 
-def _messages(template: str, haystack: str, question: str) -> tuple[Message, ...]:
+def _messages(template: str, haystack: str, question: str) -> tuple[prompt.Message, ...]:
     text = template.format(haystack=haystack, question=question)
     return ("system", SYSTEM), ("user", text)
 
@@ -277,14 +274,14 @@ def placements(
             yield Placement(test, book, context_length, depth, other, character)
 
 
-def evaluate_nolima(config: NoLiMaConfig, subject: Answerer) -> Result:
+def evaluate_nolima(config: options.NoLiMaConfig, subject: Answerer) -> Result:
     """Measure NoLiMa; what is written is as in :func:`evaluate_questions`.
 
     Raises:
         InputError: as there, a file that is missing or damaged, or a book too short for a length.
     """
     config.check()
-    form, data = PromptForm(subject.tokenizer, config.prompt_template), Path(config.data)
+    form, data = prompt.PromptForm(subject.tokenizer, config.prompt_template), Path(config.data)
     needles = data / "needlesets" / f"{config.needle_set}.json"
     files = _haystacks(data / "haystack" / "rand_shuffle", config.num_haystacks)
     books = [Book(str(file), read_text(file), form.tokenizer) for file in files]
@@ -327,7 +324,7 @@ def _all_tests(entries: Entries) -> list[str]:
 
 def _haystacks(folder: Path, number: int) -> list[Path]:
     """Books by the number in their names, which decides what is drawn for them."""
-    found = files_in(folder, "*.txt")
+    found = aside.files_in(folder, "*.txt")
     if not found:
         raise InputError(f"{folder} has no books: fill --data as upstream's script does")
     found.sort(key=lambda file: (int("".join(re.findall(r"[0-9]", file.stem))[:9] or 0), file.name))
@@ -351,7 +348,7 @@ _MARGIN = 16
 """Tokens that a window may have more when its text is tokenised again."""
 
 
-def _beside(form: PromptForm, test: Test) -> int:
+def _beside(form: prompt.PromptForm, test: Test) -> int:
     """Tokens of a prompt beside the book's, at most."""
     name = max(test.characters, key=len, default="")
     lines = "\n".join([test.needle, test.distractor or "", name, name])
@@ -359,5 +356,5 @@ def _beside(form: PromptForm, test: Test) -> int:
     return int(form.prompt(messages).tokens.size) + _MARGIN
 
 
-def _prompt(form: PromptForm, place: Placement) -> Prompt:
+def _prompt(form: prompt.PromptForm, place: Placement) -> Prompt:
     return form.prompt(place.messages(), place.answers)
