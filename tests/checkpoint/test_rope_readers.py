@@ -21,7 +21,6 @@ from megatron_ultralong.checkpoint.formats.rope_readers import (
     Rope,
     engines,
     good_for,
-    readings,
 )
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, InspectConfig
 from megatron_ultralong.doctor.finding import Finding
@@ -33,7 +32,7 @@ from tools.engine_matrix import matrix, models, rope_probe
 from tools.engine_matrix.blocks import BASE, HEAD_DIM, MORE, scalings, telling
 from tools.engine_matrix.logits_probe import of_transformers
 from tools.engine_matrix.matrix import RIGHT, Cell
-from tools.engine_matrix.readings import ALIKE, NEAR, TELLING, Table, explained, table_of
+from tools.engine_matrix.readings import ALIKE, NEAR, TELLING, Table, explained, readings, table_of
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo" / "base"
 USUAL = scalings(512)["yarn usual"]

@@ -13,7 +13,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
 import numpy as np
 
@@ -117,13 +117,6 @@ _DROPPED: Mapping[str, Mapping[str, str]] = {
     "temperature": {"0.1 ln s + 1": "its temperature is 0.1 ln s + 1"},
     "truncate": {"true": "the ends of its ramp are rounded"},
 }
-
-
-def readings() -> Iterable[Reading]:
-    """Every reading that the table can state, those that look at more keys first."""
-    hints = get_type_hints(Reading)
-    choices = [get_args(hints[field.name]) for field in dataclasses.fields(Reading)[3:]]
-    return (Reading(Reading.types, (), True, *values) for values in itertools.product(*choices))
 
 
 @dataclasses.dataclass(frozen=True)
