@@ -169,7 +169,7 @@ LISTS = {
     "checkpoint/logits/check.py": "this package",
     "program/launch.py": "/dev",
     "program/output.py": "its own work",
-    "training/same_run.py": "this package",
+    "training/inputs.py": "this package",
 }
 """Modules that may pass over a folder that cannot be listed, and what they list."""
 

@@ -241,7 +241,7 @@ NEVER_ONE = frozenset(
         "sequence/assignment.py len(shards) shards",
         "sequence/assignment.py self.cp_size ranks",
         "program/progress.py num_gpus GPUs",
-        "evaluation/results/cell.py self.num_samples samples",
+        "evaluation/results/result.py self.num_samples samples",
         "evaluation/results/result.py cell.num_samples prompts",
     )
 )

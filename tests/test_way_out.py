@@ -10,7 +10,7 @@ import pytest
 
 from megatron_ultralong.checkpoint.convert.report import show
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER
-from megatron_ultralong.checkpoint.formats.gguf_rope import readers
+from megatron_ultralong.checkpoint.formats.gguf_file import readers
 from megatron_ultralong.data.read.conversation import ConversationError
 from megatron_ultralong.data.read.conversation_formats import keys_read
 from megatron_ultralong.evaluation.models.facts import tokenizer_folder

@@ -25,7 +25,7 @@ import time
 
 import torch
 
-from megatron_ultralong.mcore.pinned_memory import PinnedMemory
+from megatron_ultralong.mcore.host_memory import PinnedMemory
 
 BUFFER = 2**29
 """Bytes of a buffer: hidden states of 65,536 tokens."""

@@ -4,8 +4,9 @@ Keys and values stay where they are, however many there are; queries and results
 computes attention over its own keys, and the partial results join by their log-sum-exp
 (:mod:`~megatron_ultralong.attention.kernels.base`).
 
-Two forms: :func:`shared` where every rank has the same few queries (a step of decoding), and
-:func:`spread` where each has its zigzag share of a chunk (reading a prompt).
+Three forms: :func:`shared` where every rank has the same few queries (a step of decoding),
+:class:`NextTokens` for steps in shapes that never change, and :func:`spread` where each rank has
+its zigzag share of a chunk (reading a prompt).
 
 A *spread* chunk of a row is shared by zigzag, as in training, and every rank keeps the tokens it
 worked on. Tokens that all ranks work on together (*shared*: the end of a prompt and everything
@@ -21,7 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_ultralong.attention.kernels import base, block_attention
-from megatron_ultralong.attention.kernels.base import Inputs, Kernel, Result, merge_
+from megatron_ultralong.attention.kernels.base import Inputs, Kernel, Result, RowLengths, merge_
 from megatron_ultralong.attention.ring.function import KeptOutput, ring_attention
 
 
@@ -94,7 +95,7 @@ class KeyValueCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        # One slot more, for a token that another rank keeps: see next_tokens.py.
+        # One slot more, for a token that another rank keeps: see :class:`NextTokens`.
         shape = (num_rows, capacity + 1, kv_heads, head_dim)
         self.capacity = capacity
         self._layers = [
@@ -270,3 +271,64 @@ def _return(parts: Tensor, group: dist.ProcessGroup) -> Tensor:
     local = torch.empty_like(parts, memory_format=torch.contiguous_format)
     dist.all_to_all_single(local, parts.contiguous(), group=group)
     return local
+
+
+class NextTokens:
+    """Attention of one more token of every row of a cache, in the same shapes at every step.
+
+    What differs from step to step lies on the device: where new keys go, and how many count. So a
+    step can be captured once and replayed. :func:`shared` is the oracle: it knows lengths on the
+    host, and works on what there is.
+
+    Every rank writes its keys behind its last ones, and the rank that keeps the token counts them;
+    on the others the next token overwrites them. A row that is left out is an idle column: it is
+    written as well, and no key of it counts.
+    """
+
+    def __init__(self, cache: KeyValueCache) -> None:
+        self.cache = cache
+        num_rows, self._slots = len(cache.lengths), cache.capacity + 1
+        self._places = torch.zeros(num_rows, dtype=torch.int64, device=cache.device)
+        """Where the rows' keys go in a layer's storage, [rows * slots, ...]."""
+        self._counts = RowLengths.none(num_rows, self._slots, cache.device)
+
+    def place(self, rows: Sequence[int], kept: Sequence[bool]) -> None:
+        """The next step is one of ``rows``, of which this rank keeps some tokens.
+
+        The cache's lengths grow with ``advance``, as ever.
+        """
+        counts = [0] * len(self.cache.lengths)
+        for row, is_kept in zip(rows, kept, strict=True):
+            counts[row] = self.cache.lengths[row] + is_kept
+        assert max(counts) <= self.cache.capacity, "the cache is full"
+        places = [row * self._slots + length for row, length in enumerate(self.cache.lengths)]
+        self._places.copy_(torch.tensor(places))
+        self._counts.lengths.copy_(torch.tensor(counts, dtype=torch.int32))
+
+    def attend(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        group: dist.ProcessGroup | None,
+        softmax_scale: float,
+    ) -> Tensor:
+        """Output [1, b, heads, d] over cached keys and the new ones, which are kept.
+
+        Args:
+            layer: number of the layer.
+            q: of all rows of the cache, the same on every rank, [1, b, heads, d].
+            k: [1, b, kv_heads, d].
+            v: as ``k``.
+            group: context-parallel group.
+            softmax_scale: factor of the scores.
+        """
+        storage = self.cache.storage(layer)
+        for kept, new in zip(storage, (k, v), strict=True):
+            kept.flatten(0, 1).index_copy_(0, self._places, new[0])
+        out, lse = block_attention.forward_rows(q, *storage, self._counts, softmax_scale)
+        if group is not None and group.size() > 1:
+            out = join_ranks(out, lse, group)[0].to(q.dtype)
+        return out

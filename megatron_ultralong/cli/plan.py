@@ -246,7 +246,7 @@ def longest_of(config: TrainingConfig) -> int | None:
     """Tokens of the longest conversation of ``--data-path``; None: not known."""
     if not (isinstance(config, SftConfig) and config.data.data_path):
         return None
-    from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
+    from megatron_ultralong.data.rows.manifest import load_chat_manifest
 
     splits = load_chat_manifest(Path(config.data.data_path)).splits.values()
     return max(split.longest for split in splits)

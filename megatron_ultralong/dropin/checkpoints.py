@@ -18,7 +18,7 @@ import torch.distributed as dist
 from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE, iterations, resolve
 from megatron_ultralong.checkpoint.formats import model_state, torch_dist
 from megatron_ultralong.checkpoint.formats.megatron import check_tensors, listed_files
-from megatron_ultralong.dropin.schedule import assertion_is_told
+from megatron_ultralong.dropin.described import assertion_is_told
 from megatron_ultralong.mcore.cpu import replaced
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.ranks import is_main_rank

@@ -17,13 +17,9 @@ from megatron_ultralong.checkpoint.convert.small_files import copy_once
 from megatron_ultralong.checkpoint.disk import metadata
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE, RELEASE
 from megatron_ultralong.checkpoint.disk.metadata import FILE_NAME, SOURCE_FOLDER, CheckpointMetadata
-from megatron_ultralong.checkpoint.formats.hugging_face_config import (
-    CONFIG_FILE,
-    export_config,
-    write_config,
-)
+from megatron_ultralong.checkpoint.formats import hugging_face_config
 from megatron_ultralong.data.rows.manifest import Manifest
-from megatron_ultralong.dropin import described, schedule
+from megatron_ultralong.dropin import described
 from megatron_ultralong.dropin.arguments import ASKED, DropInConfig
 from megatron_ultralong.model import yarn
 from megatron_ultralong.model.families import titles
@@ -83,8 +79,10 @@ class Identity:
             if self.folder is not None:
                 copy_once(self.folder / SOURCE_FOLDER, root / SOURCE_FOLDER)
             elif not self.result.not_exportable:
-                values = export_config({"hidden_act": "silu"}, self.result, torch.float32)
-                write_config(root / SOURCE_FOLDER, values)
+                values = hugging_face_config.export_config(
+                    {"hidden_act": "silu"}, self.result, torch.float32
+                )
+                hugging_face_config.write_config(root / SOURCE_FOLDER, values)
             metadata.save_metadata(root, self.result)
             if self.manifest is not None:
                 earlier_start.save_rows(root, _record(self.manifest))
@@ -167,7 +165,7 @@ def _check_no_weights(folder: Path, args: Any) -> None:
             f"{name} {folder} is one checkpoint of {folder.resolve().parent}: give that folder; "
             "--ckpt-step chooses another than its latest"
         )
-    if (folder / CONFIG_FILE).is_file():
+    if (folder / hugging_face_config.CONFIG_FILE).is_file():
         raise InputError(
             f"{name} {folder} is a model of Hugging Face's, which Megatron-LM does not read: make "
             f"a checkpoint of it by `ultralong convert import {shlex.quote(str(folder))} DST`"
@@ -205,9 +203,7 @@ def find_identity(config: DropInConfig, args: Any, manifest: Manifest | None) ->
         if weights.stored is not None:
             described.check_same_run(args, weights.stored, weights.resumed)
             step = getattr(args, "ckpt_step", None)
-            schedule.check_schedule(
-                args, described.stored_schedule(weights.resumed, step), weights.resumed
-            )
+            described.check_schedule(args, weights.resumed, step)
     config.check_scaling(source.rope_scaling)
     positions, has_rope = (
         source.model.max_position_embeddings,

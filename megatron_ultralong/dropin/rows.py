@@ -13,13 +13,11 @@ from megatron_ultralong.dropin.arguments import DropInConfig
 from megatron_ultralong.dropin.extension import Extension, tell
 from megatron_ultralong.mcore.batch import Batch, LossTerms, local_batch, token_loss
 from megatron_ultralong.mcore.cpu import device
-from megatron_ultralong.training.early_checks import packed_rows, row_notes
-from megatron_ultralong.training.row_source import PackedRowSource, RowSource
-from megatron_ultralong.training.rows import check_rows
+from megatron_ultralong.training import early_checks, row_source, step
 
 
 def _batches(
-    source: RowSource, first_sample: int, micro_batch_size: int, config: DropInConfig
+    source: row_source.RowSource, first_sample: int, micro_batch_size: int, config: DropInConfig
 ) -> Iterator[Batch]:
     """Micro-batch after micro-batch, from a sample on: the chunks of them that this rank works on.
 
@@ -53,13 +51,13 @@ def local_batches(
     def batches(
         split: str, first_sample: int, last_sample: int, micro_batch_size: int
     ) -> Iterator[Batch]:
-        rows = packed_rows(
+        rows = early_checks.packed_rows(
             config.data_path, split, manifest, extension.vocab_size, config.document_mask
         )
-        for line in row_notes(last_sample, len(rows)) if split == "train" else ():
+        for line in early_checks.row_notes(last_sample, len(rows)) if split == "train" else ():
             tell(line)
-        source = PackedRowSource(rows, args.seed, tuple(manifest.separator_ids))
-        check_rows([(source, range(first_sample, last_sample))])
+        source = row_source.PackedRowSource(rows, args.seed, tuple(manifest.separator_ids))
+        step.check_rows([(source, range(first_sample, last_sample))])
         return _batches(source, first_sample, micro_batch_size, config)
 
     size = args.micro_batch_size

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.rows.chat_manifest import ChatManifest, load_chat_manifest
+from megatron_ultralong.data.rows.manifest import ChatManifest, load_chat_manifest
 from megatron_ultralong.data.rows.stored import Int64Array, chat_rows_of
 from megatron_ultralong.data.tokenize.trained_template import trained_template
 from megatron_ultralong.evaluation.asking.questions import Entries, run_benchmark

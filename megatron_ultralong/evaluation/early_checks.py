@@ -6,8 +6,8 @@ from typing import Any
 
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata
 from megatron_ultralong.checkpoint.formats.hugging_face_config import tokenizer_sha256
-from megatron_ultralong.data.rows.chat_manifest import ChatManifest, load_chat_manifest
-from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER, Manifest, load_manifest
+from megatron_ultralong.data.rows import manifest as manifests
+from megatron_ultralong.data.rows.manifest import ChatManifest, Manifest
 from megatron_ultralong.data.tokenize.tokenising import load_tokenizer
 from megatron_ultralong.evaluation.commands import benchmark_of
 from megatron_ultralong.evaluation.local.options import FitConfig
@@ -21,8 +21,8 @@ from megatron_ultralong.program.fields import check_ranges, check_required
 from megatron_ultralong.program.output import check_output
 
 _MANIFESTS: dict[str, Callable[[str], Manifest | ChatManifest]] = {
-    "loss": load_manifest,
-    "chat": load_chat_manifest,
+    "loss": manifests.load_manifest,
+    "chat": manifests.load_chat_manifest,
 }
 """Of the rows that a benchmark reads."""
 _FILES = {
@@ -105,7 +105,7 @@ def _check_ids(data_path: str, stated: str, load: str, folder: Path) -> None:
     """
     is_for_others = facts.is_hugging_face(folder)
     found = tokenizer_sha256(folder) if is_for_others else load_metadata(folder).tokenizer_sha256
-    its, own = facts.tokenizer_folder(load), Path(data_path) / TOKENIZER_FOLDER
+    its, own = facts.tokenizer_folder(load), Path(data_path) / manifests.TOKENIZER_FOLDER
     if found in (None, stated) or _has_same_vocabulary(its, own):
         return
     raise InputError(

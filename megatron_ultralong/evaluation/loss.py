@@ -15,10 +15,8 @@ from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, as
 from megatron_ultralong.evaluation.models import interface
 from megatron_ultralong.evaluation.options import LossConfig, check_num_samples
 from megatron_ultralong.evaluation.results import file, result, tables
+from megatron_ultralong.program import journal, output, terminal
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.journal import Journal
-from megatron_ultralong.program.output import check_output, output_folder
-from megatron_ultralong.program.terminal import Console
 from megatron_ultralong.sequence.position_bins import bin_edges, bin_sums
 
 FloatArray = npt.NDArray[np.float64]
@@ -39,17 +37,17 @@ def evaluate_loss(
         InputError: the output folder holds something, or as :func:`measure_position_loss`.
     """
     if config.output:
-        check_output(config.output)
+        output.check_output(config.output)
     results = measure_position_loss(config, scorers, separator_ids)
     if records:
         pairs = zip(results, records, strict=True)
         results = [dataclasses.replace(one, model=record) for one, record in pairs]
     if scorers[0].is_main:
-        Console().print(tables.loss_table(results))
+        terminal.Console().print(tables.loss_table(results))
         if config.output:
             from megatron_ultralong.evaluation.results.pictures import draw
 
-            with output_folder(config.output, "evaluate loss") as folder:
+            with output.output_folder(config.output, "evaluate loss") as folder:
                 file.write_results(folder.path / "loss.json", results)
             draw(results, Path(config.output) / "loss.png")
     return results
@@ -138,7 +136,7 @@ def _row_sums(
         [sample(number) for number in range(num_rows)],
         scoring(scorer),
         scorer,
-        Journal(),
+        journal.Journal(),
         micro_batch_size=config.micro_batch_size,
         description=f"Loss of {scorer.name}",
     )

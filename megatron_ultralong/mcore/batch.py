@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from megatron.core.utils import get_attr_wrapped_model
 
+from megatron_ultralong.data.rows.stored import StoredRow
 from megatron_ultralong.mcore import core_attention, parallel
 from megatron_ultralong.mcore.cpu import device
 from megatron_ultralong.sequence.assignment import Assignment, balanced, zigzag
@@ -53,28 +54,8 @@ class Batch:
         return losses
 
 
-class DocumentRow(Protocol):
-    """A row of tokens, in memory (:class:`Row` of ``sequence/documents.py``) or on disk."""
-
-    @property
-    def seq_length(self) -> int:
-        """Tokens of the row."""
-
-    @property
-    def num_real_tokens(self) -> int:
-        """Tokens before the padding."""
-
-    @property
-    def cu_seqlens(self) -> npt.NDArray[np.int32]:
-        """Boundaries of its documents."""
-
-    def loss_mask(self, document_mask: DocumentMask) -> npt.NDArray[np.float32]:
-        """Weight of every prediction of the row, shape [S]."""
-
-    def read_chunks(
-        self, chunks: Sequence[tuple[int, int]]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Tokens and labels of ranges of the row."""
+DocumentRow = Row | StoredRow
+"""A row of tokens, in memory or on disk."""
 
 
 def local_batch(

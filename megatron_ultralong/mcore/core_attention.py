@@ -15,8 +15,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from megatron_ultralong.attention import KeptOutput, decoding, heads, ring_attention
-from megatron_ultralong.attention.decoding import KeyValueCache, Placement
-from megatron_ultralong.attention.next_tokens import NextTokens
+from megatron_ultralong.attention.decoding import KeyValueCache, NextTokens, Placement
 from megatron_ultralong.attention.ring.function import Backend
 from megatron_ultralong.mcore.projection import CosSin
 from megatron_ultralong.program.errors import InputError

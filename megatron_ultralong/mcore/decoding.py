@@ -18,16 +18,13 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.process_groups_config import ProcessGroupCollection
 from torch import Tensor
 
-from megatron_ultralong.attention.decoding import KeyValueCache, local_capacity, spread_length
-from megatron_ultralong.attention.next_tokens import NextTokens
+from megatron_ultralong.attention import decoding
+from megatron_ultralong.mcore import parallel, projection
 from megatron_ultralong.mcore.core_attention import CachedCoreAttention, GivenPositions, Pass
 from megatron_ultralong.mcore.cpu import device
-from megatron_ultralong.mcore.parallel import broadcast, last_stage_output
-from megatron_ultralong.mcore.projection import CosSin
 from megatron_ultralong.mcore.static_step import StaticStep, StepForm, graph_refusal
+from megatron_ultralong.program import rank_values, ranks
 from megatron_ultralong.program.available_memory import available_memory
-from megatron_ultralong.program.rank_values import every_rank
-from megatron_ultralong.program.ranks import is_main_rank, local_world_size
 from megatron_ultralong.sequence.assignment import zigzag
 
 logger = logging.getLogger(__name__)
@@ -63,19 +60,20 @@ class Decoder:
         self._cp_size, self._cp_rank = groups.cp.size(), groups.cp.rank()
         self._static: StaticStep | None = None
         """Of the cache that is there, and gone with it; None: steps are eager."""
-        self._cache: KeyValueCache | None = None
+        self._cache: decoding.KeyValueCache | None = None
         self.num_starts = 0
         """Counts up when what was read is forgotten, so that who reads on can see it."""
         self._lengths: list[int] = []
         self._owners: list[list[npt.NDArray[np.int32]]] = []
         """Of every row, the context-parallel rank that keeps each of its tokens, by passes."""
         self.set_steps("auto")
-        self._says = is_main_rank()
+        self._says = ranks.is_main_rank()
 
     def set_steps(self, steps: StepForm) -> None:
         """How tokens are written from now on; for tests and measurements."""
         config = self._model.config
-        refusals = every_rank(  # one that ran otherwise would wait for messages of other shapes
+        # One that ran otherwise would wait for messages of other shapes.
+        refusals = rank_values.every_rank(
             graph_refusal(config.params_dtype, config.kv_channels, self._groups.pp.size(), device())
         )
         why = next((text for text in refusals if text), None)
@@ -93,7 +91,7 @@ class Decoder:
         config, self._static = self._model.config, None
         if self._cache is not None and self._steps != "eager":
             self._static = StaticStep(
-                NextTokens(self._cache),
+                decoding.NextTokens(self._cache),
                 config.kv_channels,
                 self._next_logits,
                 captures=self._steps == "graph",
@@ -131,10 +129,11 @@ class Decoder:
         """
         config = self._model.config
         self._forget()  # before the next one is there
-        self._cache = KeyValueCache(
+        self._cache = decoding.KeyValueCache(
             len(self._attentions),
             len(lengths),
-            spare + max(local_capacity(prompt, new, self._cp_size) for prompt, new in lengths),
+            spare
+            + max(decoding.local_capacity(prompt, new, self._cp_size) for prompt, new in lengths),
             config.num_query_groups // self._groups.tp.size(),
             config.kv_channels,
             dtype=config.params_dtype,
@@ -208,7 +207,7 @@ class Decoder:
             labels = torch.from_numpy(labels_KN).to(device())
             last_KNH = hidden_BSH[:, -num_last:].expand(num_ways, -1, -1)
             scores_2KN[0], scores_2KN[1] = self._model.tiled_loss.scores(labels, last_KNH)
-        loss_KN, correct_KN = broadcast(scores_2KN, self._groups.pp, -1).cpu().unbind()
+        loss_KN, correct_KN = parallel.broadcast(scores_2KN, self._groups.pp, -1).cpu().unbind()
         return loss_KN, correct_KN
 
     def step(self, rows: Sequence[int], tokens: Sequence[int]) -> Tensor:
@@ -235,11 +234,11 @@ class Decoder:
         self._count(rows, owners[None])
         return logits
 
-    def _next_logits(self, tokens: NextTokens, ids_B1: Tensor, angles: Tensor) -> Tensor:
+    def _next_logits(self, tokens: decoding.NextTokens, ids_B1: Tensor, angles: Tensor) -> Tensor:
         """The model, for :class:`StaticStep`."""
         for attention in self._attentions:
             attention.current = tokens
-        self._positions.angles = CosSin.of(angles, self._model.config.params_dtype)
+        self._positions.angles = projection.CosSin.of(angles, self._model.config.params_dtype)
         hidden_BSH = self._model(ids_B1, torch.zeros_like(ids_B1), None)
         return self._last_logits(hidden_BSH, len(ids_B1))
 
@@ -261,7 +260,7 @@ class Decoder:
 
         At least ``num_last`` tokens are.
         """
-        num_spread = spread_length(len(tokens) - num_last + 1, self._cp_size)
+        num_spread = decoding.spread_length(len(tokens) - num_last + 1, self._cp_size)
         unit, assignment = 2 * self._cp_size, zigzag(self._cp_size)
         step = max(unit, chunk_size // unit * unit)
         for start in range(0, num_spread, step):
@@ -321,7 +320,7 @@ class Decoder:
             attention.current = now
         self._positions.angles = self._rotary.angles_at(positions_SB)
         tokens_BS = tokens_BS.to(device())  # positions: see GivenPositions
-        hidden_BSH = last_stage_output(
+        hidden_BSH = parallel.last_stage_output(
             self._model, tokens_BS, torch.zeros_like(tokens_BS), self._cp_size
         )
         cache.advance(rows, kept)
@@ -339,7 +338,7 @@ class Decoder:
                 dtype=dtype if dtype == torch.float64 else torch.float32,
                 device=device(),
             )
-        return broadcast(logits, self._groups.pp, -1)
+        return parallel.broadcast(logits, self._groups.pp, -1)
 
     def agree(self, values: Tensor) -> Tensor:
         """The ``values`` of the first rank that holds this replica, on every rank of it.
@@ -347,7 +346,7 @@ class Decoder:
         Ranks compute the same; this makes a token the same where the last bit of a logit is not.
         """
         for group in (self._groups.tp, self._groups.cp, self._groups.pp):
-            broadcast(values, group, 0)
+            parallel.broadcast(values, group, 0)
         return values
 
 
@@ -370,7 +369,7 @@ def most_tokens(bytes_per_token: float, groups: ProcessGroupCollection) -> int:
 def _free_bytes() -> int:
     """Memory that keys and values may take on this rank."""
     if device().type != "cuda":
-        local_ranks = local_world_size()
+        local_ranks = ranks.local_world_size()
         return int(0.8 * available_memory() / local_ranks)
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info()

@@ -2,8 +2,9 @@
 
 ``compiled`` ones are made by ``torch.compile`` at their first use, some seconds each, and kept in
 its cache: one kernel for each direction, float32 inside, one rounding at the end
-(:mod:`~megatron_ultralong.mcore.fused_projection`, and Megatron-Core's own fused SwiGLU). ``torch``
-runs Megatron-Core's operations one by one. Norms are one kernel of torch's in both.
+(:class:`~megatron_ultralong.mcore.projection.FusedProjection`, and Megatron-Core's own fused
+SwiGLU). ``torch`` runs Megatron-Core's operations one by one. Norms are one kernel of torch's in
+both.
 """
 
 import functools

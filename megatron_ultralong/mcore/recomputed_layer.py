@@ -22,7 +22,6 @@ from torch.autograd.function import once_differentiable
 
 from megatron_ultralong.attention import KeptOutput
 from megatron_ultralong.mcore import compat, core_attention, projection, tiles
-from megatron_ultralong.mcore.fused_projection import FusedProjection
 from megatron_ultralong.mcore.host_memory import Kept, Store
 
 
@@ -110,7 +109,7 @@ class _LayerWork:
         self.tiles = tiles.SequenceTiles(runs, recomputation.tile_size)
         self.projection: projection.Projection
         if recomputation.fused and not isinstance(angles, projection.CosSin):
-            self.projection = FusedProjection(layer, self.tiles, angles)
+            self.projection = projection.FusedProjection(layer, self.tiles, angles)
         else:
             self.projection = projection.Projection(layer, self.tiles, angles)
 

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from megatron_ultralong.attention.decoding import NextTokens
 from megatron_ultralong.attention.kernels import block_attention
-from megatron_ultralong.attention.next_tokens import NextTokens
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from megatron_ultralong.config.training import SftConfig, TrainingConfig
 from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.plan import advice, given, report, values
+from megatron_ultralong.plan import advice, given, report
 from megatron_ultralong.plan.area import Rows, area_of
 from megatron_ultralong.plan.estimate import Estimate, layout_text
 from megatron_ultralong.plan.hardware import Hardware
@@ -75,9 +75,9 @@ def tell_plan(command: PlanConfig, plan: Plan) -> None:
         shown += others[: max(command.num_alternatives - 1, 0)]
     try:
         if command.json is not None:
-            write_aside(command.json, json.dumps(values.as_values(plan), indent=2) + "\n")
+            write_aside(command.json, json.dumps(report.as_values(plan), indent=2) + "\n")
         if command.png is not None:
-            values.save_memory_picture(command.png, shown)
+            report.save_memory_picture(command.png, shown)
     except OSError as error:
         raise InputError(f"--json or --png cannot be written ({error}): name another") from error
 

@@ -1,13 +1,15 @@
-"""A plan as tables for the terminal."""
+"""A plan as tables for the terminal, as plain values for a file, and its memory as a picture."""
 
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
 
 from rich.table import Table
 from rich.text import Text
 
-from megatron_ultralong.plan import advice, layer_memory, without_effect
+from megatron_ultralong.plan import advice, given, layer_memory, ledger, search, without_effect
 from megatron_ultralong.plan.estimate import (
     MEMORY_ACCURACY,
     Estimate,
@@ -16,19 +18,10 @@ from megatron_ultralong.plan.estimate import (
     paper_hours,
     run_time,
 )
-from megatron_ultralong.plan.given import (
-    figure,
-    memory_table,
-    short_seconds,
-    time_rows,
-    traffic_table,
-)
 from megatron_ultralong.plan.job import GIB, Job
-from megatron_ultralong.plan.search import MARGIN_TIME, SAME_TIME, Found
+from megatron_ultralong.program import aside, picture, quantity, terminal
 from megatron_ultralong.program.ending import PROGRAM
 from megatron_ultralong.program.errors import counted
-from megatron_ultralong.program.quantity import few_tokens
-from megatron_ultralong.program.terminal import Console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +35,7 @@ class Plan:
     """How documents were counted."""
     train_tokens: float
     chosen: Estimate
-    found: Found | None
+    found: search.Found | None
     """None where the layout was given."""
     given: Estimate | None = None
     """The layout of recipe and flags, whether it fits or not; None where it breaks a rule."""
@@ -93,17 +86,17 @@ def layout_flags(job: Job) -> str:
     return " ".join(words)
 
 
-def show(console: Console, plan: Plan, num_alternatives: int) -> None:
+def show(console: terminal.Console, plan: Plan, num_alternatives: int) -> None:
     """Print everything that the command prints; flags stay on one line, to be copied."""
     console.print(_summary(plan), soft_wrap=True, highlight=False)
     notes = layer_memory.fp32_notes(plan.chosen.job.config, plan.chosen.job.model)
     for line in (*notes, *plan.hints):  # before the tables, with the layout that they change
         console.print(line, soft_wrap=True, highlight=False)
-    console.print(memory_table(plan.chosen))
+    console.print(given.memory_table(plan.chosen))
     console.print(time_table(plan))
     time = plan.chosen.time
     if any(each.num_bytes >= 5e7 or each.seconds >= 0.005 for each in time.traffic):  # not zeros
-        console.print(traffic_table(time))
+        console.print(given.traffic_table(time))
     console.print(run_table(plan))
     if plan.found is not None:
         console.print(_alternatives(plan, num_alternatives))
@@ -129,7 +122,7 @@ def _summary(plan: Plan) -> Text:
     if plan.refusal:
         verb = job.config.verb
         text.append(f"warning: `{PROGRAM} {verb}` refuses that as it stands: {plan.refusal}\n")
-    few = few_tokens(job.seq_length, job.model.max_position_embeddings)
+    few = quantity.few_tokens(job.seq_length, job.model.max_position_embeddings)
     doubts = (*job.config.rope.beyond_paper, job.config.optimizer.high_lr, few)
     for line in filter(None, doubts):
         text.append(f"{line}\n")
@@ -153,9 +146,9 @@ def time_table(plan: Plan) -> Table:
     """Time of a step by what takes it, and what follows from it."""
     estimate, time = plan.chosen, plan.chosen.time
     unit, scale = ("seconds", 1.0) if time.total >= 0.1 else ("milliseconds", 1e3)
-    columns = ("part", figure(unit), figure("share"))
+    columns = ("part", given.figure(unit), given.figure("share"))
     table = Table(*columns, title="Time of a step", title_justify="left")
-    for name, seconds in time_rows(time):
+    for name, seconds in given.time_rows(time):
         table.add_row(name, f"{seconds * scale:.2f}", f"{seconds / time.total:.1%}")
     table.add_section()
     table.add_row("step", f"{time.total * scale:.2f}", "", style="bold")
@@ -181,7 +174,7 @@ def run_table(plan: Plan) -> Table:
     run, estimate = plan.run, plan.chosen
     rate = estimate.hardware.storage_gb_per_second
     title = f"The run: {counted(run.num_iterations, 'iteration')}"
-    table = Table("what", figure("figure"), title=title, title_justify="left")
+    table = Table("what", given.figure("figure"), title=title, title_justify="left")
     if run.pin_seconds >= 1:
         pinned = f"{estimate.host.pinned / GIB:,.0f} GiB of a node"
         table.add_row(f"pinning {pinned}, before the first step", f"{run.pin_seconds:,.0f} s")
@@ -219,14 +212,14 @@ def _alternatives(plan: Plan, count: int) -> Table:
     if len(shown) < len(feasible):
         number += f", {len(shown):,} are shown (--num-alternatives)"
     title = (
-        f"{number}, fastest first. -> is the one to take: within {MARGIN_TIME:.0%} of the fastest "
-        f"that can save checkpoints, one without host memory that leaves {MEMORY_ACCURACY:.0%} of "
-        "what it needs of a GPU; else one that does the second; else any. Of layouts within "
-        f"{SAME_TIME:.0%} of such a one, the least GiB"
+        f"{number}, fastest first. -> is the one to take: within {search.MARGIN_TIME:.0%} of the "
+        "fastest that can save checkpoints, one without host memory that leaves "
+        f"{MEMORY_ACCURACY:.0%} of what it needs of a GPU; else one that does the second; else any."
+        f" Of layouts within {search.SAME_TIME:.0%} of such a one, the least GiB"
     )
     if len(feasible) == 1:
         title = "The one layout that fits"
-    columns = map(figure, ("step, s", "MFU", "hours", "GiB", "host GiB a node"))
+    columns = map(given.figure, ("step, s", "MFU", "hours", "GiB", "host GiB a node"))
     table = Table("layout", *columns, title=title, title_justify="left", highlight=True)
     for each in shown:
         name, *figures = _cells(plan, each)
@@ -244,7 +237,7 @@ def _alternatives(plan: Plan, count: int) -> Table:
 def _cells(plan: Plan, each: Estimate) -> tuple[str, ...]:
     return (
         layout_text(each.job),
-        short_seconds(each.time.total),
+        given.short_seconds(each.time.total),
         f"{each.mfu:.1%}",
         f"{each.hours(plan.train_tokens):.1f}",
         f"{each.needed / GIB:.1f}",
@@ -252,15 +245,113 @@ def _cells(plan: Plan, each: Estimate) -> tuple[str, ...]:
     )
 
 
-def _refused(found: Found, count: int) -> Table:
+def _refused(found: search.Found, count: int) -> Table:
     number = len(found.refused)
     title = "1 layout does not fit" if number == 1 else f"{counted(number, 'layout')} do not fit"
     title += f"; the {count:,} nearest" if number > count else ""
     if not found.refused:
         title = "Layouts that break a rule"
-    table = Table("layout", figure("step, s"), "why", title=title, title_justify="left")
+    table = Table("layout", given.figure("step, s"), "why", title=title, title_justify="left")
     for each in found.refused[:count]:
-        table.add_row(layout_text(each.job), short_seconds(each.time.total), each.refusal)
+        table.add_row(layout_text(each.job), given.short_seconds(each.time.total), each.refusal)
     for rule, number in found.rules.items():
         table.add_row(counted(number, "layout"), "-", f"such as: {rule}")
     return table
+
+
+def as_values(plan: Plan) -> dict[str, Any]:
+    """Everything that is known of a plan."""
+    run = plan.run
+    values: dict[str, Any] = {
+        "recipe": plan.recipe,
+        "model": plan.model,
+        "documents": plan.area_text,
+        "train_tokens": plan.train_tokens,
+        "paper": plan.paper and dict(zip(("num_gpus", "hours"), plan.paper, strict=True)),
+        "hardware": dataclasses.asdict(plan.chosen.hardware),
+        "num_nodes": plan.chosen.num_nodes,
+        "flags": layout_flags(plan.chosen.job),
+        "refusal": plan.refusal,
+        "chosen": estimate_values(plan.chosen, plan.train_tokens, details=True),
+        "run": {
+            **dataclasses.asdict(run),
+            "hours": run.hours,
+            "first_iteration_seconds": run.step_seconds + run.pin_seconds,
+            "checkpoint_bytes": run.checkpoint.on_disk,
+            "disk_bytes": run.disk_bytes,
+        },
+    }
+    if plan.found is not None:
+        values["feasible"] = [
+            estimate_values(each, plan.train_tokens) for each in plan.found.feasible
+        ]
+        values["refused"] = [
+            {"layout": layout_text(each.job), "step_seconds": each.time.total, "why": each.refusal}
+            for each in plan.found.refused
+        ]
+        values["rules"] = plan.found.rules
+    return values
+
+
+def estimate_values(
+    estimate: Estimate, train_tokens: float, *, details: bool = False
+) -> dict[str, Any]:
+    """One layout's figures."""
+    job, time = estimate.job, estimate.time
+    values: dict[str, Any] = {
+        "layout": layout_text(job),
+        "num_gpus": job.num_gpus,
+        "parallel": dataclasses.asdict(job.parallel),
+        "memory": dataclasses.asdict(job.memory),
+        "data_parallel_size": job.data_parallel_size,
+        "num_microbatches": job.num_microbatches,
+        "peak_bytes": estimate.worst.peak.total,
+        "needed_bytes": estimate.needed,
+        "host_bytes_per_node": estimate.host.offloaded,
+        "step_seconds": time.total,
+        "mfu": estimate.mfu,
+        "tokens_per_second_per_gpu": estimate.tokens_per_second_per_gpu,
+        "hours": estimate.hours(train_tokens),
+    }
+    if details:
+        values["host_bytes"] = dataclasses.asdict(estimate.host)
+        values["seconds"] = dict(given.time_rows(time))
+        values["model_tflop_per_gpu"] = time.model_tflop
+        values["traffic"] = [dataclasses.asdict(each) for each in time.traffic]
+        values["allowance_bytes"] = estimate.allowance
+        values["stages"] = [
+            {
+                "stage": stage.stage,
+                "host_bytes": stage.host,
+                "optimizer_host_bytes": stage.optimizer.host,
+                "peak_moment": stage.peak.moment,
+                "moments": {name: peak.parts for name, peak in stage.peaks.items()},
+            }
+            for stage in estimate.stages
+        ]
+    return values
+
+
+def save_memory_picture(path: Path, estimates: Sequence[Estimate]) -> None:
+    """Write a PNG: a GPU's memory at the peak of every layout, and what the GPU has."""
+    from matplotlib import colormaps
+
+    figure = picture.new_figure(10, max(3.4, 1.2 + 0.5 * len(estimates)))
+    axes = figure.subplots()
+    labels = [layout_text(each.job) for each in estimates]
+    left = [0.0] * len(estimates)
+    colours = colormaps["tab20"]
+    for number, part in enumerate(get_args(ledger.Part)):
+        widths = [each.worst.peak.parts.get(part, 0) / GIB for each in estimates]
+        if any(widths):
+            axes.barh(labels, widths, left=left, label=part, color=colours(number))
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+    allowances = [sum(each.allowance.values()) / GIB for each in estimates]
+    axes.barh(labels, allowances, left=left, label="allowance", color="lightgrey")
+    hardware = estimates[0].hardware
+    axes.axvline(hardware.memory_gib, color="black", linestyle="--", linewidth=1)
+    axes.set_xlabel(f"GiB of a GPU at the peak of a step; dashed: {hardware.name}")
+    axes.invert_yaxis()
+    figure.legend(loc="outside right center", fontsize="small")
+    with aside.whole(path) as file:
+        figure.savefig(file, format="png", dpi=120)

@@ -28,11 +28,21 @@ class Transfer(NamedTuple):
     turn: int = 0
 
 
-class Pending(Protocol):
+class Pending:
     """Transfers in flight: what they send must not change, nor what they receive be read."""
+
+    def __init__(self, turns: list[list[dist.P2POp]], in_order: bool):
+        self.works: list[dist.Work] = []
+        self.later = deque(turns)
+        while self.later and (in_order or not self.works):
+            self.works += dist.batch_isend_irecv(self.later.popleft())
 
     def wait(self) -> None:
         """Return when the received tensors may be read, in the current stream on CUDA."""
+        while self.works:
+            for work in self.works:
+                work.wait()  # blocks the thread for gloo, the current stream for NCCL
+            self.works = dist.batch_isend_irecv(self.later.popleft()) if self.later else []
 
 
 class Transport(Protocol):
@@ -87,7 +97,7 @@ class ProcessGroupRing:
             self.bytes_sent += tensor.nbytes if kind == "send" else 0
         # Only NCCL's one stream keeps operations in order.
         in_order = "nccl" in str(dist.get_backend(self.group))
-        return _Works([turns[turn] for turn in sorted(turns)], in_order)
+        return Pending([turns[turn] for turn in sorted(turns)], in_order)
 
     def all_gather(self, shards: Sequence[Tensor]) -> list[list[Tensor]]:
         """Gather by one collective."""
@@ -114,23 +124,6 @@ class ProcessGroupRing:
         return [received]
 
 
-class _Works:
-    """Transfers of a process group in flight."""
-
-    def __init__(self, turns: list[list[dist.P2POp]], in_order: bool):
-        self.works: list[dist.Work] = []
-        self.later = deque(turns)
-        while self.later and (in_order or not self.works):
-            self.works += dist.batch_isend_irecv(self.later.popleft())
-
-    def wait(self) -> None:
-        """Block the thread for gloo, the current stream for NCCL."""
-        while self.works:
-            for work in self.works:
-                work.wait()
-            self.works = dist.batch_isend_irecv(self.later.popleft()) if self.later else []
-
-
 class LocalRing:
     """All ranks of a group in one process: ``ring_attention(q, k, v, group=LocalRing(4))``.
 
@@ -146,7 +139,7 @@ class LocalRing:
         """Copy at once: in the ring's order, nothing received is still in use."""
         for turn in sorted({each.turn for its in transfers for each in its}):
             self._exchange([[each for each in its if each.turn == turn] for its in transfers])
-        return _Works([], in_order=True)
+        return Pending([], in_order=True)
 
     def _exchange(self, transfers: Sequence[Sequence[Transfer]]) -> None:
         """Transfers of one turn."""

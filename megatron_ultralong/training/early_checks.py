@@ -12,22 +12,18 @@ from typing import TypeVar
 
 from megatron_ultralong.checkpoint.disk.folder import resolve_readable
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
-from megatron_ultralong.config.idle import idle_notes
-from megatron_ultralong.config.plain_values import flat_fields
+from megatron_ultralong.config import idle, plain_values
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.config.training import PretrainConfig, SftConfig, TrainingConfig
-from megatron_ultralong.data.rows.chat_manifest import ChatManifest, load_chat_manifest
-from megatron_ultralong.data.rows.manifest import Manifest, load_manifest
-from megatron_ultralong.data.rows.packed import PackedRows, rows_of
-from megatron_ultralong.data.rows.stored import ChatRows, chat_rows_of
+from megatron_ultralong.data.rows import manifest as manifests
+from megatron_ultralong.data.rows import packed, stored
+from megatron_ultralong.data.rows.manifest import ChatManifest, Manifest
 from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate, trained_template
 from megatron_ultralong.model import yarn
+from megatron_ultralong.program import fields, quantity
 from megatron_ultralong.program.errors import InputError, counted
-from megatron_ultralong.program.fields import check_fields
-from megatron_ultralong.program.quantity import few_tokens
 from megatron_ultralong.sequence.document_mask import DocumentMask
-from megatron_ultralong.training.earlier_start import check_save, load_source
-from megatron_ultralong.training.row_source import ChatRowSource, PackedRowSource, RowSource
+from megatron_ultralong.training import earlier_start, row_source
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -45,8 +41,8 @@ class RunInputs:
     """Of the checkpoint that the run starts from."""
     result: CheckpointMetadata
     """Of the checkpoints that it writes."""
-    train_rows: RowSource
-    valid_rows: RowSource | None
+    train_rows: row_source.RowSource
+    valid_rows: row_source.RowSource | None
     """None: no validation."""
     agreed: Mapping[str, object]
     """What else all ranks must have the same of, by name."""
@@ -79,12 +75,12 @@ class RunInputs:
         """
         taken, there = self.config.train_iters * self.config.global_batch_size, len(self.train_rows)
         length, positions = self.config.data.seq_length, self.source.model.max_position_embeddings
-        doubts = (self.config.optimizer.high_lr, few_tokens(length, positions))
+        doubts = (self.config.optimizer.high_lr, quantity.few_tokens(length, positions))
         return (
             *extension_notes(self.config.rope, self.source, self.result),
             *filter(None, doubts),
             *row_notes(taken, there),
-            *idle_notes(self.config, done),
+            *idle.idle_notes(self.config, done),
         )
 
 
@@ -100,11 +96,11 @@ def planned_iterations(config: TrainingConfig) -> int:
         if isinstance(config, SftConfig):
             if config.train_iters and not config.train_tokens:
                 return config.train_iters
-            rows = load_chat_manifest(data)
+            rows = manifests.load_chat_manifest(data)
             num_rows = rows.splits["train"].num_rows if "train" in rows.splits else 0
             return config.with_budget(rows.seq_length).with_iterations(num_rows).train_iters
         if config.train_tokens:
-            return config.with_budget(load_manifest(data).seq_length).train_iters
+            return config.with_budget(manifests.load_manifest(data).seq_length).train_iters
         return config.train_iters
     return 0
 
@@ -117,10 +113,11 @@ def check_packed_run(config: PretrainConfig, num_ranks: int) -> RunInputs:
     """
     data, length_flag = Path(config.data.data_path), config.length_flag
     if config.train_tokens:
-        config = config.with_budget(config.data.seq_length or load_manifest(data).seq_length)
+        length = config.data.seq_length or manifests.load_manifest(data).seq_length
+        config = config.with_budget(length)
     config.check_fields()
     source = _open_source(config)
-    manifest = load_manifest(data)
+    manifest = manifests.load_manifest(data)
     config.check_ranks(source.model, num_ranks)  # after the paths: often wrong at a first try
     vocab_size, document_mask = source.model.vocab_size, config.data.document_mask
     train_rows = packed_rows(data, "train", manifest, vocab_size, document_mask)
@@ -130,13 +127,13 @@ def check_packed_run(config: PretrainConfig, num_ranks: int) -> RunInputs:
     ids, valid_rows = tuple(manifest.separator_ids), None
     if config.eval_interval:
         rows = packed_rows(data, "valid", manifest, vocab_size, document_mask)
-        valid_rows = PackedRowSource(rows, config.data.seed, ids)
+        valid_rows = row_source.PackedRowSource(rows, config.data.seed, ids)
     return _checked_with_save(
         RunInputs(
             config,
             source,
             dataclasses.replace(result_of(config, source), separator_ids=ids),
-            PackedRowSource(train_rows, config.data.seed, ids),
+            row_source.PackedRowSource(train_rows, config.data.seed, ids),
             valid_rows,
             rows_record(manifest),
             length_flag=length_flag,
@@ -166,12 +163,12 @@ def check_packed_rows(
 
 def packed_rows(
     folder: str | Path, split: str, manifest: Manifest, vocab_size: int, document_mask: DocumentMask
-) -> PackedRows:
+) -> packed.PackedRows:
     """Rows of one split, whose documents can be told apart where the mask needs it."""
     searchable = manifest.separators_tell_all or (
         document_mask == "none" and manifest.packing != "whole"
     )
-    return rows_of(folder, split, manifest, vocab_size, searchable=searchable)
+    return packed.rows_of(folder, split, manifest, vocab_size, searchable=searchable)
 
 
 def check_chat_run(config: SftConfig, num_ranks: int) -> RunInputs:
@@ -180,16 +177,16 @@ def check_chat_run(config: SftConfig, num_ranks: int) -> RunInputs:
     Raises:
         InputError: a rule between configuration, checkpoint and conversations is broken.
     """
-    check_fields(config)
+    fields.check_fields(config)
     source = _open_source(config)
     data, length_flag = Path(config.data.data_path), config.length_flag
-    manifest = load_chat_manifest(data)
+    manifest = manifests.load_chat_manifest(data)
     config = config.with_budget(config.data.seq_length or manifest.seq_length)
-    config = config.with_iterations(len(ChatRows(data / "train")))
+    config = config.with_iterations(len(stored.ChatRows(data / "train")))
     config.check_fields()
     config.check_ranks(source.model, num_ranks)
     vocab_size = source.model.vocab_size
-    train_rows = chat_rows_of(data, "train", manifest, vocab_size)
+    train_rows = stored.chat_rows_of(data, "train", manifest, vocab_size)
     config = _with_row_length(config, train_rows.seq_length)
     longest = max(split.longest for split in manifest.splits.values())
     config.check_run(source.model, source.rope_scaling, num_ranks, longest)
@@ -201,14 +198,14 @@ def check_chat_run(config: SftConfig, num_ranks: int) -> RunInputs:
                 f"eval_interval ({config.eval_interval}) needs held-out conversations, and {data} "
                 "has none: prepare it with a --valid-fraction above 0, or leave the interval 0"
             )
-        rows = chat_rows_of(data, "valid", manifest, vocab_size)
-        valid_rows = ChatRowSource(rows, config.data.seed)
+        rows = stored.chat_rows_of(data, "valid", manifest, vocab_size)
+        valid_rows = row_source.ChatRowSource(rows, config.data.seed)
     return _checked_with_save(
         RunInputs(
             config,
             source,
             result_of(config, source),
-            ChatRowSource(train_rows, config.data.seed),
+            row_source.ChatRowSource(train_rows, config.data.seed),
             valid_rows,
             rows_record(manifest),
             template=trained_template(data, manifest),
@@ -273,18 +270,18 @@ def _times(number: int) -> str:
 def _checked_with_save(run: RunInputs) -> RunInputs:
     if run.config.save:
         data = {name: str(value) for name, value in run.agreed.items()}
-        check_save(Path(run.config.save), run.config, run.result, data)
+        earlier_start.check_save(Path(run.config.save), run.config, run.result, data)
     return run
 
 
 def rows_record(manifest: Manifest | ChatManifest) -> dict[str, object]:
     """What all ranks, and the starts of a run, must have the same of: its rows, by name."""
-    return flat_fields(manifest, "data manifest")
+    return plain_values.flat_fields(manifest, "data manifest")
 
 
 def _open_source(config: TrainingConfig) -> CheckpointMetadata:
     """What the run starts from."""
-    source = load_source(config)
+    source = earlier_start.load_source(config)
     resolve_readable(config.load)
     return source
 

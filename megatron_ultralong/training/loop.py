@@ -22,12 +22,16 @@ from megatron_ultralong.program.rank_values import check_agreement
 from megatron_ultralong.program.ranks import is_main_rank
 from megatron_ultralong.training import optimizer, step, validation
 from megatron_ultralong.training.early_checks import RunInputs
-from megatron_ultralong.training.inputs import chosen_kernels
-from megatron_ultralong.training.rows import check_rows, microbatches, replica_samples
-from megatron_ultralong.training.same_run import check_weights, code_version
+from megatron_ultralong.training.inputs import check_weights, chosen_kernels, code_version
 from megatron_ultralong.training.saving.run_folder import RunFolder
 from megatron_ultralong.training.state import Saving, TrainingState
-from megatron_ultralong.training.step import LanguageModelStep, StepResult
+from megatron_ultralong.training.step import (
+    LanguageModelStep,
+    StepResult,
+    check_rows,
+    microbatches,
+    replica_samples,
+)
 from megatron_ultralong.training.telling import log as run_log
 from megatron_ultralong.training.telling.beside_plan import BesidePlan
 from megatron_ultralong.training.telling.heartbeat import Heartbeat

@@ -12,8 +12,7 @@ from megatron_ultralong.sequence.documents import Row
 from megatron_ultralong.sequence.position_bins import bin_edges
 from megatron_ultralong.training.early_checks import RunInputs
 from megatron_ultralong.training.row_source import RowSource
-from megatron_ultralong.training.rows import replica_samples
-from megatron_ultralong.training.step import LanguageModelStep
+from megatron_ultralong.training.step import LanguageModelStep, replica_samples
 from megatron_ultralong.training.telling.log import PositionBin
 
 

@@ -8,8 +8,13 @@ from hypothesis import strategies as st
 
 from megatron_ultralong.attention import reference
 from megatron_ultralong.attention.ring.gather import _mask
-from megatron_ultralong.attention.ring.plan import Plan, make_plan
-from megatron_ultralong.attention.ring.rectangle import Rectangle, local_cu_seqlens, rectangles
+from megatron_ultralong.attention.ring.plan import (
+    Plan,
+    Rectangle,
+    local_cu_seqlens,
+    make_plan,
+    rectangles,
+)
 from megatron_ultralong.sequence.assignment import zigzag
 from megatron_ultralong.sequence.documents import causal_area
 from tests.attention.whole_sequence import assignments, boundaries

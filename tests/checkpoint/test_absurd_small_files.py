@@ -15,14 +15,13 @@ import pytest
 from megatron_ultralong.checkpoint.convert.report import inspect, inspect_config
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.disk.metadata import unseal
-from megatron_ultralong.checkpoint.formats import rope_verdicts
+from megatron_ultralong.checkpoint.formats import rope_readers
 from megatron_ultralong.checkpoint.formats.gguf_file import GgufContents
 from megatron_ultralong.checkpoint.formats.gguf_tokenizer import _LLAMA3
 from megatron_ultralong.checkpoint.formats.gguf_values import array, float32, int32, string, uint32
 from megatron_ultralong.checkpoint.formats.hugging_face_config import _FIXED
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.formats.rope_readers import Engine, Reading
-from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope, check_readers
+from megatron_ultralong.checkpoint.formats.rope_readers import Engine, Reading, Rope, check_readers
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, InspectConfig
 from megatron_ultralong.model.families.llama import LLAMA
@@ -298,7 +297,7 @@ def test_no_engine_reads_meta(small: Path, tmp_path: Path, engines: str) -> None
 def test_versions_that_read_otherwise_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     good, bad = Reading(), Reading(betas="32 and 1")
     table = [Engine("e", f"{n}", one, {}) for n, one in enumerate((bad, bad, good, bad, good))]
-    monkeypatch.setattr(rope_verdicts, "engines", lambda: tuple(table))
+    monkeypatch.setattr(rope_readers, "engines", lambda: tuple(table))
     scaling = YarnConfig(8.0, 512, ramp="dimensions")
     rope = Rope(scaling, hf_rope_scaling(scaling), 4096, 64, 10000.0)
     wrong = "reads this rope block otherwise"

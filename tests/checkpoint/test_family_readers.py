@@ -11,8 +11,12 @@ import pytest
 from megatron_ultralong.checkpoint.convert.report import inspect
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.formats.rope_block import export_block, is_in_parameters
-from megatron_ultralong.checkpoint.formats.rope_readers import engines
-from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope, good_for, oldest_transformers
+from megatron_ultralong.checkpoint.formats.rope_readers import (
+    Rope,
+    engines,
+    good_for,
+    oldest_transformers,
+)
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, InspectConfig
 from megatron_ultralong.config.rope import RopeConfig
 from megatron_ultralong.doctor.finding import Finding

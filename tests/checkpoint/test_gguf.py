@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 from megatron_ultralong.checkpoint.convert import model_writer
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint, verify
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata, seal_small_files, unseal
-from megatron_ultralong.checkpoint.formats.gguf_rope import readers, rope_values
+from megatron_ultralong.checkpoint.formats.gguf_file import readers, rope_values
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.weight_map import model_weights
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, VerifyConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.checkpoint.convert.lone_config import inspect_config
+from megatron_ultralong.checkpoint.convert.report import inspect_config
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
 from megatron_ultralong.checkpoint.formats.kind import ADAPTER_FILE, kind_of
 from megatron_ultralong.model.families import FAMILIES

@@ -19,13 +19,13 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from megatron_ultralong import cli
 from megatron_ultralong.checkpoint.disk.checksums import checksum, write_checksums
-from megatron_ultralong.checkpoint.formats import pickle_names
+from megatron_ultralong.checkpoint.formats import pickles
 from megatron_ultralong.checkpoint.formats.model_state import load_common
 from megatron_ultralong.checkpoint.formats.pickles import StandIn, UnsafeError, read_saved
 from tests.checkpoint.test_payloads import DATA, append_record
 from tests.checkpoint.verbs import OPENS, write_inputs
 
-LISTED = [name for name in pickle_names.RECORD_CLASSES if name.startswith("megatron.")]
+LISTED = [name for name in pickles.RECORD_CLASSES if name.startswith("megatron.")]
 NEW = ["megatron.core.transformer.enums.ScopeOfTomorrow", "megatron.core.a.module_of.Tomorrow"]
 
 

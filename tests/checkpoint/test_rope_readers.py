@@ -15,8 +15,13 @@ from megatron_ultralong.checkpoint.convert.report import inspect
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
 from megatron_ultralong.checkpoint.formats.rope_block import export_block
-from megatron_ultralong.checkpoint.formats.rope_readers import Engine, Reading, engines, readings
-from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope, good_for
+from megatron_ultralong.checkpoint.formats.rope_readers import (
+    Engine,
+    Reading,
+    Rope,
+    engines,
+    good_for,
+)
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, InspectConfig
 from megatron_ultralong.doctor.finding import Finding
 from megatron_ultralong.doctor.software import serving_findings
@@ -27,7 +32,7 @@ from tools.engine_matrix import matrix, models, rope_probe
 from tools.engine_matrix.blocks import BASE, HEAD_DIM, MORE, scalings, telling
 from tools.engine_matrix.logits_probe import of_transformers
 from tools.engine_matrix.matrix import RIGHT, Cell
-from tools.engine_matrix.readings import ALIKE, NEAR, TELLING, Table, explained, table_of
+from tools.engine_matrix.readings import ALIKE, NEAR, TELLING, Table, explained, readings, table_of
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo" / "base"
 USUAL = scalings(512)["yarn usual"]

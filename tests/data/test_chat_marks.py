@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.prepare.chats import prepare_chat
 from megatron_ultralong.data.read.options import ChatReadOptions
-from megatron_ultralong.data.rows.chat_manifest import ChatManifest
+from megatron_ultralong.data.rows.manifest import ChatManifest
 from megatron_ultralong.data.rows.stored import ChatRows
 from megatron_ultralong.data.tokenize.chat_encoder import with_marks
 from megatron_ultralong.data.tokenize.chat_template import Piece, date_of, resolved_date

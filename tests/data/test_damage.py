@@ -16,15 +16,14 @@ from tokenizers import Tokenizer
 
 from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.prepare.chats import prepare_chat
-from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
 from megatron_ultralong.data.rows.indexed import IndexedWriter
-from megatron_ultralong.data.rows.manifest import load_manifest
+from megatron_ultralong.data.rows.manifest import load_chat_manifest, load_manifest
 from megatron_ultralong.data.rows.packed import PackedRows, boundaries_prefix, rows_of
 from megatron_ultralong.data.rows.stored import ChatRows, StoredRow, chat_rows_of, targets_prefix
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.assignment import zigzag
 from megatron_ultralong.training.row_source import ChatRowSource, PackedRowSource
-from megatron_ultralong.training.rows import check_rows
+from megatron_ultralong.training.step import check_rows
 from tests.models import TEXT, prepare_rows, write_tokenizer
 
 VOCAB_SIZE = 2000

@@ -19,7 +19,7 @@ from megatron_ultralong.data.read.conversation import ConversationError, Message
 from megatron_ultralong.data.read.conversation_formats import parse_conversation
 from megatron_ultralong.data.read.conversation_turns import REASONING
 from megatron_ultralong.data.read.options import ChatReadOptions
-from megatron_ultralong.data.rows.chat_manifest import ChatManifest
+from megatron_ultralong.data.rows.manifest import ChatManifest
 from megatron_ultralong.data.rows.stored import ChatRows
 from megatron_ultralong.data.tokenize.tokenising import HuggingFaceTokenizer
 from megatron_ultralong.program.errors import InputError

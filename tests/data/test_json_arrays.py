@@ -14,8 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from megatron_ultralong.data.read.formats import read_records
-from megatron_ultralong.data.read.json_array import Element, array_elements
+from megatron_ultralong.data.read.formats import Element, array_elements, read_records
 from megatron_ultralong.data.read.options import ChatReadOptions
 from megatron_ultralong.data.read.reading import ConversationReader
 from megatron_ultralong.data.read.record import BLOCK, Record

@@ -14,8 +14,7 @@ from tokenizers import Tokenizer
 
 from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.prepare.chats import prepare_chat
-from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
-from megatron_ultralong.data.rows.manifest import load_manifest, write_manifest
+from megatron_ultralong.data.rows.manifest import load_chat_manifest, load_manifest, write_manifest
 from megatron_ultralong.program.errors import InputError
 from tests.data.test_damage import read_chats, read_documents
 from tests.models import TEXT, prepare_rows, write_tokenizer

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer
 from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.prepare.chats import prepare_chat
 from megatron_ultralong.data.read.options import ChatReadOptions
-from megatron_ultralong.data.rows.chat_manifest import FILE_NAME, ChatManifest, load_chat_manifest
+from megatron_ultralong.data.rows.manifest import CHAT_FILE_NAME, ChatManifest, load_chat_manifest
 from megatron_ultralong.data.rows.stored import ChatRows, target_mask
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES
 from megatron_ultralong.data.tokenize.tokenising import HuggingFaceTokenizer
@@ -291,7 +291,7 @@ def test_other_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(InputError, match="these are rows of documents"):
         load_chat_manifest(tmp_path)
-    (tmp_path / FILE_NAME).write_text('{"format_version": 0}')
+    (tmp_path / CHAT_FILE_NAME).write_text('{"format_version": 0}')
     with pytest.raises(InputError, match="format_version 0, where this program reads 2"):
         load_chat_manifest(tmp_path)
 

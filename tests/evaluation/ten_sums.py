@@ -8,8 +8,7 @@ import numpy as np
 
 from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
 from megatron_ultralong.evaluation.asking.samples import Prompt
-from megatron_ultralong.evaluation.models.interface import Generator
-from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.models.opening import Answerer
 from megatron_ultralong.evaluation.results.result import Kind, Result
 
 SUMS = Kind("ten_sums", "Ten sums")
@@ -30,7 +29,7 @@ def exact_match(written: str, answer: str) -> float:
     return float(written.strip() == answer)
 
 
-def evaluate_sums(config: SumsConfig, subject: Subject[Generator]) -> Result:
+def evaluate_sums(config: SumsConfig, subject: Answerer) -> Result:
     tokenizer = subject.tokenizer
     prompts = [
         Prompt(np.concatenate([tokenizer.begin_ids, tokenizer.encode(text)]).astype(int), answer)

@@ -7,8 +7,11 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel, before_stop
-from megatron_ultralong.evaluation.models.opening import open_language_models
+from megatron_ultralong.evaluation.models.opening import (
+    HuggingFaceModel,
+    before_stop,
+    open_language_models,
+)
 from megatron_ultralong.evaluation.options import ModelsConfig
 from megatron_ultralong.program.errors import InputError
 

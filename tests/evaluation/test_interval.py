@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from megatron_ultralong.evaluation.results import interval
-from megatron_ultralong.evaluation.results.cell import ScoreCell, mean_cell
 from megatron_ultralong.evaluation.results.interval import Estimate, effective_length, wilson
+from megatron_ultralong.evaluation.results.result import ScoreCell, mean_cell
 from tests.evaluation.results import loss_of, passkey_result, task_result
 
 LENGTHS = ("4K", "8K", "16K", "32K", "64K", "128K")

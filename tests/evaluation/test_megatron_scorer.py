@@ -14,9 +14,12 @@ from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_meta
 from megatron_ultralong.config.convert import ImportConfig
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.evaluation.models.facts import model_facts
-from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
 from megatron_ultralong.evaluation.models.interface import Scores
-from megatron_ultralong.evaluation.models.opening import open_language_models, open_scorers
+from megatron_ultralong.evaluation.models.opening import (
+    HuggingFaceModel,
+    open_language_models,
+    open_scorers,
+)
 from megatron_ultralong.evaluation.options import ModelsConfig
 from tests.models import SCALED, write_llama
 from tests.ranks import run_on_ranks

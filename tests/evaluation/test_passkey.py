@@ -13,9 +13,12 @@ from transformers import LlamaForCausalLM
 
 from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.config.convert import ImportConfig
-from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
 from megatron_ultralong.evaluation.models.interface import Scores
-from megatron_ultralong.evaluation.models.opening import open_language_models, open_scorers
+from megatron_ultralong.evaluation.models.opening import (
+    HuggingFaceModel,
+    open_language_models,
+    open_scorers,
+)
 from megatron_ultralong.evaluation.options import ModelsConfig, PasskeyConfig
 from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.evaluation.results.result import Result

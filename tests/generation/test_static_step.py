@@ -16,10 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from megatron_ultralong.attention import reference
-from megatron_ultralong.attention.decoding import KeyValueCache
+from megatron_ultralong.attention.decoding import KeyValueCache, NextTokens
 from megatron_ultralong.attention.kernels import block_attention
 from megatron_ultralong.attention.kernels.base import merge_all
-from megatron_ultralong.attention.next_tokens import NextTokens
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.mcore.static_step import StaticStep, graph_refusal
 from tests.attention.whole_sequence import inputs

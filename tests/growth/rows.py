@@ -19,7 +19,7 @@ from megatron_ultralong.data.rows.packed import (
 )
 from megatron_ultralong.data.rows.stored import ChatRows, StoredRow, target_mask, targets_prefix
 from megatron_ultralong.training.row_source import PackedRowSource
-from megatron_ultralong.training.rows import check_rows
+from megatron_ultralong.training.step import check_rows
 from tests.growth.table import Work, counted, edges_of
 
 

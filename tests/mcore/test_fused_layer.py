@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.recipes import PRETRAIN_RECIPES
-from megatron_ultralong.mcore import elementwise, fused_projection, projection
+from megatron_ultralong.mcore import elementwise, projection
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
@@ -129,11 +129,11 @@ def test_a_rotation_and_its_reverse_are_those_of_complex_numbers() -> None:
     angle = torch.randn(5, 1, 1, 1, 8, generator=generator, dtype=torch.float64)
     sin = torch.cat((-angle.sin(), angle.sin()), dim=-2)
     turned, back = torch.empty_like(x), torch.empty_like(x)
-    fused_projection.rotate(turned, x, angle.cos(), sin)
+    projection.rotate(turned, x, angle.cos(), sin)
     exact = torch.complex(*x.unbind(-2)) * torch.polar(torch.ones_like(angle), angle)[..., 0, :]
     # Float32 inside.
     torch.testing.assert_close(torch.complex(*turned.unbind(-2)), exact, rtol=1e-5, atol=1e-6)
-    fused_projection.rotate(back, turned, angle.cos(), -sin)
+    projection.rotate(back, turned, angle.cos(), -sin)
     torch.testing.assert_close(back, x, rtol=1e-5, atol=1e-6)
 
 
@@ -156,14 +156,14 @@ ROTATED = [(8, 4, 16), (8, 1, 16), (8, 4, 8), (8, 1, 8), (4, 1, 8), (1, 8, 16), 
 @pytest.fixture
 def compilations(monkeypatch) -> Iterator[Compilations]:
     torch._dynamo.reset()
-    fused_projection._compiled.cache_clear()
+    projection._compiled.cache_clear()
     counter = Compilations()
-    monkeypatch.setattr(fused_projection, "BACKEND", counter)
+    monkeypatch.setattr(projection, "BACKEND", counter)
     config = torch._dynamo.config
     limit, config.cache_size_limit = config.cache_size_limit, 8  # torch's own
     yield counter
     config.cache_size_limit = limit
-    fused_projection._compiled.cache_clear()
+    projection._compiled.cache_clear()
     torch._dynamo.reset()
 
 
@@ -188,8 +188,8 @@ def test_any_number_of_lengths_takes_two_compilations(compilations) -> None:
             if is_back:
                 x.copy_(torch.randn(x.shape))
             expected = out.clone()
-            fused_projection.rotate(expected, x, cos, sin)
-            fused_projection.compiled_rotate(out, x, cos, sin)
+            projection.rotate(expected, x, cos, sin)
+            projection.compiled_rotate(out, x, cos, sin)
             assert torch.equal(out, expected)
         assert compilations.number - before <= 3, (groups, heads, width, dtype, is_back, runs)
 
@@ -197,15 +197,15 @@ def test_any_number_of_lengths_takes_two_compilations(compilations) -> None:
 @pytest.mark.faults
 def test_compiled_layers_of_many_models_reach_no_limit(compilations, monkeypatch) -> None:
     """Tiles and a shorter one; groups shared and not; two widths, with norms and without."""
-    kernel = fused_projection.compiled_rotate
+    kernel = projection.compiled_rotate
     called = []
 
     def compiled(*tensors: torch.Tensor) -> None:
         called.append(1)
         kernel(*tensors)
 
-    monkeypatch.setattr(fused_projection, "is_compiled", lambda _: True)
-    monkeypatch.setattr(fused_projection, "compiled_rotate", compiled)
+    monkeypatch.setattr(projection, "is_compiled", lambda _: True)
+    monkeypatch.setattr(projection, "compiled_rotate", compiled)
     with parallel_groups(ONE, seed=1) as groups:
         for model in (MODEL, FEW_GROUPS, NORMED, WIDE):
             tiles = Recomputation(tile_size=20, fused=True)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.fusions.fused_bias_swiglu import bias_swiglu_impl
 
-from megatron_ultralong.mcore import elementwise, fused_projection
+from megatron_ultralong.mcore import elementwise, projection
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.mcore.recomputed_layer import Recomputation
 from megatron_ultralong.model.shape import ModelConfig
@@ -41,8 +41,8 @@ def test_a_compiled_rotation_is_the_plain_one(dtype: torch.dtype, shape: tuple[i
         sin = torch.cat((-angle.sin(), angle.sin()), dim=-2)
         whole = torch.zeros(1, 2 * length, *x.shape[2:], dtype=dtype, device=DEVICE)
         expected = torch.empty_like(x)
-        fused_projection.compiled_rotate(whole[:, length:], x, angle.cos(), sin)
-        fused_projection.rotate(expected, x, angle.cos(), sin)
+        projection.compiled_rotate(whole[:, length:], x, angle.cos(), sin)
+        projection.rotate(expected, x, angle.cos(), sin)
         # A product and its sum may be rounded once, not twice; near the middle between two numbers
         # of bfloat16 that gives the other one, which is up to 2**-7 away.
         tolerance = 2**-7 if dtype is torch.bfloat16 else 2**-20

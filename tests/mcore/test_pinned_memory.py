@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from megatron_ultralong.mcore import pinned_memory
-from megatron_ultralong.mcore.pinned_memory import PinnedMemory
+from megatron_ultralong.mcore import host_memory
+from megatron_ultralong.mcore.host_memory import PinnedMemory
 from megatron_ultralong.plan.job import in_pages
 from megatron_ultralong.program.errors import InputError
 
@@ -26,7 +26,7 @@ def take(memory: PinnedMemory) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("slab", [1, 2**13, 2**30])
 def test_buffers_are_made_once_and_used_again(slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pinned_memory, "SLAB_BYTES", slab)
+    monkeypatch.setattr(host_memory, "SLAB_BYTES", slab)
     memory, told = PinnedMemory(), []
     memory.reserve(SIZES, told.append)
     assert memory.num_bytes == sum(told) == sum(map(in_pages, SIZES))
@@ -67,7 +67,7 @@ def is_mapped(address: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="not Linux")
 def test_the_gpu_forgets_memory_before_it_is_unmapped() -> None:
-    memory, found = pinned_memory._Mapping(-1, 2**20), []
+    memory, found = host_memory._Mapping(-1, 2**20), []
     flat = torch.frombuffer(memory, dtype=torch.uint8)
     address = flat.data_ptr()
     memory.forget = lambda: found.append(is_mapped(address))

@@ -15,7 +15,7 @@ from megatron_ultralong.checkpoint.disk.metadata import load_metadata
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.run import MemoryConfig
 from megatron_ultralong.config.training import DataConfig, PretrainConfig
-from megatron_ultralong.mcore.pinned_memory import PinnedMemory
+from megatron_ultralong.mcore.host_memory import PinnedMemory
 from megatron_ultralong.model.shape import MODELS
 from megatron_ultralong.plan.job import pinned_bytes
 from megatron_ultralong.program.errors import InputError

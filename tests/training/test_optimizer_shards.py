@@ -17,13 +17,13 @@ import torch.distributed as dist
 from megatron_ultralong.checkpoint.formats.torch_dist import TorchDistReader
 from megatron_ultralong.config.optimizer import OptimizerConfig
 from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.mcore.host_memory import PinnedMemory
 from megatron_ultralong.mcore.model import build_model, transformer_config
 from megatron_ultralong.mcore.parallel import parallel_groups
-from megatron_ultralong.mcore.pinned_memory import PinnedMemory
 from megatron_ultralong.training import optimizer
 from megatron_ultralong.training.saving import state_dict
-from megatron_ultralong.training.saving.optimizer_shards import STATES, boxes
 from megatron_ultralong.training.saving.snapshot import Snapshot
+from megatron_ultralong.training.saving.state_dict import STATES, boxes
 from tests.mcore.test_recomputed_layer import MODEL
 from tests.ranks import run_on_ranks
 

@@ -25,7 +25,7 @@ from megatron_ultralong.config.training import DataConfig, SftConfig
 from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.prepare.chats import prepare_chat
 from megatron_ultralong.data.read.conversation import Conversation, Message, ToolCall
-from megatron_ultralong.data.rows.chat_manifest import load_chat_manifest
+from megatron_ultralong.data.rows.manifest import load_chat_manifest
 from megatron_ultralong.data.rows.stored import ChatRows
 from megatron_ultralong.data.tokenize.chat_template import END, TEMPLATES
 from megatron_ultralong.data.tokenize.trained_template import missed_end, trained_template

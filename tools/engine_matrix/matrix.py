@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ultralong.checkpoint.formats.rope_readers import Engine, engines
-from megatron_ultralong.checkpoint.formats.rope_verdicts import Verdict
+from megatron_ultralong.checkpoint.formats.rope_readers import Engine, Verdict, engines
 from megatron_ultralong.model.yarn import (
     YarnConfig,
     attention_factor,

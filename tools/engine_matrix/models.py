@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
-from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope
+from megatron_ultralong.checkpoint.formats.rope_readers import Rope
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig
 from megatron_ultralong.model import yarn
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.checkpoint.formats.rope_readers import Reading, readings
+from megatron_ultralong.checkpoint.formats.rope_readers import Reading
 from megatron_ultralong.model.yarn import RopeScaling, attention_factor, inv_freq
 from megatron_ultralong.program.errors import InputError
 
@@ -31,6 +32,13 @@ KEYS = ("rope_scaling", "rope_parameters")
 """Where a config.json has its block: in the second, as transformers 5 saves it, with the base."""
 _PROBE = Path(__file__).parent / "rope_probe.py"
 Table = npt.NDArray[np.float64]
+
+
+def readings() -> Iterable[Reading]:
+    """Every reading that the table can state, those that look at more keys first."""
+    hints = get_type_hints(Reading)
+    choices = [get_args(hints[field.name]) for field in dataclasses.fields(Reading)[3:]]
+    return (Reading(Reading.types, (), True, *values) for values in itertools.product(*choices))
 
 
 @dataclasses.dataclass(frozen=True)

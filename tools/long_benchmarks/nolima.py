@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from megatron_ultralong.evaluation.local import nolima
-from megatron_ultralong.evaluation.local.nolima_placement import Book
+from megatron_ultralong.evaluation.local.nolima import Book
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
 

@@ -18,9 +18,8 @@ from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.sequence.documents import Row
 from megatron_ultralong.training.early_checks import RunInputs
 from megatron_ultralong.training.row_source import RowSource
-from megatron_ultralong.training.rows import microbatches, replica_samples
 from megatron_ultralong.training.state import TrainingState
-from megatron_ultralong.training.step import LanguageModelStep
+from megatron_ultralong.training.step import LanguageModelStep, microbatches, replica_samples
 from megatron_ultralong.training.telling.phases import Clock, PhaseTimers
 from rank_benchmark import lone_group
 

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from megatron_ultralong.attention.kernels import base, block_attention
 from megatron_ultralong.attention.kernels.base import Gradients, Inputs, Kernel, Result, Saved
-from megatron_ultralong.attention.ring.plan import Plan
-from megatron_ultralong.attention.ring.rectangle import Rectangle
+from megatron_ultralong.attention.ring.plan import Plan, Rectangle
 
 _ALL = slice(None)
 

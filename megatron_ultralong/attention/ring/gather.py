@@ -13,8 +13,7 @@ import torch
 
 from megatron_ultralong.attention.kernels.base import Gradients, Result, Saved, accumulation_dtype
 from megatron_ultralong.attention.ring.block import Block
-from megatron_ultralong.attention.ring.plan import Plan
-from megatron_ultralong.attention.ring.rectangle import Rectangle, rectangles
+from megatron_ultralong.attention.ring.plan import Plan, Rectangle, rectangles
 from megatron_ultralong.sequence.documents import Boundaries
 from megatron_ultralong.sequence.transport import Transport
 

@@ -7,11 +7,11 @@ sequence of phases, and in each the transfers are in flight while the kernel wor
 
     transfers(phase) -> started;  compute(phase);  transfers done;  finish(phase)
 
-so that one rank of a process group and all ranks of a local ring run the same code.
+so that one rank of a process group and all ranks of a local ring run the same code: ``compute``
+touches nothing in flight, ``finish`` does what needs the received tensors.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,32 +20,6 @@ from megatron_ultralong.attention.kernels.base import Gradients, Result, Saved, 
 from megatron_ultralong.attention.ring.block import Block
 from megatron_ultralong.attention.ring.gradient_sum import GradientSum, SumSpace
 from megatron_ultralong.sequence.transport import Transfer, Transport
-
-
-class Pass(Protocol):
-    """One rank's part in a forward or backward pass."""
-
-    num_phases: int
-
-    def transfers(self, phase: int) -> list[Transfer]:
-        """Transfers to start before the phase's computation."""
-
-    def compute(self, phase: int) -> None:
-        """Computation that touches nothing in flight."""
-
-    def finish(self, phase: int) -> None:
-        """What needs the received tensors."""
-
-
-def run(passes: Sequence[Pass], transport: Transport) -> None:
-    """Run the passes of the ranks in this process to the end, side by side."""
-    for phase in range(passes[0].num_phases):
-        pending = transport.exchange([each.transfers(phase) for each in passes])
-        for each in passes:
-            each.compute(phase)
-        pending.wait()
-        for each in passes:
-            each.finish(phase)
 
 
 class TravellingKeys:
@@ -208,6 +182,17 @@ class BackwardPass:
         low, high = self._home.first, self._home.last
         self._home.add_(low, high, self.dk[low:high], self.dv[low:high])
         self._home.copy_to(self.dk, self.dv)  # rounded once, to the dtype of the inputs
+
+
+def run(passes: Sequence[ForwardPass | BackwardPass], transport: Transport) -> None:
+    """Run the passes of the ranks in this process to the end, side by side."""
+    for phase in range(passes[0].num_phases):
+        pending = transport.exchange([each.transfers(phase) for each in passes])
+        for each in passes:
+            each.compute(phase)
+        pending.wait()
+        for each in passes:
+            each.finish(phase)
 
 
 def forward(blocks: Sequence[Block], transport: Transport) -> list[Result]:

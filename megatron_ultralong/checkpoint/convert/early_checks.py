@@ -5,7 +5,7 @@ from pathlib import Path
 from megatron_ultralong.checkpoint.convert import small_files
 from megatron_ultralong.checkpoint.disk.folder import resolve_readable
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, load_metadata
-from megatron_ultralong.checkpoint.formats import hugging_face_config, rope_block, rope_verdicts
+from megatron_ultralong.checkpoint.formats import hugging_face_config, rope_block, rope_readers
 from megatron_ultralong.checkpoint.formats.kind import is_gguf, kind_of
 from megatron_ultralong.config import convert
 from megatron_ultralong.program import fields, output
@@ -112,4 +112,4 @@ def _check_readers(metadata: CheckpointMetadata, config: convert.ExportConfig) -
         )
     if config.format != "huggingface":
         return []
-    return rope_verdicts.check_readers(hugging_face_config.exported_rope(metadata), names)
+    return rope_readers.check_readers(hugging_face_config.exported_rope(metadata), names)

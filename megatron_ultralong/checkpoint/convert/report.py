@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,22 +16,86 @@ from rich import box
 from rich.table import Table
 
 from megatron_ultralong.checkpoint.convert import early_checks
-from megatron_ultralong.checkpoint.convert.lone_config import inspect_config, lone_config
 from megatron_ultralong.checkpoint.convert.verification import num_bytes
-from megatron_ultralong.checkpoint.disk.folder import iterations
+from megatron_ultralong.checkpoint.disk import folder as folders
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
-from megatron_ultralong.checkpoint.formats import hugging_face_config, rope_verdicts
+from megatron_ultralong.checkpoint.formats import hugging_face_config, rope_readers, weight_map
 from megatron_ultralong.checkpoint.formats.hugging_face import HuggingFaceFolder
+from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE, architectures_of
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.models import ModelFolder, open_model
 from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
-from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
+from megatron_ultralong.checkpoint.formats.weight_files import has_weights
 from megatron_ultralong.config.convert import InspectConfig
 from megatron_ultralong.config.rope_recipe import rope_recipe
+from megatron_ultralong.model.families import ARCHITECTURES, llama, refusal
 from megatron_ultralong.model.families.family import QKV_WEIGHT
 from megatron_ultralong.model.shape import num_parameters
+from megatron_ultralong.program import json_file, terminal
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.terminal import Console
+
+_MODEL_KEYS = {"architectures", "hidden_size", "model_type", "num_attention_heads", "text_config"}
+"""Of which every ``config.json`` has some."""
+
+
+def lone_config(path: Path) -> Path | None:
+    """The ``config.json`` that ``path`` is or that it holds without weights; None: a model.
+
+    Raises:
+        InputError: it leads out of the folder that was given.
+    """
+    if path.is_file() and path.suffix == ".json":
+        return path
+    others = (path / folders.LATEST_FILE, path / folders.FORMAT_FILE)
+    if not (path / CONFIG_FILE).is_file() or has_weights(path) or any(o.is_file() for o in others):
+        return None
+    folders.check_inside(path / CONFIG_FILE, path)
+    return path / CONFIG_FILE
+
+
+def inspect_config(path: Path) -> dict[str, Any]:
+    """What a configuration says of its rotary embedding, of whatever architecture it is.
+
+    Raises:
+        InputError: it is damaged or none, its rope block is none that is known here, or its numbers
+            are those of no model.
+    """
+    values = json_file.read_json(path)
+    if not _MODEL_KEYS.intersection(values):
+        raise InputError(
+            f"{path} is no configuration of a model: it has none of "
+            f"{', '.join(sorted(_MODEL_KEYS))}; give the config.json, or the model's folder"
+        )
+    inner = values.object("text_config", None)  # of models that see and hear too
+    config = json_file.JsonObject({**values, **inner}, values.where) if inner else values
+    architectures = architectures_of(values)
+    heads = config.integer("num_attention_heads", 32, minimum=1)
+    head_dim = config.integer("head_dim", 0) or config.integer("hidden_size", 4096) // heads
+    family = next((ARCHITECTURES[name] for name in architectures if name in ARCHITECTURES), None)
+    rope = hugging_face_config.stated_rope(config, head_dim, (family or llama.LLAMA).name)
+    why = "" if family else f"{refusal(architectures)}; the rope block is described as a Llama's"
+    if family:
+        try:
+            hugging_face_config.with_defaults(values, family, path)
+        except InputError as error:
+            why = str(error)
+    return {
+        "format": "a configuration without weights",
+        "path": str(path),
+        "architectures": architectures,
+        "family": family.title if family else None,
+        "conversion": why or None,
+        "rope_theta": rope.base,
+        "rope_block": next(
+            (config[key] for key in ("rope_scaling", "rope_parameters") if config.get(key)), None
+        ),
+        "rope_recipe": rope_recipe(rope.scaling, rope.positions),
+        "good_for": (
+            {"no engine": f"was run with such a model: {why}"}
+            if why
+            else rope_readers.good_for(rope)
+        ),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +109,9 @@ class WeightsSummary:
     dtype: str
 
 
-def summarise(source: WeightSource, dtype: torch.dtype | None = None) -> WeightsSummary:
+def summarise(source: weight_map.WeightSource, dtype: torch.dtype | None = None) -> WeightsSummary:
     """Count the weights of ``source``, converted to ``dtype``."""
-    weights = model_weights(source.model)
+    weights = weight_map.model_weights(source.model)
     dtypes = {dtype or source.dtype(weight) for weight in weights}
     return WeightsSummary(
         num_tensors=sum(len(weight.names) for weight in weights),
@@ -140,7 +205,7 @@ def _engines(model: ModelFolder | MegatronCheckpoint) -> dict[str, Any]:
     except InputError as error:
         return {"good_for": {"no engine": str(error)}}
     said = angles(rope, metadata.angle_precision)
-    return {"good_for": rope_verdicts.good_for(rope), "angles": said}
+    return {"good_for": rope_readers.good_for(rope), "angles": said}
 
 
 def _folder(model: ModelFolder) -> dict[str, Any]:
@@ -157,7 +222,7 @@ def _megatron(model: MegatronCheckpoint) -> dict[str, Any]:
     qkv = next(entry for key, entry in tensors.items() if key.endswith(QKV_WEIGHT))
     return {
         "iteration": model.iteration,
-        "iterations": iterations(model.root),
+        "iterations": folders.iterations(model.root),
         "source_model": model.metadata.source_model,
         "tokenizer_sha256": model.metadata.tokenizer_sha256,
         "trained_positions": model.metadata.trained_positions,
@@ -169,10 +234,10 @@ def _megatron(model: MegatronCheckpoint) -> dict[str, Any]:
     }
 
 
-def _tensors(model: WeightSource) -> list[dict[str, Any]]:
+def _tensors(model: weight_map.WeightSource) -> list[dict[str, Any]]:
     """One row for each weight, the layers of a weight together, without their common prefix."""
     rows: dict[str, dict[str, Any]] = {}
-    for weight in model_weights(model.model):
+    for weight in weight_map.model_weights(model.model):
         if weight.key in rows:
             rows[weight.key]["layers"] += 1
             continue
@@ -209,7 +274,7 @@ def good_for(
     that it has to be served with; ``angles``: what they all lose.
     """
     rope = hugging_face_config.exported_rope(metadata)
-    oldest = rope_verdicts.oldest_transformers(rope)
+    oldest = rope_readers.oldest_transformers(rope)
     model = metadata.model
     plain = model.kv_channels * model.num_attention_heads == model.hidden_size
     bounds = [oldest, *([] if plain else [_HEAD_DIM])]
@@ -223,7 +288,7 @@ def good_for(
     untried = [file for file, text in files.items() if not text.startswith(">=")]
     return {
         "transformers": all_of_it + (f"; not tried: {', '.join(untried)}" if untried else ""),
-        "engines": rope_verdicts.good_for(rope),
+        "engines": rope_readers.good_for(rope),
         "angles": angles(rope, metadata.angle_precision),
         "files": files,
         "tried": f"transformers {', '.join(TRIED)}",
@@ -234,9 +299,9 @@ _SMALL = 0.01
 """Error of cos and sin that is not worth another training: what bfloat16 rounds them by."""
 
 
-def angles(rope: rope_verdicts.Rope, trained: str = "exact") -> str:
+def angles(rope: rope_readers.Rope, trained: str = "exact") -> str:
     """How far cos and sin of an engine are from those of the training, at the last positions."""
-    error = rope_verdicts.float32_angle_error(rope)
+    error = rope_readers.float32_angle_error(rope)
     said = (
         f"engines compute angles in float32: cos and sin are off by up to {error:.2g} at position"
     )
@@ -265,12 +330,12 @@ def show(values: Mapping[str, Any], as_json: bool) -> None:
         if len(text) == _SHA256_LENGTH and " " not in text:
             text = f"{text[:_SHA256_SHOWN]}... (whole: --json)"
         table.add_row(key if "." in key else key.replace("_", " "), text)  # names of files stay
-    Console().print(table)
+    terminal.Console().print(table)
 
 
 def show_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows that have the same columns as a table; long names continue after a dot."""
-    console = Console()
+    console = terminal.Console()
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for column in rows[0]:
         table.add_column(column.replace("_", " "), overflow="fold")

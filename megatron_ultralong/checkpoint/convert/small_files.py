@@ -9,10 +9,8 @@ from typing import Any
 from megatron_ultralong.checkpoint.disk.checksums import FILE_NAME as CHECKSUMS_FILE
 from megatron_ultralong.checkpoint.disk.folder import check_inside, is_plain_name
 from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, seal_small_files
-from megatron_ultralong.checkpoint.formats import hugging_face_config, tokenizer_files
-from megatron_ultralong.checkpoint.formats.kind import ADAPTER_FILE, PARAMS_FILE
-from megatron_ultralong.data.tokenize.folder_template import TEMPLATE_FILE, template_files
-from megatron_ultralong.data.tokenize.refused_tokenizer import NAMES, no_tokenizer
+from megatron_ultralong.checkpoint.formats import hugging_face_config, kind, tokenizer_files
+from megatron_ultralong.data.tokenize import folder_template, refused_tokenizer
 from megatron_ultralong.program.aside import files_below, files_in, whole
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_json
@@ -20,19 +18,19 @@ from megatron_ultralong.program.pointers import check_no_pointer
 
 _PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*")
 _LICENCES = ("LICENSE", "NOTICE")
-_NOT_KEPT = (CHECKSUMS_FILE, ADAPTER_FILE)
+_NOT_KEPT = (CHECKSUMS_FILE, kind.ADAPTER_FILE)
 """transformers loads another model where it finds the configuration of an adapter."""
 _FAST, _CONFIG = tokenizer_files.FAST_FILE, tokenizer_files.CONFIG_FILE
 _META_TOKENIZER = "tokenizer.model"
 _SPECIAL = "special_tokens_map.json"
-_OF_FAST = (_FAST, _CONFIG, _SPECIAL, TEMPLATE_FILE)
-_WRITTEN_ANEW = (hugging_face_config.CONFIG_FILE, PARAMS_FILE, _CONFIG)
+_OF_FAST = (_FAST, _CONFIG, _SPECIAL, folder_template.TEMPLATE_FILE)
+_WRITTEN_ANEW = (hugging_face_config.CONFIG_FILE, kind.PARAMS_FILE, _CONFIG)
 
 
 def small_files(folder: Path) -> list[Path]:
     """Files of ``folder`` that belong to the model and are not weights, by name."""
     found = {path for pattern in _PATTERNS for path in files_in(folder, pattern)}
-    found.update(template_files(folder).values())
+    found.update(folder_template.template_files(folder).values())
     check_tokenizer_names(folder)
     kept = sorted(path for path in found if not path.name.endswith(".index.json"))
     for path in kept:  # they are copied into exports, which people publish
@@ -42,8 +40,8 @@ def small_files(folder: Path) -> list[Path]:
 
 def check_tokenizer(folder: Path) -> None:
     """Raise InputError where ``folder`` has no tokenizer."""
-    if not any((folder / name).is_file() for name in NAMES):
-        told = no_tokenizer(folder, "download the tokenizer too")
+    if not any((folder / name).is_file() for name in refused_tokenizer.NAMES):
+        told = refused_tokenizer.no_tokenizer(folder, "download the tokenizer too")
         raise InputError(f"{folder} {told}; or convert the weights alone with --no-tokenizer")
 
 
@@ -157,7 +155,7 @@ def restore(
         else:
             _copy(path, target)
     path = kept / _CONFIG
-    if any((kept / name).is_file() for name in (*NAMES, _CONFIG)):
+    if any((kept / name).is_file() for name in (*refused_tokenizer.NAMES, _CONFIG)):
         plain, left_out = _without_code(tokenizer.values)
         new, said = tokenizer.config(plain)
         length = new.get("model_max_length")

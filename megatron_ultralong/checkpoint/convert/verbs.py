@@ -14,15 +14,10 @@ from megatron_ultralong.checkpoint.convert.report import ConversionReport, good_
 from megatron_ultralong.checkpoint.convert.verification import Comparison
 from megatron_ultralong.checkpoint.disk.folder import RELEASE, write_latest
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, save_metadata
-from megatron_ultralong.checkpoint.formats import (
-    gguf_rope,
-    hugging_face_config,
-    meta,
-    models,
-    tokenizer_files,
-)
+from megatron_ultralong.checkpoint.formats import gguf_file, hugging_face_config, meta, models
 from megatron_ultralong.checkpoint.formats.kind import GGUF_FILE, is_gguf
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
+from megatron_ultralong.checkpoint.formats.tokenizer_files import TokenizerFiles
 from megatron_ultralong.checkpoint.formats.torch_dist_writer import write_torch_dist
 from megatron_ultralong.checkpoint.formats.weight_map import WeightSource, model_weights
 from megatron_ultralong.checkpoint.logits.check import check_logits
@@ -223,6 +218,6 @@ def _good_for(source: MegatronCheckpoint, config: ExportConfig) -> dict[str, Any
     if config.format == "meta":
         return {"tokenizer": small_files.meta_tokenizer(source.source_folder)}
     if config.format == "gguf":
-        return {"llama.cpp": gguf_rope.readers(source.rope_scaling, source.model)}
-    tokenizer = tokenizer_files.TokenizerFiles(source.source_folder)
+        return {"llama.cpp": gguf_file.readers(source.rope_scaling, source.model)}
+    tokenizer = TokenizerFiles(source.source_folder)
     return good_for(source.metadata, tokenizer, config.tokenizer_merges)

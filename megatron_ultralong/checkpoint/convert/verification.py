@@ -11,7 +11,7 @@ import torch
 
 from megatron_ultralong.checkpoint.disk.large_files import OpenFile
 from megatron_ultralong.checkpoint.formats import gguf_file
-from megatron_ultralong.checkpoint.formats.gguf_rope import DIVISORS
+from megatron_ultralong.checkpoint.formats.gguf_file import DIVISORS
 from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
 from megatron_ultralong.checkpoint.formats.meta import MetaFolder
 from megatron_ultralong.checkpoint.formats.tensor_file import read_ahead

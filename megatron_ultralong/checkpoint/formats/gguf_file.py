@@ -3,8 +3,16 @@
 Its header has the metadata and a list of all tensors, and is made by the package ``gguf``; the
 tensors follow in the order of the list, each at a multiple of 32 bytes, and are written in place as
 they come. What stands in it is what ``convert_hf_to_gguf.py`` of llama.cpp makes of the Hugging
-Face folder of the same model, except for the rotary embedding
-(:mod:`megatron_ultralong.checkpoint.formats.gguf_rope`).
+Face folder of the same model, except for the rotary embedding, which is stated as llama.cpp
+computes it.
+
+What llama.cpp reads of that: ``rope.freq_base``; ``rope.scaling.type``, ``factor`` and
+``original_context_length``; a tensor ``rope_freqs.weight`` that every frequency is divided by; and
+``rope.scaling.attn_factor``, which multiplies the temperature 0.1 ln s + 1 that it gives to
+``yarn`` of itself, or 1. It has keys for betas and for the temperature itself
+(``yarn_beta_fast``, ``yarn_beta_slow``, ``yarn_attn_factor``), its converter writes them, and for
+``llama`` it looks at none of them. So what ``yarn`` there would get wrong is stated as divisors.
+For ``qwen2`` and ``qwen3`` it reads no divisors either, and such a model is refused.
 """
 
 import math
@@ -17,31 +25,120 @@ import torch
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside
 from megatron_ultralong.checkpoint.disk.large_files import TensorWriter
-from megatron_ultralong.checkpoint.formats.gguf_rope import DIVISORS, rope_values
+from megatron_ultralong.checkpoint.formats import gguf_values as typed
+from megatron_ultralong.checkpoint.formats import megatron, meta, weight_map
 from megatron_ultralong.checkpoint.formats.gguf_tokenizer import tokenizer_values
-from megatron_ultralong.checkpoint.formats.gguf_values import (
-    Value,
-    Values,
-    float32,
-    int32,
-    library,
-    named,
-    string,
-    uint32,
-)
+from megatron_ultralong.checkpoint.formats.gguf_values import Value, Values, library
 from megatron_ultralong.checkpoint.formats.hugging_face_config import CONFIG_FILE
 from megatron_ultralong.checkpoint.formats.kind import GGUF_FILE
-from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.formats.meta import in_meta_order
 from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo
-from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD, model_weights
+from megatron_ultralong.model import yarn
 from megatron_ultralong.model.shape import ModelConfig
+from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_json
 
+DIVISORS = "rope_freqs.weight"
+_SCALING = "rope.scaling."
+_USUAL_BETAS = (32.0, 1.0)
+"""Of llama.cpp, where no flag gives others."""
+
+
+def rope_values(
+    scaling: yarn.RopeScaling, model: ModelConfig
+) -> tuple[Values, torch.Tensor | None]:
+    """Metadata of a rotary embedding, and the divisors of its frequencies, float32 [D // 2].
+
+    The divisors are None where llama.cpp computes the frequencies from the metadata.
+
+    Raises:
+        InputError: they are needed, and it reads none in this architecture.
+    """
+    base = yarn.effective_rotary_base(scaling, model.kv_channels, model.rotary_base)
+    scaled, divisors = _scaling_values(scaling, model)
+    architecture = model.family.gguf
+    if divisors is not None and architecture != "llama":
+        raise InputError(
+            f"llama.cpp computes no such rotary embedding for {architecture} "
+            f"({yarn.describe(scaling, model.max_position_embeddings)}): it reads {DIVISORS} for "
+            "llama alone; train with linear, or with --ramp dimensions --beta-fast 32, or export "
+            "to Hugging Face"
+        )
+    values = {"rope.freq_base": typed.float32(base), **scaled}
+    return {f"{architecture}.{name}": value for name, value in values.items()}, divisors
+
+
+def _scaling_values(
+    scaling: yarn.RopeScaling, model: ModelConfig
+) -> tuple[Values, torch.Tensor | None]:
+    if scaling is None or isinstance(scaling, yarn.NtkConfig):
+        return {}, None
+    if isinstance(scaling, yarn.LinearConfig):
+        factor = typed.float32(scaling.scaling_factor)
+        return {_SCALING + "type": typed.string("linear"), _SCALING + "factor": factor}, None
+    betas = (scaling.beta_fast, scaling.beta_slow)
+    if scaling.ramp == "dimensions" and scaling.truncate and betas == _USUAL_BETAS:
+        return _yarn_values(scaling), None
+    values: Values = {}
+    if scaling.attention_factor != 1.0:
+        values[_SCALING + "attn_factor"] = typed.float32(scaling.attention_factor)
+    if scaling.ramp == "rotations":
+        return values, _llama3_divisors(scaling, model)
+    plain = yarn.rope_inv_freq(model.kv_channels, model.rotary_base)
+    scaled = yarn.yarn_inv_freq(scaling, model.kv_channels, model.rotary_base)
+    return values, torch.from_numpy(plain / scaled).float()
+
+
+def readers(scaling: yarn.RopeScaling, model: ModelConfig) -> str:
+    """Which build of llama.cpp was run with such a file, what it did, and by what it knows.
+
+    ``tools/compare_gguf.py`` runs it, without any flag of the rotary embedding.
+    """
+    values, divisors = rope_values(scaling, model)
+    kind = values.get(f"{model.family.gguf}.{_SCALING}type")
+    how = "rope_freqs.weight" if divisors is not None else kind.value if kind else "rope.freq_base"
+    return (
+        "b11549 was run with such a file and rotated as trained, without any flag of the rotary "
+        f"embedding: {how} in the file says how"
+    )
+
+
+def _yarn_values(scaling: yarn.YarnConfig) -> Values:
+    usual = yarn.yarn_attention_factor(scaling.scaling_factor)
+    values = {
+        "type": typed.string("yarn"),
+        "factor": typed.float32(scaling.scaling_factor),
+        "original_context_length": typed.uint32(scaling.original_max_position_embeddings),
+        "yarn_attn_factor": typed.float32(scaling.attention_factor),
+        "yarn_beta_fast": typed.float32(scaling.beta_fast),
+        "yarn_beta_slow": typed.float32(scaling.beta_slow),
+    }
+    if scaling.attention_factor != usual:
+        values["attn_factor"] = typed.float32(scaling.attention_factor / usual)
+    return {_SCALING + name: value for name, value in values.items()}
+
+
+def _llama3_divisors(scaling: yarn.YarnConfig, model: ModelConfig) -> torch.Tensor:
+    """What llama.cpp's converter makes of ``rope_type: llama3``, every product in float32.
+
+    It is up to 1e-6 from the quotient of the frequencies in float64, as transformers' own
+    frequencies are; files of one model should not depend on who converted it.
+    """
+    dimension = model.kv_channels
+    exponents = torch.arange(0, dimension, 2, dtype=torch.float32) / dimension
+    frequencies = 1.0 / (model.rotary_base**exponents)
+    length, factor = scaling.original_max_position_embeddings, scaling.scaling_factor
+    slow, fast = scaling.beta_slow, scaling.beta_fast
+    wavelengths = 2 * math.pi / frequencies
+    share = (length / wavelengths - slow) / (fast - slow)
+    mixed = 1 / ((1 - share) / factor + share)
+    divisors = torch.where(wavelengths > length / slow, factor, mixed)
+    return torch.where(wavelengths < length / fast, 1.0, divisors).float()
+
+
 _OUTSIDE = {
-    EMBEDDING: "token_embd.weight",
+    weight_map.EMBEDDING: "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
-    LM_HEAD: "output.weight",
+    weight_map.LM_HEAD: "output.weight",
 }
 _LAYER = {
     "input_layernorm": "attn_norm",
@@ -59,11 +156,11 @@ _LAYER = {
 _TYPES = {torch.float32: ("F32", 0), torch.float16: ("F16", 1), torch.bfloat16: ("BF16", 32)}
 """GGUF's name of a dtype, and the number of a file whose matrices have it."""
 _SAMPLING: dict[str, tuple[str, Callable[[Any], Value]]] = {
-    "top_k": ("top_k", int32),
-    "top_p": ("top_p", float32),
-    "min_p": ("min_p", float32),
-    "temperature": ("temp", float32),
-    "repetition_penalty": ("penalty_repeat", float32),
+    "top_k": ("top_k", typed.int32),
+    "top_p": ("top_p", typed.float32),
+    "min_p": ("min_p", typed.float32),
+    "temperature": ("temp", typed.float32),
+    "repetition_penalty": ("penalty_repeat", typed.float32),
 }
 """Keys of ``generation_config.json`` that llama.cpp samples by, their names there and types."""
 
@@ -82,7 +179,7 @@ def gguf_name(name: str) -> str:
 
 def stored(name: str, tensor: torch.Tensor, model: ModelConfig) -> torch.Tensor:
     """A Hugging Face tensor as the file has it: as in Meta's, where GGUF says ``llama``."""
-    return in_meta_order(name, tensor, model) if model.family.gguf == "llama" else tensor
+    return meta.in_meta_order(name, tensor, model) if model.family.gguf == "llama" else tensor
 
 
 def stored_info(info: TensorInfo) -> TensorInfo:
@@ -93,13 +190,13 @@ def stored_info(info: TensorInfo) -> TensorInfo:
 class GgufContents:
     """Everything of a GGUF file but its tensors' bytes: what stands in it, and where."""
 
-    def __init__(self, source: MegatronCheckpoint, dtype: torch.dtype | None) -> None:
+    def __init__(self, source: megatron.MegatronCheckpoint, dtype: torch.dtype | None) -> None:
         """Plan the file of ``source`` in ``dtype``; None keeps its own.
 
         Raises:
             InputError: the package ``gguf`` is not there, or llama.cpp has no such tokenizer.
         """
-        weights = model_weights(source.model)
+        weights = weight_map.model_weights(source.model)
         self.architecture = source.model.family.gguf
         self.divisors: torch.Tensor | None
         rope, self.divisors = rope_values(source.rope_scaling, source.model)
@@ -117,15 +214,15 @@ class GgufContents:
         check_inside(path, source.source_folder)
         config = read_json(path) if path.is_file() else JsonObject({}, str(path))
         self.values: Values = {
-            "general.architecture": string(self.architecture),
-            "general.type": string("model"),
+            "general.architecture": typed.string(self.architecture),
+            "general.type": typed.string("model"),
             **_sampling(source.source_folder),
-            "general.name": named("source_model", string, source.metadata.source_model),
-            "general.size_label": string(library().size_label(size, size, 0, 0)),
+            "general.name": typed.named("source_model", typed.string, source.metadata.source_model),
+            "general.size_label": typed.string(library().size_label(size, size, 0, 0)),
             **_shape_values(source.model),
             **rope,
-            "general.file_type": uint32(_TYPES[main][1]),
-            "general.quantization_version": uint32(library().GGML_QUANT_VERSION),
+            "general.file_type": typed.uint32(_TYPES[main][1]),
+            "general.quantization_version": typed.uint32(library().GGML_QUANT_VERSION),
             **tokenizer_values(source.source_folder, source.model.vocab_size, config),
         }
 
@@ -202,10 +299,9 @@ def _shape_values(model: ModelConfig) -> Values:
     architecture = model.family.gguf
     if architecture == "llama":  # llama.cpp takes the same for the others, whose files say neither
         counts |= {"vocab_size": model.vocab_size, "rope.dimension_count": model.kv_channels}
-    return {
-        **{f"{architecture}.{name}": named(name, uint32, n) for name, n in counts.items()},
-        f"{architecture}.attention.layer_norm_rms_epsilon": float32(model.norm_epsilon),
-    }
+    values = {name: typed.named(name, typed.uint32, n) for name, n in counts.items()}
+    values["attention.layer_norm_rms_epsilon"] = typed.float32(model.norm_epsilon)
+    return {f"{architecture}.{name}": value for name, value in values.items()}
 
 
 def _sampling(folder: Path) -> Values:
@@ -216,7 +312,7 @@ def _sampling(folder: Path) -> Values:
     given = read_json(path)
     found: dict[str, Value] = {}
     for key, (name, kind) in _SAMPLING.items():
-        value = given.integer(key, None) if kind is int32 else given.number(key, None)
+        value = given.integer(key, None) if kind is typed.int32 else given.number(key, None)
         if value is not None:
-            found[f"general.sampling.{name}"] = named(f"{path}: {key}", kind, value)
+            found[f"general.sampling.{name}"] = typed.named(f"{path}: {key}", kind, value)
     return found

@@ -15,7 +15,7 @@ import torch
 from megatron_ultralong.checkpoint.disk.large_files import TensorWriter
 from megatron_ultralong.checkpoint.formats import hugging_face_config, weight_files, weight_map
 from megatron_ultralong.checkpoint.formats.rope_block import rope_scaling
-from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope
+from megatron_ultralong.checkpoint.formats.rope_readers import Rope
 from megatron_ultralong.checkpoint.formats.tensor_file import DTYPES, TensorFile, TensorInfo
 from megatron_ultralong.checkpoint.formats.weight_map import EMBEDDING, LM_HEAD, Weight
 from megatron_ultralong.program.ending import tell

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from megatron_ultralong.checkpoint.disk.folder import check_inside
 from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata
 from megatron_ultralong.checkpoint.formats import rope_block
-from megatron_ultralong.checkpoint.formats.rope_verdicts import Rope
+from megatron_ultralong.checkpoint.formats.rope_readers import Rope
 from megatron_ultralong.model import yarn
 from megatron_ultralong.model.families import ARCHITECTURES, FAMILIES, refusal
 from megatron_ultralong.model.families.family import Family

@@ -19,10 +19,8 @@ from torch.distributed.checkpoint import api, default_planner, filesystem
 from torch.distributed.checkpoint.metadata import Metadata
 
 from megatron_ultralong.checkpoint.disk.large_files import Window
-from megatron_ultralong.checkpoint.formats.megatron import MegatronCheckpoint
-from megatron_ultralong.checkpoint.formats.pickles import UnsafeError, read_saved
+from megatron_ultralong.checkpoint.formats import megatron, pickles, torch_dist_metadata
 from megatron_ultralong.checkpoint.formats.torch_dist import COMMON_FILE, check_object, common_state
-from megatron_ultralong.checkpoint.formats.torch_dist_metadata import read_torch_dist_metadata
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.rope import AnglePrecision
 from megatron_ultralong.mcore.model import build_model, transformer_config
@@ -86,8 +84,8 @@ def _load(f: Any, *_: Any, **__: Any) -> Any:
             f = Window(f.base_stream, f.offset, f.len)
         if isinstance(f, str | Path):
             return _read_file(Path(f))
-        return read_saved(f)
-    except UnsafeError as error:
+        return pickles.read_saved(f)
+    except pickles.UnsafeError as error:
         where = name if isinstance(name, str | Path) else "a record of the checkpoint"
         raise InputError(
             f"{where} cannot be read as plain values ({error}): it is damaged or would run code; "
@@ -100,11 +98,11 @@ def _read_file(path: Path) -> Any:
         state = common_state(path.parent)  # releases before 0.19 look for the file alone
         if state is not None:
             return state
-    return read_saved(path)
+    return pickles.read_saved(path)
 
 
 def _read_metadata(self: filesystem.FileSystemReader, *_: Any, **__: Any) -> Metadata:
-    metadata = read_torch_dist_metadata(Path(self.path))
+    metadata = torch_dist_metadata.read_torch_dist_metadata(Path(self.path))
     for index, place in metadata.storage_data.items():
         if getattr(place, "transform_descriptors", None):  # it would be unpacked without bound
             raise InputError(
@@ -134,7 +132,7 @@ def load_common(folder: Path) -> dict[str, Any]:
         return state
 
 
-def load_weights(chunks: Sequence[GPTModel], checkpoint: MegatronCheckpoint) -> None:
+def load_weights(chunks: Sequence[GPTModel], checkpoint: megatron.MegatronCheckpoint) -> None:
     """Load the weights of a checkpoint into a model; every rank calls it.
 
     The layout that wrote them does not matter. Optimizer states in the folder are not loaded. Each
@@ -153,7 +151,7 @@ def load_weights(chunks: Sequence[GPTModel], checkpoint: MegatronCheckpoint) -> 
 
 
 def load_model(
-    checkpoint: MegatronCheckpoint,
+    checkpoint: megatron.MegatronCheckpoint,
     parallel: ParallelConfig,
     groups: ProcessGroupCollection,
     *,

@@ -2,9 +2,9 @@
 
 Checkpoints of Megatron-Core hold pickles in four places: ``.metadata``, ``common.pt``, and the
 records of tensors and of objects in ``.distcp`` files. Meta's and old Hugging Face models are
-pickles as a whole. ``pickle`` calls whatever a file names; here a file can name what the lists in
-:mod:`megatron_ultralong.checkpoint.formats.pickle_names` hold, and everything else is refused by
-the file's name. ``tests/test_doors.py`` sees to it that no other module unpickles.
+pickles as a whole. ``pickle`` calls whatever a file names; here a file can name what the lists
+below hold, plain data classes, tensors and nothing that acts, and everything else is refused by the
+file's name. ``tests/test_doors.py`` sees to it that no other module unpickles.
 """
 
 from __future__ import annotations
@@ -26,9 +26,103 @@ from typing import IO, Any, Final
 import torch
 from torch.distributed.checkpoint.metadata import Metadata
 
-from megatron_ultralong.checkpoint.formats import pickle_names
 from megatron_ultralong.program.errors import InputError, named, refused_file
 from megatron_ultralong.program.json_file import read_bounded
+
+METADATA_CLASSES = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
+    # Megatron-Core leaves its plan of the saving there too.
+    "torch.distributed.checkpoint.planner": {
+        "BytesIOWriteData",
+        "SavePlan",
+        "TensorWriteData",
+        "WriteItem",
+        "WriteItemType",
+    },
+    "megatron.core.dist_checkpointing.strategies.torch": {"MCoreMetadata", "MCoreSavePlan"},
+    "torch": {"Size", "device"},
+    "torch.serialization": {"_get_layout"},
+    "collections": {"OrderedDict"},
+    "pathlib": {"PosixPath"},
+}
+"""Plain data classes, and what their fields hold."""
+
+RECORD_CLASSES = (
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    "pathlib.PosixPath",
+    "io.BytesIO",
+    "signal.Signals",
+    "numpy.ndarray",
+    "numpy.dtype",
+    "numpy.dtypes.UInt32DType",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+    "megatron.core.enums.ModelType",
+    "megatron.core.optimizer.optimizer_config.OptimizerConfig",
+    "megatron.core.rerun_state_machine.RerunDiagnostic",
+    "megatron.core.rerun_state_machine.RerunMode",
+    "megatron.core.rerun_state_machine.RerunState",
+    "megatron.core.transformer.enums.AttnBackend",
+    "megatron.core.transformer.enums.CudaGraphModule",
+    "megatron.core.transformer.enums.CudaGraphScope",
+    "megatron.core.transformer.enums.InferenceCudaGraphScope",
+)
+"""What Megatron-LM 0.16 to 0.19 keeps besides tensors: its arguments and the states of random
+generators: what ``megatron.core.safe_globals`` names. These classes are looked up."""
+MEGATRON_CLASS = re.compile(r"megatron\.core(\.[a-z0-9_]+)+\.[A-Z][A-Za-z0-9]*")
+"""Classes of Megatron-Core. One that is not in the list, or not in this release, is not looked up:
+an object that does nothing stands for its values."""
+
+
+def is_record_class(name: str) -> bool:
+    """Whether records of objects may name this class."""
+    return name in RECORD_CLASSES or MEGATRON_CLASS.fullmatch(name) is not None
+
+
+TORCH_NAMES = {
+    "collections.OrderedDict",
+    "torch.Size",
+    "torch.device",
+    "torch._tensor._rebuild_from_type_v2",
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_parameter_with_state",
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_tensor_v3",
+    "torch.serialization._get_layout",
+    "torch.storage.UntypedStorage",
+    "_codecs.encode",
+}
+"""Of what torch allows by itself: enough for tensors. ``bytearray`` and ``Tensor`` take memory by
+a number in the file alone."""
+EXTRA_STATE_CLASSES = {
+    *(("builtins", name) for name in ("dict", "list", "tuple", "int", "float", "bool", "bytes")),
+    ("builtins", "str"),
+    ("collections", "OrderedDict"),
+    ("torch", "Size"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._tensor", "_rebuild_from_type_v2"),
+    ("torch.storage", "UntypedStorage"),
+    ("torch.storage", "_load_from_bytes"),
+    ("megatron.core.extensions.transformer_engine", "TEDelayedScaling"),
+    ("megatron.core.safe_globals", "safe_load_from_bytes"),
+}
+"""What Transformer Engine pickles into an FP8 layer's ``_extra_state``, besides its recipes."""
+RECIPES = "transformer_engine.common.recipe"
+CLASS_NAME = re.compile(r"_?[A-Z][A-Za-z0-9]*")
+"""A class of that module, and nothing that is reached through it: no ``os.system``."""
+
 
 _MAX_PICKLE_BYTES: Final = 4 * 2**20
 """Of the pickle in a file of ``torch.save``, without the tensors' bytes: thirty thousand tensors.
@@ -54,7 +148,7 @@ def read_saved(source: Path | IO[bytes], *, mmap: bool = False) -> Any:
     with source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream:
         names = _check_container(stream)
         stream.seek(0)
-    classes = {name for name in names if pickle_names.is_record_class(name)}
+    classes = {name for name in names if is_record_class(name)}
     if "numpy.dtype" in classes:  # makes one that is named nowhere: of numpy's random state
         classes.add("numpy.dtypes.UInt32DType")
     flags = {"mmap": True} if mmap else {}
@@ -128,7 +222,7 @@ class _MetadataUnpickler(pickle.Unpickler):
     """Unpickles the plain data classes of torch.distributed.checkpoint, and nothing that acts."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if name in pickle_names.METADATA_CLASSES.get(module, ()):
+        if name in METADATA_CLASSES.get(module, ()):
             return super().find_class(module, name)
         if _is_dtype(module, name):
             return getattr(torch, name)
@@ -152,12 +246,8 @@ class _Inert:
 
 class _ExtraStateUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        is_recipe = module == pickle_names.RECIPES and pickle_names.CLASS_NAME.fullmatch(name)
-        if (
-            is_recipe
-            or _is_dtype(module, name)
-            or (module, name) in pickle_names.EXTRA_STATE_CLASSES
-        ):
+        is_recipe = module == RECIPES and CLASS_NAME.fullmatch(name)
+        if is_recipe or _is_dtype(module, name) or (module, name) in EXTRA_STATE_CLASSES:
             return _Inert
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a module's state")
 
@@ -205,9 +295,9 @@ class StandIn:
 def _record_class(path: str) -> Any:
     """The class, as torch wants it: with the name that files give it where it has another now."""
     module, name = path.rsplit(".", 1)
-    is_megatron = bool(pickle_names.MEGATRON_CLASS.fullmatch(path))
+    is_megatron = bool(MEGATRON_CLASS.fullmatch(path))
     found = None
-    if path in pickle_names.RECORD_CLASSES:
+    if path in RECORD_CLASSES:
         try:
             found = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError):
@@ -276,10 +366,10 @@ def _names(data: IO[bytes]) -> set[str]:
         for opcode, argument, _ in pickletools.genops(data)
         if opcode.name == "GLOBAL"
     }
-    for name in sorted(names - pickle_names.TORCH_NAMES):
+    for name in sorted(names - TORCH_NAMES):
         module, _, last = name.rpartition(".")  # torch.bfloat16, torch.BFloat16Storage
         if not (
-            pickle_names.is_record_class(name)
+            is_record_class(name)
             or _is_dtype(module, last)
             or (module == "torch" and last.endswith("Storage"))
         ):

@@ -12,9 +12,7 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 
 from megatron_ultralong.checkpoint.disk.folder import check_inside
-from megatron_ultralong.data.tokenize import tokenising
-from megatron_ultralong.data.tokenize.folder_template import MAX_TEMPLATE_BYTES, template_files
-from megatron_ultralong.data.tokenize.refused_tokenizer import is_failure
+from megatron_ultralong.data.tokenize import folder_template, refused_tokenizer, tokenising
 from megatron_ultralong.model.shape import MOST_IDS
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import JsonObject, read_bounded, read_json
@@ -219,7 +217,7 @@ def encode(tokenizer: Tokenizer, text: str, path: Path, *, add_special_tokens: b
     try:
         return tokenizer.encode(text, add_special_tokens=add_special_tokens)
     except BaseException as error:
-        if not is_failure(error):
+        if not refused_tokenizer.is_failure(error):
             raise
         reason = str(error)[:_SHOWN]
         raise InputError(
@@ -228,10 +226,10 @@ def encode(tokenizer: Tokenizer, text: str, path: Path, *, add_special_tokens: b
 
 
 def _templates(folder: Path) -> Iterator[tuple[str, str]]:
-    for name, path in template_files(folder).items():
+    for name, path in folder_template.template_files(folder).items():
         check_inside(path, folder)
         try:
-            text = read_bounded(path, MAX_TEMPLATE_BYTES).decode()
+            text = read_bounded(path, folder_template.MAX_TEMPLATE_BYTES).decode()
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8 ({error.reason}): copy it again") from error
         # as Python reads a file of text

@@ -21,15 +21,9 @@ import torch
 from torch.distributed.checkpoint import default_planner, filesystem, planner
 from torch.distributed.checkpoint import metadata as dcp
 
+from megatron_ultralong.checkpoint.disk import large_files
 from megatron_ultralong.checkpoint.disk.checksums import checksum, write_checksums
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE
-from megatron_ultralong.checkpoint.disk.large_files import (
-    ChunkedFile,
-    HashingThreads,
-    let_go,
-    save_values,
-    sync,
-)
 from megatron_ultralong.checkpoint.formats import torch_dist, torch_dist_metadata, weight_map
 from megatron_ultralong.checkpoint.formats.tensor_file import read_ahead
 from megatron_ultralong.model.shape import ModelConfig
@@ -101,13 +95,13 @@ def write_torch_dist(
     plans, metadata = default_planner.create_default_global_save_plan([plan])
     path = folder / _DATA_FILE
     path.touch()
-    with path.open("r+b") as file, HashingThreads() as hashing:
+    with path.open("r+b") as file, large_files.HashingThreads() as hashing:
         places = _write_weights(file, weights, source, journal, advance, hashing)
         places += [append([None], file, sum(places[-1]), hashing)]
         # all the empty objects are one
         places += places[-1:] * (len(objects) - 1)
         file.truncate(sum(places[-1]))
-        sync(file)
+        large_files.sync(file)
     metadata.storage_data = {
         item.index: filesystem._StorageInfo(_DATA_FILE, offset, length)
         for item, (offset, length) in zip(plans[0].items, places, strict=True)
@@ -122,7 +116,7 @@ def write_torch_dist(
         # how the layers are keyed: stacked, not one by one
         "content_metadata": {"singleton_local_shards": False},
     }
-    save_values(common, folder / torch_dist.COMMON_FILE)
+    large_files.save_values(common, folder / torch_dist.COMMON_FILE)
     (folder / FORMAT_FILE).write_text(json.dumps(_FORMAT), encoding="utf-8")
     small = (torch_dist_metadata.METADATA_FILE, torch_dist.COMMON_FILE, FORMAT_FILE)
     checksums = {name: checksum(folder / name) for name in small}
@@ -135,7 +129,7 @@ def _write_weights(
     source: weight_map.WeightSource,
     journal: Journal,
     advance: Callable[[int], None],
-    hashing: HashingThreads,
+    hashing: large_files.HashingThreads,
 ) -> list[tuple[int, int]]:
     """Offset and length of every weight in ``file``, one behind the other."""
     done = list(itertools.takewhile(lambda weight: weight.label in journal.entries, weights))
@@ -147,17 +141,19 @@ def _write_weights(
         shaped = tensor.reshape(weight.stacked(1)[1])
         places.append(append(shaped, file, end, hashing))
         hashing.wait()
-        let_go(file)
+        large_files.let_go(file)
         end = sum(places[-1])
         advance(tensor.nbytes)
         note = {"place": places[-1]}
-        journal.add(weight.label, note, lambda: sync(file), tensor.nbytes)
+        journal.add(weight.label, note, lambda: large_files.sync(file), tensor.nbytes)
         del tensor, shaped
-    journal.flush(lambda: sync(file))
+    journal.flush(lambda: large_files.sync(file))
     return places
 
 
-def append(value: object, file: IO[bytes], offset: int, hashing: HashingThreads) -> tuple[int, int]:
+def append(
+    value: object, file: IO[bytes], offset: int, hashing: large_files.HashingThreads
+) -> tuple[int, int]:
     """Write a record at ``offset``, the end of ``file``: its place, as offset and length.
 
     ``value`` is for ``torch.save``, or its bytes; a tensor's must not change before
@@ -185,10 +181,10 @@ def _alone(tensor: torch.Tensor) -> torch.Tensor:
     return torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape)
 
 
-class _Record(ChunkedFile):
+class _Record(large_files.ChunkedFile):
     """A file for ``torch.save``, whose bytes are hashed too: those of a tensor where they are."""
 
-    def __init__(self, file: IO[bytes], value: object, hashing: HashingThreads) -> None:
+    def __init__(self, file: IO[bytes], value: object, hashing: large_files.HashingThreads) -> None:
         super().__init__(file)
         self._hashing = hashing
         self._address, self._bytes = 0, memoryview(b"")

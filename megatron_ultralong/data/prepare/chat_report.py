@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megatron_ultralong.data.prepare import report
-from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSource
+from megatron_ultralong.data.rows.manifest import ChatManifest, ChatSource
 from megatron_ultralong.data.rows.stored import ChatRows
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.errors import counted

@@ -18,8 +18,8 @@ from megatron_ultralong.data.read.conversation import Conversation, Conversation
 from megatron_ultralong.data.read.reading import ConversationReader
 from megatron_ultralong.data.read.record import text_error
 from megatron_ultralong.data.read.sources import Source, check_unchanged
-from megatron_ultralong.data.rows.chat_manifest import ChatLengths, ChatSource
 from megatron_ultralong.data.rows.indexed import token_dtype
+from megatron_ultralong.data.rows.manifest import ChatLengths, ChatSource
 from megatron_ultralong.data.store.documents import DocumentStore
 from megatron_ultralong.data.store.shards import BATCH_CHARACTERS, summarise
 from megatron_ultralong.data.tokenize import chat_encoder, chat_template

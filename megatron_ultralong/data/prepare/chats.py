@@ -19,26 +19,21 @@ import numpy as np
 from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.pack import packing, sampling
 from megatron_ultralong.data.pack.packing import Int64Array, RowPlan
-from megatron_ultralong.data.prepare.chat_report import draw_chat_lengths, print_chat_summary
-from megatron_ultralong.data.prepare.chat_store import ChatStore, tokenise_chats
+from megatron_ultralong.data.prepare import chat_report, chat_store
 from megatron_ultralong.data.read.sources import Source, parse_sources, warn_of_output
-from megatron_ultralong.data.rows import chat_manifest as manifests
-from megatron_ultralong.data.rows import packed, stored
-from megatron_ultralong.data.rows.chat_manifest import ChatManifest, ChatSplit
-from megatron_ultralong.data.rows.indexed import IndexedWriter
-from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER, write_manifest
+from megatron_ultralong.data.rows import indexed, packed, stored
+from megatron_ultralong.data.rows import manifest as manifests
 from megatron_ultralong.data.store.documents import RowWriter
 from megatron_ultralong.data.tokenize import engines, template_comparison, trained_template
 from megatron_ultralong.data.tokenize.chat_template import TEMPLATES, ChatTemplate, resolved_date
 from megatron_ultralong.data.tokenize.folder_template import FolderTemplate, folder_template
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer, copy_tokenizer
-from megatron_ultralong.program.ending import tell
+from megatron_ultralong.program import ending, output
 from megatron_ultralong.program.errors import InputError, counted
-from megatron_ultralong.program.output import OutputFolder, output_folder
 from megatron_ultralong.sequence.documents import document_split, split_place
 
 
-def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
+def prepare_chat(config: PrepareChatConfig) -> manifests.ChatManifest:
     """Prepare the rows, print tables, and return the manifest that was written.
 
     Raises:
@@ -47,33 +42,33 @@ def prepare_chat(config: PrepareChatConfig) -> ChatManifest:
     """
     config.check()
     if note := packing.not_splittable(config.seq_length):
-        tell(note)
+        ending.tell(note)
     date = resolved_date(config.date_string, datetime.date.today())
     config = dataclasses.replace(config, date_string=date)
     sources = parse_sources(config.source)
     warn_of_output(sources, config.output)
-    with output_folder(config.output, "prepare chat") as work:
+    with output.output_folder(config.output, "prepare chat") as work:
         store, facts = _tokenise(config, sources, work)
         work.result = work.new_folder("rows")
         manifest = _write(config, store, facts, work.result)
-        draw_chat_lengths(work.result, manifest)
-    print_chat_summary(manifest, config.output, store.tokenizer)
+        chat_report.draw_chat_lengths(work.result, manifest)
+    chat_report.print_chat_summary(manifest, config.output, store.tokenizer)
     return manifest
 
 
 def _tokenise(
-    config: PrepareChatConfig, sources: tuple[Source, ...], work: OutputFolder
-) -> tuple[ChatStore, dict[str, Any]]:
+    config: PrepareChatConfig, sources: tuple[Source, ...], work: output.OutputFolder
+) -> tuple[chat_store.ChatStore, dict[str, Any]]:
     """Every conversation, and what the manifest says of template and tokenizer."""
     chosen = engines.choose_tokenizer(config.tokenizer, config.tokenizer_engine)
     if lost := engines.lost_letters(chosen.tokenizer):
-        tell(lost)
+        ending.tell(lost)
     with _open_template(config, chosen.tokenizer) as (template, folder):
         folder_date = "" if folder is None else folder.own_date(config.date_string)
         (_, reason), store = engines.tokenise_by(
             chosen,
             config.tokenizer_engine,
-            lambda found: tokenise_chats(
+            lambda found: chat_store.tokenise_chats(
                 config, template, sources, found, work.new_folder("tokens"), folder
             ),
         )
@@ -105,8 +100,8 @@ def _open_template(
 
 
 def _write(
-    config: PrepareChatConfig, store: ChatStore, facts: Mapping[str, Any], folder: Path
-) -> ChatManifest:
+    config: PrepareChatConfig, store: chat_store.ChatStore, facts: Mapping[str, Any], folder: Path
+) -> manifests.ChatManifest:
     documents, tokenizer = store.documents, store.tokenizer
     names = ("train", "valid") if config.valid_fraction else ("train",)
     splits = np.array(
@@ -120,7 +115,7 @@ def _write(
             raise _empty_split(config, name, store)
         plans[name] = _plan(config, order, documents.lengths)
     found = {
-        name: ChatSplit(
+        name: manifests.ChatSplit(
             num_examples=written.num_documents,
             num_rows=written.num_rows,
             num_tokens=written.num_tokens - written.num_padding_tokens,
@@ -131,9 +126,9 @@ def _write(
         )
         for name, written in writer.write(folder, plans).items()
     }
-    copy_tokenizer(tokenizer, folder / TOKENIZER_FOLDER)
-    manifest = ChatManifest(
-        format_version=manifests.FORMAT_VERSION,
+    copy_tokenizer(tokenizer, folder / manifests.TOKENIZER_FOLDER)
+    manifest = manifests.ChatManifest(
+        format_version=manifests.CHAT_FORMAT_VERSION,
         seq_length=config.seq_length,
         max_length=config.max_length,
         too_long=config.too_long,
@@ -154,13 +149,13 @@ def _write(
     )
     template = trained_template.template_of(folder, manifest)
     manifest = dataclasses.replace(manifest, chat_template_sha256=template.sha256)
-    if template.lacks(folder / TOKENIZER_FOLDER):
-        template.put(folder / TOKENIZER_FOLDER)
-    write_manifest(folder / manifests.FILE_NAME, manifest)
+    if template.lacks(folder / manifests.TOKENIZER_FOLDER):
+        template.put(folder / manifests.TOKENIZER_FOLDER)
+    manifests.write_manifest(folder / manifests.CHAT_FILE_NAME, manifest)
     return manifest
 
 
-def _empty_split(config: PrepareChatConfig, name: str, store: ChatStore) -> InputError:
+def _empty_split(config: PrepareChatConfig, name: str, store: chat_store.ChatStore) -> InputError:
     """Of a split without conversations: how many there are, and a fraction that holds some out."""
     ids = store.documents.ids
     places = sorted(split_place(i, config.seed) for i in ids)
@@ -211,13 +206,13 @@ def _plan(config: PrepareChatConfig, order: Int64Array, lengths: Int64Array) -> 
     return plan
 
 
-def _write_targets(prefix: Path, plan: RowPlan, store: ChatStore) -> int:
+def _write_targets(prefix: Path, plan: RowPlan, store: chat_store.ChatStore) -> int:
     """``PREFIX.targets.bin/.idx``: a row's number of targets, then their starts and stops.
 
     Returns the number of tokens to be learnt.
     """
     total = 0
-    with IndexedWriter(stored.targets_prefix(prefix), np.dtype("<i4")) as writer:
+    with indexed.IndexedWriter(stored.targets_prefix(prefix), np.dtype("<i4")) as writer:
         for row in plan.rows:
             parts, filled = [], 0
             for example, start, stop in row.tolist():

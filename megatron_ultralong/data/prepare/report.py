@@ -17,8 +17,14 @@ from megatron_ultralong.data.pack.packing import Int64Array
 from megatron_ultralong.data.pack.sampling import Float64Array, LengthSampling
 from megatron_ultralong.data.read.reading import MAX_BAD_SHOWN
 from megatron_ultralong.data.read.sources import FileCount
-from megatron_ultralong.data.rows.chat_manifest import ChatLengths, ChatSource
-from megatron_ultralong.data.rows.manifest import BinSummary, InputSummary, LengthCount, Manifest
+from megatron_ultralong.data.rows.manifest import (
+    BinSummary,
+    ChatLengths,
+    ChatSource,
+    InputSummary,
+    LengthCount,
+    Manifest,
+)
 from megatron_ultralong.data.rows.packed import PackedRows
 from megatron_ultralong.data.store.documents import DocumentStore
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer

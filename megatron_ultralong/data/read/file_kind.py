@@ -13,10 +13,8 @@ from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_ultralong.data.read import compression, file_names
+from megatron_ultralong.data.read import compression, file_names, record, signatures
 from megatron_ultralong.data.read.options import FileFormat
-from megatron_ultralong.data.read.record import TooLargeError, json_value
-from megatron_ultralong.data.read.signatures import signature_problem
 
 FORMATS: dict[str, FileFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 """Format by suffix, without that of the compression."""
@@ -88,7 +86,7 @@ def file_kind(path: Path, file_format: FileFormat) -> FileKind:
     by_suffix = file_names.UNREAD_SUFFIXES.get(suffix, "")
     inner = compression.compression_of(head)
     twice = f"is {inner} inside {compressed}: decompress it once" if compressed and inner else ""
-    problem = twice or signature_problem(head) or by_suffix
+    problem = twice or signatures.signature_problem(head) or by_suffix
     if problem:
         return FileKind(by_name, problem)
     head = head.removeprefix(BOM_UTF8)
@@ -133,7 +131,7 @@ def nul_problem(at: int) -> str:
 def _download_problem(head: bytes) -> str:
     """Of a file that is not even what its last suffix says."""
     is_page = head.lstrip()[:1] == b"<"
-    return signature_problem(head) or (_PAGE if is_page else "")
+    return signatures.signature_problem(head) or (_PAGE if is_page else "")
 
 
 def _parquet_problem(compressed: str, head: bytes) -> str:
@@ -236,6 +234,6 @@ def _holds_json_lines(head: bytes, is_whole: bool) -> bool:
 
 def _value(text: bytes) -> Any:
     try:
-        return json_value(text)
-    except (json.JSONDecodeError, UnicodeDecodeError, TooLargeError):
+        return record.json_value(text)
+    except (json.JSONDecodeError, UnicodeDecodeError, record.TooLargeError):
         return None

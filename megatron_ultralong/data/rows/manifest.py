@@ -1,8 +1,9 @@
-"""``manifest.json`` beside packed rows: what they are made of, and what their reader must know."""
+"""``manifest.json`` or ``chat_manifest.json`` beside packed rows: what their reader must know."""
 
 import dataclasses
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -16,12 +17,11 @@ from megatron_ultralong.program.json_file import read_json
 Contents = TypeVar("Contents")
 _HALF = re.compile("[\ud800-\udfff]")
 
-FORMAT_VERSION = 4
+FORMAT_VERSION, CHAT_FORMAT_VERSION = 4, 2
+FILE_NAME, CHAT_FILE_NAME = "manifest.json", "chat_manifest.json"
+"""Beside rows of documents, and beside rows of conversations."""
 _MAX_BYTES = 64 * 2**20
 """Of a manifest, which names every input file: a million of them."""
-FILE_NAME = "manifest.json"
-CHAT_FILE_NAME = "chat_manifest.json"
-"""Of rows of conversations (``chat_manifest.py``)."""
 TOKENIZER_FOLDER = "tokenizer"
 
 
@@ -256,3 +256,143 @@ def read_manifest(file: Path, format_version: int, kind: type[Contents], way_out
             f"{file} lacks a field or has an unknown one (field {place}{what}: {first['msg']}); "
             "prepare the rows again"
         ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatSource(Record):
+    """What was found at one ``--source``."""
+
+    name: str
+    path: str
+    files: list[FileSummary]
+    counts: list[FileCount]
+    """All files that stand there, read and left out, by suffix and reason."""
+    num_cut_files: int
+    """Files of which the rest, from a bad record on, could not be read."""
+    bad: list[str]
+    """Where the first bad conversations stand, and what is wrong with them."""
+    num_conversations: int
+    """Conversations that can be trained on, duplicates and too long ones included."""
+    num_bad: dict[str, int]
+    """Conversations skipped under ``--skip-bad``, by what is wrong with them."""
+    num_duplicates: int
+    """Dropped: an equal one came before, in this source or an earlier one."""
+    num_too_long: int
+    """Dropped under ``too_long: drop``."""
+    num_truncated: int
+    """Cut under ``too_long: truncate``."""
+    num_nothing_left: int
+    """Dropped: no token to be learnt, cut short or with a weight of 0 in every turn."""
+    num_cut_at_start: int
+    """Conversations without the turns before the first of the user's, which answer nothing."""
+    num_cut_at_end: int
+    """Conversations without the turns behind the last of the assistant's."""
+    num_turns_cut: int
+    """Turns that these two left out."""
+    num_turns_not_learnt: int
+    """Turns of the assistant's that are read but not learnt: of weight 0, or in a prompt."""
+    num_with_reasoning: int
+    """Conversations with the assistant's reasoning, see ``reasoning``."""
+    num_kept_nulls: int
+    """Nulls of ``default`` and ``const`` in tools that came from Arrow's structs and were kept."""
+    num_examples: int
+    """Conversations in the rows."""
+    num_tokens: int
+    """Their tokens."""
+    num_target_tokens: int
+    """Of these, tokens to be learnt."""
+    longest: int
+    """Tokens of the longest conversation found, before any was dropped or cut."""
+    unread_keys: dict[str, int]
+    """Keys of records that are not read, and how many records have them."""
+    refused_files: dict[str, str] = dataclasses.field(default_factory=dict, repr=False)
+    """Files of which no conversation could be read: where the first stands, and what is wrong."""
+    num_with_marks: int = dataclasses.field(default=0, repr=False)
+    """Conversations that have texts of special tokens, which are written as text."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatLengths(Record):
+    """Conversations of one source of ``min_length`` up to twice as many tokens, as found."""
+
+    source: str
+    min_length: int
+    """A power of two."""
+    num_conversations: int
+    num_tokens: int
+    num_too_long: int
+    """Of them, above the limit: dropped or cut."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatSplit(Record):
+    """One pair of ``.bin`` and ``.idx``."""
+
+    num_examples: int
+    num_rows: int
+    num_tokens: int
+    """Without padding."""
+    num_target_tokens: int
+    num_padding_tokens: int
+    longest: int
+    """Tokens of its longest conversation."""
+    checksums: dict[str, str] = dataclasses.field(default_factory=dict, repr=False)
+    """As those of :class:`~megatron_ultralong.data.rows.manifest.SplitSummary`; also of targets."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatManifest(Record):
+    """Everything that determined the rows; equal input gives an equal manifest and equal rows."""
+
+    format_version: int
+    seq_length: int
+    max_length: int
+    too_long: str
+    packing: str
+    chat_template: str
+    date_string: str
+    """The date in the conversations, ``today`` resolved."""
+    folder_template_checked: bool
+    """The tokenizer's folder has a template, and it writes the same."""
+    folder_template_date: str
+    """The date that it writes where engines give it none: ``same``, another ``fixed`` one,
+    ``today``; empty where there is none, or it was not looked at."""
+    learnt: str
+    """``assistant``: its turns and their ends; ``marked``: what the folder's template marks."""
+    reasoning: str
+    """``drop`` or ``keep``."""
+    valid_fraction: float
+    seed: int
+    tokenizer_sha256: str
+    tokenizer_engine: str
+    tokenizer_engine_reason: str
+    """Why it was not gigatoken; empty if it was."""
+    vocab_size: int
+    """Largest id + 1."""
+    sources: list[ChatSource]
+    lengths: list[ChatLengths]
+    splits: dict[str, ChatSplit]
+    versions: dict[str, str]
+    chat_template_sha256: str = ""
+    """SHA-256 of the template's text; empty: the rows are of a version that did not state it."""
+
+
+def load_chat_manifest(folder: str | Path) -> ChatManifest:
+    """Read ``FOLDER/chat_manifest.json``.
+
+    Raises:
+        InputError: where it is missing, broken or of another format version.
+    """
+    folder = Path(folder)
+    way_out = "give the output folder of `ultralong prepare chat`"
+    if folder.is_file():
+        way_out = (
+            "that is a file, not a folder of rows; make one with `ultralong prepare chat --source "
+            f"NAME={shlex.quote(str(folder))}`"
+        )
+    elif (folder / FILE_NAME).is_file():
+        way_out = (
+            "these are rows of documents; conversations are made into rows by `ultralong prepare "
+            "chat`"
+        )
+    return read_manifest(folder / CHAT_FILE_NAME, CHAT_FORMAT_VERSION, ChatManifest, way_out)

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.rows.chat_manifest import ChatManifest
 from megatron_ultralong.data.rows.indexed import IndexedReader, unknown_id, why_unknown
-from megatron_ultralong.data.rows.manifest import Manifest
+from megatron_ultralong.data.rows.manifest import ChatManifest, Manifest
 from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.sequence.documents import Row, document_boundaries
 

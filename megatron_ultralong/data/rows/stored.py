@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from megatron_ultralong.data.rows.chat_manifest import ChatManifest
 from megatron_ultralong.data.rows.indexed import IndexedReader
+from megatron_ultralong.data.rows.manifest import ChatManifest
 from megatron_ultralong.data.rows.packed import PackedRows, rows_of
 from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.sequence.document_mask import DocumentMask

@@ -13,12 +13,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from megatron_ultralong.data.read.conversation import Conversation, Message
-from megatron_ultralong.data.tokenize.chat_template import date_of
-from megatron_ultralong.data.tokenize.template_worker import SECONDS
-from megatron_ultralong.data.tokenize.tokenising import named_tokens, side_file
-from megatron_ultralong.program.aside import files_in
+from megatron_ultralong.data.tokenize import chat_template, template_worker, tokenising
+from megatron_ultralong.program import aside, json_file
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.json_file import read_bounded
 
 TEMPLATE_FILE, TEMPLATE_FOLDER = "chat_template.jinja", "additional_chat_templates"
 
@@ -107,8 +104,8 @@ class TemplateProcess(contextlib.ExitStack):
         status = self._process.wait()
         if status == -signal.SIGXCPU:
             return (
-                f"it takes more than {SECONDS} s of processor time, where a conversation takes a "
-                "thousandth"
+                f"it takes more than {template_worker.SECONDS} s of processor time, where a "
+                "conversation takes a thousandth"
             )
         return f"the process that renders it ended with status {status}"
 
@@ -167,7 +164,7 @@ class FolderTemplate(TemplateProcess):
             if _SIGN.search(part) and len("".join(part.split())) >= _LEAST_CHARACTERS
         ]
         """Texts in it, such as ``</think>``, that it may look for in contents."""
-        named = named_tokens(folder)
+        named = tokenising.named_tokens(folder)
         tokens = {name: named.get(name, "") for name in _SPECIAL_TOKENS}
         self.eos = tokens["eos_token"]
         """Text of the folder's EOS; empty where it names none."""
@@ -230,7 +227,7 @@ class FolderTemplate(TemplateProcess):
         """What it writes for messages; without a ``date`` the one that it has or finds, ``now``."""
         if date is not None:
             options["date_string"] = date
-            now = date_of(date)
+            now = chat_template.date_of(date)
         return self.render_marked(
             now,
             messages=messages,
@@ -267,7 +264,7 @@ def template_files(folder: Path) -> dict[str, Path]:
     """Files of the templates in a tokenizer's folder, by the names that transformers gives them."""
     main = folder / TEMPLATE_FILE
     found = {"default": main} if main.is_file() else {}
-    return found | {path.stem: path for path in files_in(folder / TEMPLATE_FOLDER, "*.jinja")}
+    return found | {path.stem: path for path in aside.files_in(folder / TEMPLATE_FOLDER, "*.jinja")}
 
 
 def folder_template(folder: Path, name: str = "default") -> str | None:
@@ -279,10 +276,10 @@ def folder_template(folder: Path, name: str = "default") -> str | None:
     files = template_files(folder)
     if file := files.get(name):
         try:
-            return read_bounded(file, MAX_TEMPLATE_BYTES).decode()
+            return json_file.read_bounded(file, MAX_TEMPLATE_BYTES).decode()
         except UnicodeDecodeError as error:
             raise InputError(f"{file} is not UTF-8 ({error.reason}): copy it again") from error
-    value = side_file(folder, "tokenizer_config.json").get("chat_template")
+    value = tokenising.side_file(folder, "tokenizer_config.json").get("chat_template")
     if isinstance(value, list):
         entries = [entry for entry in value if isinstance(entry, dict)]
         value = next((e.get("template") for e in entries if e.get("name") == name), None)

@@ -11,18 +11,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_ultralong.data.rows.chat_manifest import ChatManifest
-from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER
-from megatron_ultralong.data.tokenize import tokenising
+from megatron_ultralong.data.rows.manifest import TOKENIZER_FOLDER, ChatManifest
+from megatron_ultralong.data.tokenize import engines, refused_tokenizer, tokenising
 from megatron_ultralong.data.tokenize.chat_template import END, TEMPLATES
-from megatron_ultralong.data.tokenize.engines import open_reference
 from megatron_ultralong.data.tokenize.folder_template import (
     TEMPLATE_FILE,
     TEMPLATE_FOLDER,
     FolderTemplate,
     folder_template,
 )
-from megatron_ultralong.data.tokenize.refused_tokenizer import NAMES
 from megatron_ultralong.data.tokenize.tokenising import DocumentTokenizer
 from megatron_ultralong.program.aside import remove, write_aside
 from megatron_ultralong.program.errors import InputError, counted
@@ -90,8 +87,8 @@ class TrainedTemplate(NamedTuple):
         Raises:
             InputError: a file of the folder is damaged.
         """
-        has_tokenizer = any((folder / name).is_file() for name in NAMES)
-        return _unnamed(folder, open_reference(folder), self.ends) if has_tokenizer else {}
+        has_tokenizer = any((folder / name).is_file() for name in refused_tokenizer.NAMES)
+        return _unnamed(folder, engines.open_reference(folder), self.ends) if has_tokenizer else {}
 
     def stop_at_ends(self, folder: Path) -> None:
         """Let ``generation_config.json`` name them too, from which engines take their stops.
@@ -195,7 +192,7 @@ def missed_end(folder: Path) -> tuple[str, int] | None:
         InputError: a file of the folder is damaged.
     """
     template = folder_template(folder)
-    if template is None or not any((folder / name).is_file() for name in NAMES):
+    if template is None or not any((folder / name).is_file() for name in refused_tokenizer.NAMES):
         return None
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
     try:
@@ -204,7 +201,7 @@ def missed_end(folder: Path) -> tuple[str, int] | None:
             text, eos = process.render_messages(messages, None).text, process.eos
     except InputError:  # whoever renders it is told
         return None
-    behind, tokenizer = text.rpartition(_ANSWER)[2].lstrip(), open_reference(folder)
+    behind, tokenizer = text.rpartition(_ANSWER)[2].lstrip(), engines.open_reference(folder)
     ends = [one for one in tokenizer.special_texts if one != eos and behind.startswith(one)]
     end = max(ends, key=len, default="")
     return next(iter(_unnamed(folder, tokenizer, [end] if end else []).items()), None)

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.evaluation.asking import samples
-from megatron_ultralong.evaluation.models.interface import Generator, Model, check_length
-from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.models import interface, opening
 from megatron_ultralong.evaluation.results import file, result, tables
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.program.ending import tell
+from megatron_ultralong.program import ending, terminal
 from megatron_ultralong.program.journal import Journal, open_journal, sample_key
-from megatron_ultralong.program.terminal import Console
 
 Entries = Sequence[Mapping[str, Any]]
 """What the journal has of a benchmark's samples, in their order."""
@@ -24,7 +22,7 @@ Places = Mapping[tuple[str, str], Callable[[Mapping[str, Any]], bool]]
 def run_benchmark(
     asked: Sequence[samples.Sample[samples.Reply]],
     put: samples.Put[samples.Reply],
-    subject: Subject[Model],
+    subject: opening.Subject[interface.Model],
     *,
     kind: result.Kind,
     config: Any,
@@ -70,7 +68,7 @@ def run_benchmark(
 
 def show(measured: result.Result, journal: Journal) -> None:
     """Print the table, and write the result where there is a folder for it."""
-    Console().print(tables.score_table(measured))
+    terminal.Console().print(tables.score_table(measured))
     if journal.folder is not None:
         file.write_results(journal.folder / f"{measured.kind.name}.json", [measured])
 
@@ -102,7 +100,7 @@ class Question:
 
 def evaluate_questions(
     questions: Sequence[Question],
-    subject: Subject[Generator],
+    subject: opening.Answerer,
     *,
     kind: result.Kind,
     config: Any,
@@ -135,13 +133,13 @@ def evaluate_questions(
     """
     longest, what = max(lengths.items())
     what = f"{what} ({longest} tokens)"
-    check_length(subject.model, longest, config.beyond_trained_positions, what=what)
+    interface.check_length(subject.model, longest, config.beyond_trained_positions, what=what)
     tokenizer = subject.tokenizer
     stop_ids = tokenizer.stop_ids(getattr(config, "prompt_template", "base"))
     if note := tokenizer.not_applied():
         notes = [*notes, note]
         if subject.model.is_main:
-            tell(f"warning: {note}")
+            ending.tell(f"warning: {note}")
     return run_benchmark(
         [_sample(question, tokenizer, sorted(stop_ids)) for question in questions],
         *(samples.writing(subject.model, stop_ids), subject),

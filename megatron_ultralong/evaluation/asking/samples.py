@@ -19,12 +19,10 @@ from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.generation.prompt_tokenizer import IdArray
 from megatron_ultralong.model.flops import forward_flops, peak_tflops
 from megatron_ultralong.model.shape import ModelConfig
-from megatron_ultralong.program.ending import tell
+from megatron_ultralong.program import ending, quantity, ranks
 from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.program.journal import Journal
 from megatron_ultralong.program.progress import progress
-from megatron_ultralong.program.quantity import duration
-from megatron_ultralong.program.ranks import world_size
 from megatron_ultralong.sequence.documents import causal_area
 
 
@@ -51,7 +49,7 @@ class CostEstimate:
         return (
             f"{counted(self.num_samples, 'sample')}, {self.num_tokens:,} tokens, "
             f"{self.flops:.3g} FLOP: {_hours(self.gpu_hours)} GPU-hours at {self.tflops:g} "
-            f"TFLOP/s a GPU, {duration(seconds)} on {self.num_ranks}"
+            f"TFLOP/s a GPU, {quantity.duration(seconds)} on {self.num_ranks}"
         )
 
 
@@ -117,7 +115,7 @@ def check_cost(estimate: CostEstimate, config: CostConfig, *, is_main: bool = Tr
             "--num-samples or the lengths, or raise --max-cost"
         )
     if is_main and estimate.num_samples:
-        tell(f"estimate: {estimate}")
+        ending.tell(f"estimate: {estimate}")
 
 
 def _hours(hours: float) -> str:
@@ -237,7 +235,7 @@ def ask(
     rows.sort(key=lambda one: 0 if one[2].keeps_place else one[2].num_tokens)
     if shape and cost:
         sizes = [(row.num_tokens, row.max_new_tokens) for _, _, row in rows]
-        estimate = estimate_cost(shape, sizes, cost, world_size())
+        estimate = estimate_cost(shape, sizes, cost, ranks.world_size())
         check_cost(estimate, cost, is_main=model.is_main)
     judged: dict[str, dict[int, Any]] = {}
     for key, sample in pending.items():

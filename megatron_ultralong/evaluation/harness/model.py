@@ -13,6 +13,7 @@ import numpy as np
 
 from megatron_ultralong.config.generate import SamplingConfig
 from megatron_ultralong.evaluation.asking import samples
+from megatron_ultralong.evaluation.harness.offline import WHAT
 from megatron_ultralong.evaluation.harness.question import (
     Question,
     Writing,
@@ -31,7 +32,6 @@ from megatron_ultralong.program.journal import Journal, sample_key
 from megatron_ultralong.program.optional import optional_package
 from megatron_ultralong.program.ranks import world_size
 
-WHAT = "evaluate harness"
 _api: Any = optional_package("lm_eval.api.model", WHAT)
 _models: Any = optional_package("lm_eval.models.utils", WHAT)
 _utils: Any = optional_package("lm_eval.utils", WHAT)

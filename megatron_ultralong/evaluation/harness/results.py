@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.evaluation.results.cell import LOWER_IS_BETTER, ScoreCell
+from megatron_ultralong.evaluation.results.result import LOWER_IS_BETTER, ScoreCell
 from megatron_ultralong.program.aside import write_aside
 from megatron_ultralong.program.optional import optional_package
 

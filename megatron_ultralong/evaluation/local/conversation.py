@@ -13,8 +13,7 @@ from megatron_ultralong.data.read.record import text_error
 from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
 from megatron_ultralong.evaluation.local.options import BinsConfig
 from megatron_ultralong.evaluation.local.prompt import Message, PromptForm
-from megatron_ultralong.evaluation.models.interface import Generator
-from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.models.opening import Answerer
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
@@ -118,7 +117,7 @@ Files = Mapping[Path, str]
 
 
 def evaluate_by_length(
-    subject: Subject[Generator],
+    subject: Answerer,
     kind: str,
     config: Any,
     upstream: str,
@@ -222,7 +221,7 @@ def _sizes(config: Any, form: PromptForm, row: Row, max_length: int) -> tuple[in
 
 def evaluate_files(
     questions: Sequence[Question],
-    subject: Subject[Generator],
+    subject: Answerer,
     kind: str,
     config: Any,
     upstream: str,

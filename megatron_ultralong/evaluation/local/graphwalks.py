@@ -21,8 +21,7 @@ from megatron_ultralong.evaluation.local import conversation, scores
 from megatron_ultralong.evaluation.local.conversation import Row
 from megatron_ultralong.evaluation.local.options import GraphWalksConfig
 from megatron_ultralong.evaluation.local.prompt import PromptForm
-from megatron_ultralong.evaluation.models.interface import Generator
-from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.models.opening import Answerer
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.evaluation.ruler.fitting import fit
 from megatron_ultralong.generation.prompt_tokenizer import IdArray
@@ -139,7 +138,7 @@ def make_graph_prompt(form: PromptForm, task: str, seed: str, room: int) -> Prom
     return Prompt(tokens, [node_name(node) for node in answer])
 
 
-def evaluate_graphwalks(config: GraphWalksConfig, subject: Subject[Generator]) -> Result:
+def evaluate_graphwalks(config: GraphWalksConfig, subject: Answerer) -> Result:
     """Measure GraphWalks; what is written and raised is as in :func:`evaluate_by_length`, and a
     length without room for a graph is an error, too.
     """
@@ -162,7 +161,7 @@ def evaluate_graphwalks(config: GraphWalksConfig, subject: Subject[Generator]) -
     )
 
 
-def _generated(config: GraphWalksConfig, subject: Subject[Generator]) -> list[Question]:
+def _generated(config: GraphWalksConfig, subject: Answerer) -> list[Question]:
     form = PromptForm(subject.tokenizer, config.prompt_template)
     decides = form.decides(seed=config.seed)
     places = itertools.product(config.tasks, sorted(config.lengths), range(config.num_samples))

@@ -11,8 +11,7 @@ from megatron_ultralong.evaluation.asking.questions import Question, evaluate_qu
 from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.local import conversation, infinitebench, lv_eval, scores
 from megatron_ultralong.evaluation.local.prompt import Message, cut_prompt, estimated_tokens
-from megatron_ultralong.evaluation.models.interface import Generator
-from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.models.opening import Answerer
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.program.errors import InputError, counted
@@ -46,7 +45,7 @@ class _Source:
         return rows
 
 
-def evaluate_lv_eval(config: lv_eval.LvEvalConfig, subject: Subject[Generator]) -> Result:
+def evaluate_lv_eval(config: lv_eval.LvEvalConfig, subject: Answerer) -> Result:
     """Measure LV-Eval; what is written is as in :func:`evaluate_questions`.
 
     Raises:
@@ -66,9 +65,7 @@ def evaluate_lv_eval(config: lv_eval.LvEvalConfig, subject: Subject[Generator]) 
     return _evaluate("lv_eval", config, sources, subject)
 
 
-def evaluate_infinitebench(
-    config: infinitebench.InfiniteBenchConfig, subject: Subject[Generator]
-) -> Result:
+def evaluate_infinitebench(config: infinitebench.InfiniteBenchConfig, subject: Answerer) -> Result:
     """Measure InfiniteBench; see :func:`evaluate_lv_eval`."""
     config.check()
     column, template = str(config.max_length or subject.facts.max_positions), config.prompt_template
@@ -101,9 +98,7 @@ def _lv_eval_references(row: JsonObject) -> dict[str, Any]:
     return {"answer": answers[0], "keywords": row.string("answer_keywords", None)}
 
 
-def _evaluate(
-    kind: str, config: Any, sources: list[_Source], subject: Subject[Generator]
-) -> Result:
+def _evaluate(kind: str, config: Any, sources: list[_Source], subject: Answerer) -> Result:
     tokenizer, template = subject.tokenizer, config.prompt_template
     tokenizer.check_template(template)
     max_length = config.max_length or subject.facts.max_positions
@@ -145,7 +140,7 @@ def _evaluate(
 def _question(
     config: Any,
     source: _Source,
-    subject: Subject[Generator],
+    subject: Answerer,
     row: JsonObject,
     index: int,
     decides: dict[str, Any],

@@ -16,8 +16,7 @@ from megatron_ultralong.evaluation.asking.questions import Question
 from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.options import LongBenchV2Config
 from megatron_ultralong.evaluation.local.prompt import PromptForm, estimated_tokens
-from megatron_ultralong.evaluation.models.interface import Generator
-from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.models.opening import Answerer
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.program.errors import InputError, counted
@@ -80,7 +79,7 @@ def checked(row: JsonObject) -> JsonObject:
     return row
 
 
-def evaluate_longbench_v2(config: LongBenchV2Config, subject: Subject[Generator]) -> Result:
+def evaluate_longbench_v2(config: LongBenchV2Config, subject: Answerer) -> Result:
     """Measure LongBench v2; what is written is as in :func:`evaluate_questions`.
 
     Raises:

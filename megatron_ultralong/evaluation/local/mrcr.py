@@ -13,8 +13,7 @@ from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.conversation import Row
 from megatron_ultralong.evaluation.local.options import MrcrConfig
 from megatron_ultralong.evaluation.local.prompt import Message
-from megatron_ultralong.evaluation.models.interface import Generator
-from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.models.opening import Answerer
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.program.errors import InputError
@@ -76,7 +75,7 @@ def row_of(template: PromptTemplate, _: Path, row: JsonObject) -> Row:
     return Row(task, messages_of(row), answer, references, score)
 
 
-def evaluate_mrcr(config: MrcrConfig, subject: Subject[Generator]) -> Result:
+def evaluate_mrcr(config: MrcrConfig, subject: Answerer) -> Result:
     """Measure MRCR; what is written and raised is as in :func:`evaluate_by_length`."""
     config.check()
     patterns = [p for task in config.tasks for p in (task, f"{task}_*", f"{task}/*")]

@@ -3,6 +3,9 @@
 Facts from adobe-research/NoLiMa (Adobe Research License: non-commercial research alone,
 github.com/adobe-research/NoLiMa) at 7532e4e: ``evaluation/run_tests.py``,
 ``evaluation/async_evaluate.py`` and its configurations. The prompts are upstream's to the letter.
+Needle and distractor stand where ``data/book_haystack.py`` puts them: a window of
+``context_length`` tokens is laid over a book so that a line's end is at the depth asked for, and
+the needle stands behind it as a line of its own.
 """
 
 import dataclasses
@@ -15,21 +18,98 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from megatron_ultralong.data.read.record import read_text
 from megatron_ultralong.evaluation.asking.questions import Entries, Question
 from megatron_ultralong.evaluation.asking.samples import Prompt
-from megatron_ultralong.evaluation.local import conversation
-from megatron_ultralong.evaluation.local.nolima_placement import Book, distractor_depth
-from megatron_ultralong.evaluation.local.options import NoLiMaConfig, NoLiMaMetric
-from megatron_ultralong.evaluation.local.prompt import Message, PromptForm
-from megatron_ultralong.evaluation.models.interface import Generator
-from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.local import conversation, options, prompt
+from megatron_ultralong.evaluation.models.opening import Answerer
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import Result
-from megatron_ultralong.program.aside import files_in
+from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.program import aside, json_file
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.json_file import JsonObject, read_json_value
+
+_FREE_ZONE = 0.2
+"""Share of the window on both sides of the needle in which no distractor stands, twice."""
+_SHORT = 500
+"""Tokens of a window below which distractors have fixed places."""
+
+
+class Book:
+    """A text, in tokens, that needles are put into; ``name`` is for messages."""
+
+    def __init__(self, name: str, text: str, tokenizer: PromptTokenizer) -> None:
+        conversation.check_text(text, name)
+        self.name, self._tokenizer = name, tokenizer
+        self._tokens = tokenizer.encode(text)
+        kinds, places = np.unique(self._tokens, return_inverse=True)
+        ends = np.asarray(["\n" in tokenizer.decode([kind]) for kind in kinds], np.bool_)
+        lines = np.flatnonzero(ends[places]) if kinds.size else np.zeros(0, np.int64)
+        self._positions: npt.NDArray[np.int64] = np.concatenate([[0], lines]).astype(np.int64)
+        """Of the book's start and of tokens that hold a line's end."""
+
+    def window(self, context_length: int, depth: float) -> tuple[int, int, int]:
+        """Start, the token of the line's end, and end of a window of so many tokens, of which
+        the share ``depth`` stands before the needle.
+
+        Raises:
+            InputError: the book has no such window.
+        """
+        delta = self._positions / (context_length + 1) - depth
+        behind = np.flatnonzero(delta >= 0)
+        position = int(self._positions[behind[0]]) if behind.size else 0
+        start = position - int(np.round(context_length * depth))
+        end = start + context_length
+        if start < 0 or end > self._tokens.size:
+            raise InputError(
+                f"{self.name} has {self._tokens.size:,} tokens, too few or too long lines for "
+                f"{context_length:,} of them with a line's end at {100 * depth:g} %: choose "
+                "shorter --lengths"
+            )
+        return start, position, end
+
+    def place(self, needle: str, context_length: int, depth: float) -> str:
+        """A window with the needle as a line; see :meth:`window`."""
+        start, position, end = self.window(context_length, depth)
+        before = self._tokenizer.decode(self._tokens[start : position + 1].tolist())
+        before = before[: max(before.rfind("\n"), 0)]
+        after = self._tokenizer.decode(self._tokens[position + 1 : end].tolist())
+        return f"{before} {needle}\n{after}"
+
+    def place_both(
+        self, needle: str, distractor: str, context_length: int, depth: float, other: float
+    ) -> str:
+        """As :meth:`place`, with a distractor at the depth ``other``.
+
+        Raises:
+            InputError: the text before the distractor does not stand once around the needle.
+        """
+        reach, back = (50, 49) if context_length >= _SHORT else (25, 23)
+        text = self.place(distractor, context_length, other)
+        at = text.index(distractor)
+        mark = text[max(at - reach, 0) : max(at - 1, 0)]
+        text = self.place(needle, context_length, depth)
+        if not mark or text.count(mark) != 1:
+            raise InputError(
+                f"{self.name} has no single place for the distractor at {100 * other:g} % of "
+                f"{context_length:,} tokens: upstream's program ends there, too; choose other "
+                "--lengths or --num-depths"
+            )
+        at = text.index(mark) + back
+        return f"{text[:at]} {distractor}\n{text[at:]}"
+
+
+def distractor_depth(draw: np.random.RandomState, context_length: int, depth: float) -> float:
+    """Where the distractor of a needle at ``depth`` stands; draws one number."""
+    left = max(0.0, depth - 2 * _FREE_ZONE)
+    right = max(0.0, 1 - (depth + 2 * _FREE_ZONE))
+    place = float(draw.uniform(0, left + right))
+    if context_length < _SHORT:
+        return 0.7 if depth < 0.6 else 0.6 if depth > 0.75 else 0.5
+    return depth + _FREE_ZONE + (place - left) if place > left else place + _FREE_ZONE
+
 
 UPSTREAM = "prompts and scores of adobe-research/NoLiMa at 7532e4e"
 SYSTEM = "You are a helpful assistant"
@@ -43,7 +123,7 @@ BASE_SEED = 42
 CHARACTER = "{CHAR}"
 
 
-def nolima_score(metric: NoLiMaMetric, prediction: str, references: Sequence[str]) -> float:
+def nolima_score(metric: options.NoLiMaMetric, prediction: str, references: Sequence[str]) -> float:
     """Whether the answer holds, or is, one of the names; ``lastline``: its last line."""
     text = prediction
     if metric.startswith("lastline"):
@@ -76,20 +156,20 @@ def read_tests(file: Path) -> list[Test]:
     Raises:
         InputError: it is none.
     """
-    values = read_json_value(file)
+    values = json_file.read_json_value(file)
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
         raise InputError(f"{file} must hold an array of needles, as upstream's needle sets do")
     found = [
         test
         for number, value in enumerate(values, 1)
-        for test in _tests(JsonObject(value, f"{file}, needle {number}"))
+        for test in _tests(json_file.JsonObject(value, f"{file}, needle {number}"))
     ]
     if not found:
         raise InputError(f"{file} holds no tests")
     return found
 
 
-def _tests(entry: JsonObject) -> Iterator[Test]:
+def _tests(entry: json_file.JsonObject) -> Iterator[Test]:
     name, needle = entry.string("id"), entry.string("needle")
     if re.match(r"[0-9]{4}", name) is None:
         raise entry.wrong("id", "four digits, and a letter or nothing")
@@ -113,7 +193,7 @@ def _tests(entry: JsonObject) -> Iterator[Test]:
         )
 
 
-def _checked_template(entry: JsonObject, template: str) -> str:
+def _checked_template(entry: json_file.JsonObject, template: str) -> str:
     """A template of the two fields alone: any other, or a width, is not upstream's."""
     try:
         fields = list(string.Formatter().parse(template))
@@ -158,7 +238,7 @@ class Placement:
         """What is right."""
         return [self.character] if self.character else list(self.test.answers)
 
-    def messages(self) -> tuple[Message, ...]:
+    def messages(self) -> tuple[prompt.Message, ...]:
         """What is asked."""
         test, where = self.test, (self.context_length, self.depth)
         needle = test.needle.replace(CHARACTER, self.character)
@@ -170,7 +250,7 @@ class Placement:
         return _messages(test.template, text, question)
 
 
-def _messages(template: str, haystack: str, question: str) -> tuple[Message, ...]:
+def _messages(template: str, haystack: str, question: str) -> tuple[prompt.Message, ...]:
     text = template.format(haystack=haystack, question=question)
     return ("system", SYSTEM), ("user", text)
 
@@ -194,14 +274,14 @@ def placements(
             yield Placement(test, book, context_length, depth, other, character)
 
 
-def evaluate_nolima(config: NoLiMaConfig, subject: Subject[Generator]) -> Result:
+def evaluate_nolima(config: options.NoLiMaConfig, subject: Answerer) -> Result:
     """Measure NoLiMa; what is written is as in :func:`evaluate_questions`.
 
     Raises:
         InputError: as there, a file that is missing or damaged, or a book too short for a length.
     """
     config.check()
-    form, data = PromptForm(subject.tokenizer, config.prompt_template), Path(config.data)
+    form, data = prompt.PromptForm(subject.tokenizer, config.prompt_template), Path(config.data)
     needles = data / "needlesets" / f"{config.needle_set}.json"
     files = _haystacks(data / "haystack" / "rand_shuffle", config.num_haystacks)
     books = [Book(str(file), read_text(file), form.tokenizer) for file in files]
@@ -244,7 +324,7 @@ def _all_tests(entries: Entries) -> list[str]:
 
 def _haystacks(folder: Path, number: int) -> list[Path]:
     """Books by the number in their names, which decides what is drawn for them."""
-    found = files_in(folder, "*.txt")
+    found = aside.files_in(folder, "*.txt")
     if not found:
         raise InputError(f"{folder} has no books: fill --data as upstream's script does")
     found.sort(key=lambda file: (int("".join(re.findall(r"[0-9]", file.stem))[:9] or 0), file.name))
@@ -268,7 +348,7 @@ _MARGIN = 16
 """Tokens that a window may have more when its text is tokenised again."""
 
 
-def _beside(form: PromptForm, test: Test) -> int:
+def _beside(form: prompt.PromptForm, test: Test) -> int:
     """Tokens of a prompt beside the book's, at most."""
     name = max(test.characters, key=len, default="")
     lines = "\n".join([test.needle, test.distractor or "", name, name])
@@ -276,5 +356,5 @@ def _beside(form: PromptForm, test: Test) -> int:
     return int(form.prompt(messages).tokens.size) + _MARGIN
 
 
-def _prompt(form: PromptForm, place: Placement) -> Prompt:
+def _prompt(form: prompt.PromptForm, place: Placement) -> Prompt:
     return form.prompt(place.messages(), place.answers)

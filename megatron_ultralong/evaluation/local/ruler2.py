@@ -14,8 +14,7 @@ from typing import Literal
 from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.conversation import Row
 from megatron_ultralong.evaluation.local.options import Ruler2Config
-from megatron_ultralong.evaluation.models.interface import Generator
-from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.models.opening import Answerer
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.program.json_file import JsonObject
 
@@ -112,7 +111,7 @@ def row_of(file: Path, row: JsonObject) -> Row:
     return Row(file.parent.name, messages, answer, references, score, length)
 
 
-def evaluate_ruler2(config: Ruler2Config, subject: Subject[Generator]) -> Result:
+def evaluate_ruler2(config: Ruler2Config, subject: Answerer) -> Result:
     """Measure RULER v2; what is written and raised is as in :func:`evaluate_by_length`."""
     config.check()
     paths = [conversation.find_file(config.data, (f"{task}/test.jsonl",)) for task in config.tasks]

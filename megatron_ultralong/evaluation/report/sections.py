@@ -2,17 +2,24 @@
 
 import dataclasses
 import itertools
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from megatron_ultralong.evaluation.options import RULER_THRESHOLD
 from megatron_ultralong.evaluation.report import table
 from megatron_ultralong.evaluation.report.measurement import Measurement, conflicts
 from megatron_ultralong.evaluation.report.paper import paper_table
-from megatron_ultralong.evaluation.report.task_section import TaskSection
-from megatron_ultralong.evaluation.results import interval
+from megatron_ultralong.evaluation.results import interval, style
 from megatron_ultralong.evaluation.results.pictures import loss_picture, retrieval_picture
-from megatron_ultralong.evaluation.results.result import Result, ScoreCell, perplexity
+from megatron_ultralong.evaluation.results.result import (
+    LOSS,
+    LOWER_IS_BETTER,
+    Result,
+    ScoreCell,
+    perplexity,
+)
 from megatron_ultralong.evaluation.results.tables import column_title, counts, figure
 from megatron_ultralong.program.errors import counted
 
@@ -90,6 +97,191 @@ def _share(result: Result, share: interval.Estimate | None, length: int) -> str:
     worst = min(depth for depth in depths if depth is not None)
     interval = f"[{figure(share.low)}, {figure(share.high)}]"
     return f"{figure(share.value)} % {interval} ({figure(worst)} %)"
+
+
+_MOST_NUMBERED_BARS = 40
+"""Pictures with more bars than this carry no numbers above them."""
+_LIMIT = "all"
+"""The column of a benchmark whose results have one each, at the limit of each."""
+
+
+class TaskSection:
+    """Results on the same questions, and the columns of their tables: those of all results, or one
+    for the limit that each has.
+    """
+
+    def __init__(self, results: Sequence[Result]) -> None:
+        kind = results[0].kind
+        self.results = results
+        self.are_lengths = kind.columns == "lengths"
+        self._title = "length" if self.are_lengths else "score"
+        is_limit = kind.columns == "limit" and all(len(r.columns) == 1 for r in results)
+        found = dict.fromkeys(column for result in results for column in result.columns)
+        self.names = [_LIMIT] if is_limit else sorted(found, key=_order)
+        self.tasks = list(dict.fromkeys(task for result in results for task in result.rows))
+
+    def column(self, result: Result, name: str) -> str:
+        """The column of ``result`` that stands under ``name``."""
+        return result.columns[0] if name == _LIMIT else name
+
+    def score(self, result: Result, task: str, name: str) -> interval.Estimate | None:
+        """Score of a task in the column under ``name``; None where it was not asked."""
+        cell = result.cell(task, self.column(result, name))
+        return (
+            interval.cell_estimate(cell, are_shares=interval.has_shares(result)) if cell else None
+        )
+
+    def tables(self) -> tuple[table.ReportTable, ...]:
+        """Means by column where there are several tasks and columns, and scores by task."""
+        has_means = len(self.names) > 1 and any(len(result.rows) > 1 for result in self.results)
+        return (*([self._means()] if has_means else []), self._by_task())
+
+    def _line(
+        self,
+        first: Sequence[str],
+        name: str,
+        estimates: Sequence[interval.Estimate | None],
+        texts: Sequence[str],
+        *,
+        are_comparable: bool = True,
+    ) -> tuple[table.Cell, ...]:
+        beyond = [result.is_beyond(self.column(result, name)) for result in self.results]
+        known = estimates if are_comparable else ()
+        return table.line(first, texts, beyond, known, lower_is_better=name in LOWER_IS_BETTER)
+
+    def _mean_line(self, first: Sequence[str], name: str) -> tuple[table.Cell, ...]:
+        """Means of a column; marked only where they are of the same tasks."""
+        columns = [self.column(result, name) for result in self.results]
+        means = list(map(interval.column_estimate, self.results, columns))
+        asked = [r.by_column.get(c, []) for r, c in zip(self.results, columns, strict=True)]
+        tasks = {frozenset(cell.row for cell in its) for its in asked if its}
+        texts = [str(mean or "") for mean in means]
+        return self._line(first, name, means, texts, are_comparable=len(tasks) < 2)
+
+    def _means(self) -> table.ReportTable:
+        numbers = [len(result.rows) for result in self.results]
+        note = f"Of {counted(numbers[0], 'task')}; in brackets the 95 % interval."
+        if len({frozenset(result.rows) for result in self.results}) > 1:
+            note = (
+                f"Of different tasks, {', '.join(map(str, numbers))} of them: these means cannot "
+                "be compared, so none is highlighted. In brackets: the 95 % interval."
+            )
+        return table.ReportTable(
+            header=(self._title, *(result.checkpoint for result in self.results)),
+            rows=tuple(self._mean_line([column_title(name)], name) for name in self.names),
+            title="Mean of the tasks",
+            note=note,
+        )
+
+    def _by_task(self) -> table.ReportTable:
+        is_one = self.names == [_LIMIT]
+        rows: list[tuple[table.Cell, ...]] = []
+        for task, name in itertools.product(self.tasks, self.names):
+            scores = [self.score(result, task, name) for result in self.results]
+            if any(scores):
+                metric = next(r.metrics[task] for r in self.results if task in r.metrics)
+                first = [task, metric, *([] if is_one else [column_title(name)])]
+                texts = [f"{score.value:.1f}" if score else "" for score in scores]
+                rows.append(self._line(first, name, scores, texts))
+        has_mean = is_one and len(rows) > 1
+        labels = [result.checkpoint for result in self.results]
+        if is_one:
+            limits = [result.columns[0] for result in self.results]
+            cut = [f", cut at {int(limit):,}" if limit.isdecimal() else "" for limit in limits]
+            labels = list(map(operator.add, labels, cut))
+        return table.ReportTable(
+            header=("task", "metric", *(() if is_one else (self._title,)), *labels),
+            rows=tuple(rows),
+            figures=(2 if is_one else 3, 3 + len(self.results)),
+            footer=(self._mean_line(["mean", ""], _LIMIT),) if has_mean else (),
+            title="By task",
+            note=self._note(),
+        )
+
+    def _note(self) -> str:
+        results = self.results
+        samples = " or ".join(dict.fromkeys(map(counts, results)))
+        fewest = min(cell.num_samples for result in results for cell in result.cells)
+        error = f"one standard error is at most {50 / fewest**0.5:.1f} points"
+        if not all(map(interval.has_shares, results)):
+            error = "standard errors are those of the harness, and what has none is not set apart"
+        parts = [f"Scores of 100, {counted(samples, 'question')} a cell: {error}."]
+        if LOSS in self.names:
+            parts.append("A loss is in nats per token, and better when lower.")
+        if lower := [name for name in self.names if name in LOWER_IS_BETTER - {LOSS}]:
+            parts.append(f"Not of 100, and better when lower: {', '.join(lower)}.")
+        pairs = itertools.product(results, self.names)
+        if any(result.is_beyond(self.column(result, name)) for result, name in pairs):
+            parts.append("Red: beyond the trained positions.")
+        return " ".join(parts)
+
+    def pictures(self, name: str) -> tuple[table.Picture, ...]:
+        """Means by length where there are several lengths; else bars, one picture for a score.
+
+        Their names begin with ``name``.
+        """
+        title = style.short(self.results[0].kind.title)
+        is_single = len(self.names) == 1
+        if self.are_lengths and not is_single:
+            draw = partial(_draw_lines, title, self.results, self.names)
+            return table.picture(name, f"{title} by length", self.results, draw)
+        drawn: list[table.Picture] = []
+        for column in self.names:
+            of_column = "" if is_single else f", {column_title(column)}"
+            suffix = "" if is_single else f"-{column.replace(' ', '-')}"
+            draw = partial(_draw_bars, f"{title}{of_column}", self, column)
+            drawn += table.picture(f"{name}{suffix}", f"{title}{of_column}", self.results, draw)
+        return tuple(drawn)
+
+
+def _order(column: str) -> int:
+    """Lengths stand in their order, other columns in that in which they were found."""
+    digits = column.removesuffix("k")
+    return int(digits) if digits.isdecimal() else 0
+
+
+def _draw_lines(title: str, results: Sequence[Result], columns: Sequence[str], file: Any) -> None:
+    """Mean score by length, a line for each checkpoint; open marks are beyond trained positions."""
+    figure, axes = style.new_picture(4.4)
+    for k, result in enumerate(results):
+        colour, dashes = style.line_style(k)
+        means = {x: m for x, c in enumerate(columns) if (m := interval.column_estimate(result, c))}
+        style.draw_line(axes, result, [*means], [*means.values()], colour, dashes)
+        for x, mean in means.items():
+            inside = "white" if result.is_beyond(columns[x]) else colour
+            mark = {"color": colour, "markersize": 6, "markerfacecolor": inside}
+            axes.plot(x, mean.value, "o", clip_on=False, zorder=3, **mark)
+    style.name_band(axes, "95 % interval of the mean")
+    axes.set_ylim(0, 104)
+    axes.set_xticks(range(len(columns)), [column_title(column) for column in columns])
+    axes.set_xlim(-0.4, len(columns) - 0.6)
+    style.name_axes(axes, style.length_unit(columns), "mean score (of 100)")
+    if any(result.is_beyond(column) for result in results for column in columns):
+        title += "; open marks: beyond the trained positions"
+    style.finish(figure, axes, title, file)
+
+
+def _draw_bars(title: str, section: TaskSection, column: str, file: Any) -> None:
+    """Scores by task, a bar for each checkpoint."""
+    tasks, results = section.tasks, section.results
+    rows = len(tasks) * len(results)
+    figure, axes = style.new_picture(min(0.22 * rows + 0.2 * len(tasks) + 1.5, 16.0), grid="x")
+    height = 0.8 / len(results)
+    for k, result in enumerate(results):
+        found = [(y, section.score(result, task, column)) for y, task in enumerate(tasks)]
+        known = {y - 0.4 + (k + 0.5) * height: score.value for y, score in found if score}
+        its = {"color": style.line_style(k)[0], "label": style.label(result.checkpoint)}
+        drawn = axes.barh([*known], [*known.values()], height=0.9 * height, **its)
+        if rows <= _MOST_NUMBERED_BARS:
+            axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8, color=style.INK)
+    if column not in LOWER_IS_BETTER:
+        axes.set_xlim(0, 106)
+    axes.set_yticks(range(len(tasks)), [*map(style.short, tasks)])
+    axes.set_ylim(len(tasks) - 0.5, -0.5)
+    unit = "better when lower" if column in LOWER_IS_BETTER else "score (of 100)"
+    unit = "loss (nats per token)" if column == LOSS else unit
+    style.name_axes(axes, unit)
+    style.finish(figure, axes, title, file)
 
 
 def _parts(

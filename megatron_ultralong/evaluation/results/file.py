@@ -10,7 +10,6 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from megatron_ultralong.evaluation.results import result
-from megatron_ultralong.evaluation.results.cell import is_close
 from megatron_ultralong.program import aside, json_file
 from megatron_ultralong.program.errors import InputError, shown
 
@@ -205,13 +204,7 @@ def _check_means(where: str, one: result.Result, means: Any) -> None:
     if not isinstance(means, dict) or {*means} != {*expected}:
         raise InputError(f"{where} must be of the columns {', '.join(expected)}: {FIX}")
     for column, mean in expected.items():
-        stated = means[column]
-        is_same = (
-            stated == mean
-            if mean is None
-            else (isinstance(stated, int | float) and is_close(stated, mean))
-        )
-        if not is_same:
+        if not result.is_close(stated := means[column], mean):
             raise InputError(
                 f"{where}.{column} is {shown(stated)}, the mean of its cells is {mean}: {FIX}"
             )

@@ -18,8 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from megatron_ultralong.evaluation.results.cell import LOWER_IS_BETTER, ScoreCell
-from megatron_ultralong.evaluation.results.result import Result
+from megatron_ultralong.evaluation.results.result import LOWER_IS_BETTER, Result, ScoreCell
 
 LEVEL = 0.95
 Z = NormalDist().inv_cdf(0.5 + LEVEL / 2)

@@ -12,8 +12,7 @@ import numpy as np
 
 from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
 from megatron_ultralong.evaluation.asking.samples import Prompt
-from megatron_ultralong.evaluation.models.interface import Generator
-from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.models.opening import Answerer
 from megatron_ultralong.evaluation.options import check_num_samples
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import KINDS, Result
@@ -147,7 +146,7 @@ def string_match(metric: parameters.Metric, prediction: str, references: Sequenc
     return float(any(found)) if metric == "string_match_part" else sum(found) / len(found)
 
 
-def evaluate_ruler(config: parameters.RulerConfig, subject: Subject[Generator]) -> Result:
+def evaluate_ruler(config: parameters.RulerConfig, subject: Answerer) -> Result:
     """Measure RULER; what is written is as in :func:`evaluate_questions`.
 
     Raises:

@@ -14,12 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from megatron_ultralong.data.read.record import MAX_DOCUMENT_BYTES, read_text
-from megatron_ultralong.evaluation.ruler import parameters
-from megatron_ultralong.evaluation.ruler.fitting import Builder, UnitCosts
+from megatron_ultralong.evaluation.ruler import fitting, parameters
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer, Turn
+from megatron_ultralong.program import json_file, optional
 from megatron_ultralong.program.errors import ClosedFileError, InputError
-from megatron_ultralong.program.json_file import read_json_value
-from megatron_ultralong.program.optional import check_optional_package
 
 _OPENING, _CLOSING = "[(\\[\"'\u201c\u2018]*", "[)\\]\"'\u201d\u2019]*"
 _SENTENCE_END = re.compile(rf"[.!?]{_CLOSING}$")
@@ -39,7 +37,7 @@ class Essays:
 
     def __init__(self, text: str, tokenizer: PromptTokenizer) -> None:
         self.words = re.sub(r"\s+", " ", text).split(" ")
-        self._costs = UnitCosts(tokenizer, lambda k: f" {self.words[k % len(self.words)]}")
+        self._costs = fitting.UnitCosts(tokenizer, lambda k: f" {self.words[k % len(self.words)]}")
         ends = [
             bool(_SENTENCE_END.search(word))
             and not _ABBREVIATION.match(word)
@@ -86,7 +84,7 @@ def read_essays(file: str) -> str:
     path = Path(file)
     try:
         if path.suffix == ".json":
-            text = read_json_value(path, max_bytes=MAX_DOCUMENT_BYTES)["text"]
+            text = json_file.read_json_value(path, max_bytes=MAX_DOCUMENT_BYTES)["text"]
         else:
             text = read_text(path)
     except (ValueError, KeyError, TypeError) as error:
@@ -134,7 +132,7 @@ def load_word_lists(folder: str = "", english_words: str = "") -> WordLists:
     source = folder
     if not folder:
         way_out = f"name a folder with {', '.join(_FILES)} by --word-lists"
-        check_optional_package(
+        optional.check_optional_package(
             "wonderwords", "keys of RULER's needles and the words of cwe", way_out
         )
         folder = str(importlib.resources.files("wonderwords") / "assets")
@@ -159,7 +157,7 @@ def _read_lines(path: Path) -> tuple[str, ...]:
 
 def _read_json(path: Path) -> tuple[str, ...]:
     try:
-        values = read_json_value(path, max_bytes=parameters.MAX_BYTES)
+        values = json_file.read_json_value(path, max_bytes=parameters.MAX_BYTES)
     except ClosedFileError:
         raise
     except InputError as error:
@@ -172,7 +170,7 @@ def _read_json(path: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
-class NeedleBuilder(Builder):
+class NeedleBuilder(fitting.Builder):
     """A sample of a needle task.
 
     Keys and values are drawn first, the haystack's own from a stream of their own, and the places
@@ -207,7 +205,7 @@ class NeedleBuilder(Builder):
             self.most_units = len(essays.words)
         self._distractors: list[str] = []
         self._distractor_rng = random.Random(f"{seed}/haystack")
-        self._costs = UnitCosts(tokenizer, lambda k: self._line(k) + "\n")
+        self._costs = fitting.UnitCosts(tokenizer, lambda k: self._line(k) + "\n")
 
     def estimate(self, num_units: int) -> float:
         """Tokens of the haystack alone."""

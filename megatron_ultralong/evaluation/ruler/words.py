@@ -8,16 +8,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from megatron_ultralong.evaluation.ruler import parameters
-from megatron_ultralong.evaluation.ruler.fitting import Builder, UnitCosts
-from megatron_ultralong.evaluation.ruler.needles import WordLists
+from megatron_ultralong.evaluation.ruler import fitting, needles, parameters
 from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer, Turn
 
 NUM_COMMON = 10
 """Words that ``cwe`` asks for."""
 
 
-class CommonWordsBuilder(Builder):
+class CommonWordsBuilder(fitting.Builder):
     """A sample of common words; a unit is a word that is in the list, however often.
 
     A list of more words than there are is made of English words alone, as upstream does since May
@@ -29,7 +27,7 @@ class CommonWordsBuilder(Builder):
         seed: str,
         length: int,
         tokenizer: PromptTokenizer,
-        words: WordLists,
+        words: needles.WordLists,
         release: parameters.Release,
     ) -> None:
         self._seed = seed
@@ -51,10 +49,10 @@ class CommonWordsBuilder(Builder):
         elif words.english:
             self.most_units = max(len(self._single), len(self._more))
         self._tokenizer = tokenizer
-        self._single_costs = UnitCosts(
+        self._single_costs = fitting.UnitCosts(
             tokenizer, lambda k: f" {self._single[k]}" if k < len(self._single) else ""
         )
-        self._more_costs = UnitCosts(tokenizer, lambda k: f" {self._more_word(k)}")
+        self._more_costs = fitting.UnitCosts(tokenizer, lambda k: f" {self._more_word(k)}")
 
     def estimate(self, num_units: int) -> float:
         """Tokens of the numbers and words, each counted alone."""
@@ -105,7 +103,7 @@ def _numbered(rng: random.Random, words: Sequence[str], frequency: int, uncommon
     return " ".join(f"{k}. {word}" for k, word in enumerate(listed, 1))
 
 
-class FrequentWordsBuilder(Builder):
+class FrequentWordsBuilder(fitting.Builder):
     """A sample of frequent words; a unit is one word more of the distribution's total.
 
     Word ``k`` of the vocabulary stands ``floor(n k^-2 / zeta(2))`` times among ``n``; the
@@ -148,7 +146,7 @@ _EXAMPLE_TOKENS = 500
 """Tokens that upstream's solved example may take."""
 
 
-class VariableBuilder(Builder):
+class VariableBuilder(fitting.Builder):
     """A sample of variable tracking: a chain of five variables; a unit is a line of noise."""
 
     def __init__(self, seed: str, tokenizer: PromptTokenizer, release: parameters.Release) -> None:
@@ -156,7 +154,7 @@ class VariableBuilder(Builder):
         rng = random.Random(seed)
         self.answers, self._chain = _chain(rng, 5)
         self.least_units = len(self._chain)
-        self._costs = UnitCosts(tokenizer, lambda k: parameters.NOISE + "\n")
+        self._costs = fitting.UnitCosts(tokenizer, lambda k: parameters.NOISE + "\n")
         self._example = self._solved_example(rng, tokenizer)
 
     def estimate(self, num_units: int) -> float:

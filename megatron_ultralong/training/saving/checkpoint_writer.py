@@ -14,7 +14,7 @@ import torch.distributed as dist
 from megatron_ultralong.checkpoint.disk.checksums import write_checksums
 from megatron_ultralong.checkpoint.disk.folder import iteration_folder, iterations, write_latest
 from megatron_ultralong.config.run import CheckpointConfig
-from megatron_ultralong.mcore.pinned_memory import PinnedMemory
+from megatron_ultralong.mcore.host_memory import PinnedMemory
 from megatron_ultralong.program import output, rank_values, ranks
 from megatron_ultralong.program.aside import remove, sync_folder
 from megatron_ultralong.program.quantity import quantity

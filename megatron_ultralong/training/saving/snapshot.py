@@ -32,7 +32,7 @@ from megatron_ultralong.checkpoint.disk.checksums import Checksum, checksum
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE
 from megatron_ultralong.checkpoint.disk.large_files import HashingThreads, let_go, sync
 from megatron_ultralong.checkpoint.formats.torch_dist_writer import append
-from megatron_ultralong.mcore.pinned_memory import PinnedMemory
+from megatron_ultralong.mcore.host_memory import PinnedMemory
 from megatron_ultralong.program.aside import whole
 
 _SENT_BYTES = 2**26

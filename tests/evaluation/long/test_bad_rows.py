@@ -26,8 +26,7 @@ from megatron_ultralong.evaluation.local.longbench_v2 import (
     longbench_v2_score,
 )
 from megatron_ultralong.evaluation.local.mrcr import evaluate_mrcr
-from megatron_ultralong.evaluation.local.nolima import evaluate_nolima
-from megatron_ultralong.evaluation.local.nolima_placement import Book
+from megatron_ultralong.evaluation.local.nolima import Book, evaluate_nolima
 from megatron_ultralong.evaluation.local.options import (
     GraphWalksConfig,
     LongBenchV2Config,
@@ -36,8 +35,7 @@ from megatron_ultralong.evaluation.local.options import (
 )
 from megatron_ultralong.evaluation.local.prompt import prompt_ids
 from megatron_ultralong.evaluation.models.facts import model_facts
-from megatron_ultralong.evaluation.models.hugging_face import HuggingFaceModel
-from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.models.opening import HuggingFaceModel, Subject
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
 from tests.evaluation.long.data import COST, NEEDLES, mrcr_row, nolima_data, question, write_jsonl

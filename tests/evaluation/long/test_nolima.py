@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from megatron_ultralong.evaluation.local import nolima
-from megatron_ultralong.evaluation.local.nolima import evaluate_nolima
-from megatron_ultralong.evaluation.local.nolima_placement import Book
+from megatron_ultralong.evaluation.local.nolima import Book, evaluate_nolima
 from megatron_ultralong.evaluation.local.options import NoLiMaConfig
 from megatron_ultralong.program.errors import InputError
 from tests.evaluation.long.data import NEEDLES, asked, nolima_data
