@@ -13,11 +13,13 @@ FROM ${BASE}${BASE_DIGEST:+@${BASE_DIGEST}}
 
 ARG MEGATRON_CORE=0.19.2
 # NVIDIA's image binds pip to its own list, which would refuse ours. PYTHONNOUSERSITE: pyxis and
-# apptainer bring the user's home, and packages in its ~/.local would stand before these.
+# apptainer bring the user's home, and packages in its ~/.local would stand before these. TF32: the
+# image lets torch take its 10 bits for products of float32, such as transformers' rotary angles.
 ENV PIP_CONSTRAINT= \
     PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PYTHONNOUSERSITE=1 \
+    TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=0 \
     PYTHONUNBUFFERED=1
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 

@@ -53,6 +53,8 @@ def test_an_image_takes_its_steps_from_the_script(name: str) -> None:
     # No ranks and no CUDA context: a run may have filled the GPUs.
     assert words[1] == '"ultralong", "doctor", "--no-communication", "--no-gpus"'
     assert "PYTHONNOUSERSITE=1" in text
+    if name == "Dockerfile":  # NVIDIA's image sets it to 1
+        assert "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=0" in text
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)

@@ -62,7 +62,7 @@ ALLOWED: dict[str, dict[str, str]] = {
         "json.loads": "of its own work folder",
     },
     "data/read/record.py": {"json.loads": "records by the million, in bounded lines"},
-    "data/tokenize/engines.py": {"json.loads": "text that the library of tokenizers has read"},
+    "data/tokenize/fast_path.py": {"json.loads": "text that the library of tokenizers has read"},
     "data/tokenize/folder_template.py": {"json.loads": "from a process that it started"},
     "data/tokenize/template_worker.py": {"json.loads": "from the process that started it"},
     "program/journal.py": {"json.loads": "of what was dumped in the same line"},

@@ -254,6 +254,18 @@ def test_a_name_that_nothing_reads_and_a_kernel_that_is_kept_are_told(
     assert "attention kernel math: ULTRALONG_ATTENTION_KERNEL is set in the environment" in said
 
 
+@pytest.mark.parametrize(("value", "is_told"), [("1", True), ("0", False), ("", False)])
+def test_products_that_a_library_rounds_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    value: str,
+    is_told: bool,
+) -> None:
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", value)
+    said = said_of(capsys, "generate", "--load", "gone", "--prompt", "x")
+    assert ("warning: NVIDIA_TF32_OVERRIDE in the environment has cuBLAS round" in said) is is_told
+
+
 @pytest.mark.parametrize("value", ["0", "", "true"])
 @pytest.mark.parametrize("name", ["NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN"])
 def test_kernels_of_transformer_engine_are_not_forbidden(

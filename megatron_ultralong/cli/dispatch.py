@@ -175,10 +175,11 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
 
 
 def _check_environment() -> None:
-    """Check the variables of a job, and tell of one that chooses how it computes."""
+    """Check the variables of a job, and tell of those that choose how it computes."""
     check_variables()
-    for line in own_variables.kernel_asked() if not is_launched() else ():
-        tell(line)
+    if not is_launched():
+        for line in (*own_variables.kernel_asked(), *own_variables.products_rounded()):
+            tell(line)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Variables of this program in the environment, and what to tell of those that a shell has kept."""
+"""Variables in the environment that choose how a run computes, and what to tell of them."""
 
 import os
 from collections.abc import Iterator
@@ -25,3 +25,12 @@ def kernel_asked() -> Iterator[str]:
     """A line where one attention kernel is asked for, which is slower than the one chosen."""
     if name := os.environ.get(KERNEL):
         yield f"attention kernel {name}: {KERNEL} is set in the environment, and no other is used"
+
+
+def products_rounded() -> Iterator[str]:
+    """A line where cuBLAS is told to make products of float32 of TF32, whatever torch asks for."""
+    if os.environ.get("NVIDIA_TF32_OVERRIDE", "0") not in ("", "0"):
+        yield (
+            "warning: NVIDIA_TF32_OVERRIDE in the environment has cuBLAS round the factors of "
+            "float32 products to 10 bits (TF32): unset it, or set it to 0"
+        )

@@ -21,6 +21,7 @@ import pyarrow.orc
 import pyarrow.parquet as pq
 import pytest
 
+from megatron_ultralong.data.read.file_kind import file_kind
 from megatron_ultralong.data.read.file_names import UNREAD_SUFFIXES
 from megatron_ultralong.data.read.options import ReadOptions
 from megatron_ultralong.data.read.signatures import SIGNATURES, signature_problem
@@ -338,6 +339,27 @@ def test_tables_of_text(tmp_path: Path) -> None:
 def test_parquet_that_is_compressed_around(tmp_path: Path) -> None:
     data = gzip.compress(sink(lambda file: pq.write_table(table(), file)))
     assert "is parquet inside gzip: decompress it" in refusal(tmp_path / "a.parquet.gz", data)
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "what"),
+    [("", ",", "comma behind the value"), ("\x1e", "", "separator")],
+)
+def test_signs_around_values_come_with_what_removes_them(
+    tmp_path: Path, before: str, behind: str, what: str
+) -> None:
+    lines = [json.dumps({"text": f"{n}, a,"}) for n in range(3)]
+    path = tmp_path / "a b.jsonl"
+    path.write_text("\n".join(f"{before}{line}{behind}" for line in lines[:2]))
+    path.write_text(path.read_text() + f"\n{before}{lines[2]}\n")
+    problem = file_kind(path, "auto").problem
+    assert what in problem
+    program = re.search("`(.*)`", problem)
+    assert program
+    subprocess.run(program[1], shell=True, check=True, cwd=tmp_path)
+    assert (tmp_path / "new.jsonl").read_text().splitlines() == lines
+    path.write_text(f"{before}{lines[0]}{behind}\n{lines[1]}\n{lines[2]}\n")
+    assert not file_kind(path, "auto").problem, "one bad line is a bad document"
 
 
 def test_lines_that_end_in_a_carriage_return(tmp_path: Path) -> None:

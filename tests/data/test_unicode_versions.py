@@ -1,5 +1,7 @@
 """Characters that one library knows and another does not: ids are those of the reference."""
 
+import itertools
+import re
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -8,10 +10,10 @@ from pathlib import Path
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from megatron_ultralong.data.tokenize import engines
+from megatron_ultralong.data.tokenize import engines, tokenizer_model
 from megatron_ultralong.data.tokenize.engines import FastTokenizer, open_reference
 from megatron_ultralong.data.tokenize.fast_path import FastPathError
-from megatron_ultralong.data.tokenize.tokenizer_model import PATTERN
+from megatron_ultralong.data.tokenize.tokenizer_model import PATTERN, Llama3Tokenizer
 
 PATTERNS = {
     "llama3": PATTERN,
@@ -115,3 +117,18 @@ def test_a_long_text_is_compared_as_it_is_composed(
     assert ids.tolist() == fast.reference.encode_documents([text])[0].tolist()
     with pytest.raises(FastPathError, match="differ"):
         fast.encode_documents([text + "\U000105d2\u0307"])
+
+
+def test_long_runs_are_cut_as_tiktoken_cuts(
+    llama3: Llama3Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts with runs that its engine gives up on, which another one cuts."""
+    new = sorted(tokenizer_model._stand_ins())[::8]
+    codes = [*new, *map(ord, NEW), *itertools.islice(known_codes(), 0, None, 8)]
+    assert new, "the two know the same letters: this test shows nothing"
+    texts = [around(chr(code)) + f"12{chr(code)}345 {chr(code)}'s" for code in codes]
+    expected = [ids.tolist() for ids in llama3.encode_documents(texts)]
+    monkeypatch.setattr(tokenizer_model, "LONG_RUN", re.compile(""))
+    found = [ids.tolist() for ids in llama3.encode_documents(texts)]
+    for text, ids, its in zip(texts, found, expected, strict=True):
+        assert ids == its, ascii(text)

@@ -30,6 +30,11 @@ _PAGE = "begins as HTML or XML: a page that tells of an error, saved instead of 
 _CARRIAGE = (
     "has lines that end in a carriage return alone: convert it with `tr '\\r' '\\n'`; " + _AS_TEXT
 )
+_AROUND = (
+    (b",", "sed 's/,[[:space:]]*$//'", "a comma behind the value"),
+    (b"\x1e", "tr -d '\\036'", "a record separator (RFC 7464) before the value"),
+)
+"""What files of JSON lines may have around their values, and what removes it."""
 _BEGINS_AS_JSON = re.compile(rb"\s*(?:\[\s*)?\{\s*(?:\"[^\"\\\n]*\"\s*:|\"[^\"\\\n]*$|$)")
 _OPENS = re.compile(rb"\s*[\[{]\s*")
 _ARRAY = re.compile(rb"\s*\[\s*(?:\{|\]\s*$|$)")
@@ -145,6 +150,12 @@ def _json_problem(path: Path, suffix: str, head: bytes, is_whole: bool) -> str:
     start = head.lstrip()[:1]
     if start == b"<":
         return _PAGE
+    first_two = [line.strip() for line in head.split(b"\n")[:2]]
+    for sign, program, what in _AROUND:
+        bare = [line.strip(sign) for line in first_two]
+        if all(map(bytes.__ne__, bare, first_two)) and isinstance(_value(bare[0]), dict):
+            name = shlex.quote(compression.uncompressed_name(path))
+            return f"has {what} on each line: remove it with `{program} < {name} > new.jsonl`"
     if start == b"\0":
         return nul_problem(0)
     is_wrapped = suffix == ".json" and _is_wrapped(head, is_whole)
@@ -203,7 +214,9 @@ def _is_spread(head: bytes, is_whole: bool) -> bool:
     if not is_whole:
         return bool(_OPENS.fullmatch(first))
     with contextlib.suppress(ValueError, RecursionError):
-        return isinstance(json.JSONDecoder().raw_decode(head.decode().lstrip())[0], dict)
+        text = head.decode().lstrip()
+        value, end = json.JSONDecoder().raw_decode(text)
+        return isinstance(value, dict) and "\n" in text[:end]
     return False
 
 

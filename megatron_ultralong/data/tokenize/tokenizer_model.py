@@ -1,10 +1,13 @@
 """A ``tokenizer.model``: Meta's Llama 3 ranks of byte strings, or a sentencepiece model."""
 
 import base64
+import functools
 import hashlib
 import itertools
 import json
 import re
+import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,7 +101,8 @@ class Llama3Tokenizer:
                 if not is_panic(error):
                     raise
         # the same pattern by an engine without that limit, then the same merges piece by piece
-        pieces = (piece.encode() for piece in regex.findall(PATTERN, text))
+        spans = (found.span() for found in regex.finditer(PATTERN, text.translate(_stand_ins())))
+        pieces = (text[start:stop].encode() for start, stop in spans)
         return [token for piece in pieces for token in self._encoding._encode_single_piece(piece)]
 
     def encode_separator(self, text: str) -> list[int]:
@@ -156,6 +160,29 @@ class Llama3Tokenizer:
                 },
             }
         )
+
+
+_KINDS = {"": "\ue000", r"\p{L}": "\u4e00", r"\p{N}": "1"}
+"""What the pattern tells apart besides white space, and a character of it that all versions of
+Unicode know: neither, letters, numbers."""
+
+
+@functools.cache
+def _stand_ins() -> dict[int, str]:
+    """Characters of other kinds to ``regex`` than to tiktoken, and what tiktoken cuts like them.
+
+    The libraries know different versions of Unicode, in which other letters are new.
+    """
+    codes = (code for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000)
+    new = "".join(filter(lambda letter: unicodedata.category(letter) == "Cn", map(chr, codes)))
+    found, wanted = ({letter: "" for letter in new} for _ in range(2))
+    for kind in filter(None, _KINDS):
+        found.update(dict.fromkeys(regex.findall(kind, new), kind))
+        single = {bytes([byte]): byte for byte in range(256)}
+        probe = tiktoken.Encoding("kind", pat_str=kind, mergeable_ranks=single, special_tokens={})
+        # what the pattern does not find has no ids
+        wanted.update(dict.fromkeys(probe.decode(probe.encode_ordinary(new)), kind))
+    return {ord(each): _KINDS[wanted[each]] for each in new if wanted[each] != found[each]}
 
 
 def _ranks(data: bytes, file: Path) -> dict[bytes, int]:
