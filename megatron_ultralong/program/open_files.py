@@ -43,7 +43,7 @@ def told(error: BaseException) -> str:
 
 def _text(limit: int) -> str:
     return (
-        f"at most {limit} files may be open (ulimit -n), which is too few: a rank opens more than "
+        f"the limit of open files (ulimit -n) is {limit}, which is too low: a rank opens more than "
         f"{LEAST}, and more for each other rank: `ulimit -n {ENOUGH}` before the start; where that "
         "is refused, docker run --ulimit nofile=65536, or nofile in /etc/security/limits.conf"
     )
