@@ -240,7 +240,7 @@ NEVER_ONE = frozenset(
         "attention/ring/function.py assignment.cp_size ranks",  # for programmers, as what follows
         "sequence/assignment.py len(shards) shards",
         "sequence/assignment.py self.cp_size ranks",
-        "program/progress.py num_gpus GPUs",
+        "program/starting.py num_gpus GPUs",
         "evaluation/results/result.py self.num_samples samples",
         "evaluation/results/result.py cell.num_samples prompts",
     )

@@ -23,7 +23,7 @@ from megatron_ultralong.cli.start_of_run import (
     with_start_first,
 )
 from megatron_ultralong.cli.verbs import VERBS, TrainingVerb, Verb, load
-from megatron_ultralong.program import own_variables, upstream
+from megatron_ultralong.program import open_files, own_variables, upstream
 from megatron_ultralong.program.ending import PROGRAM, ends_with_message, tell
 from megatron_ultralong.program.errors import InputError, counted, not_known
 from megatron_ultralong.program.exit_status import status_of_start
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except ImportError as error:
             if os.environ.get("ULTRALONG_LOG") == "DEBUG":
                 raise
-            raise InputError(lacking(error)) from error
+            raise InputError(open_files.told(error) or lacking(error)) from error
 
 
 def _starts_ranks(words: Sequence[str]) -> bool:
@@ -175,8 +175,10 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
 
 
 def _check_environment() -> None:
-    """Check the variables of a job, and tell of those that choose how it computes."""
+    """Check the variables and the limit of files of a job; tell of what chooses how it computes."""
     check_variables()
+    open_files.raise_limit()
+    open_files.check_limit()
     if not is_launched():
         for line in (*own_variables.kernel_asked(), *own_variables.products_rounded()):
             tell(line)

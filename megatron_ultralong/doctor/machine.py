@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_ultralong.doctor.finding import Finding
+from megatron_ultralong.program.open_files import ENOUGH
 from megatron_ultralong.program.quantity import quantity
 
 INFINIBAND = Path("/sys/class/infiniband")
 SHARED_MEMORY = Path("/dev/shm")
 LEAST_SHARED_MEMORY = 2**30
 """Bytes: NCCL and the checkpoint writers of eight ranks share theirs here."""
-LEAST_OPEN_FILES = 4096
 _TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
 _TIMEX_BYTES = 208  # sizeof(struct timex) on 64-bit Linux
 
@@ -67,9 +67,9 @@ def _infiniband() -> list[str]:
 def _open_files() -> Finding:
     limit, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     text = f"at most {limit} (ulimit -n)"
-    if limit != resource.RLIM_INFINITY and limit < LEAST_OPEN_FILES:
+    if limit != resource.RLIM_INFINITY and limit < ENOUGH:
         fix = f"ulimit -n {65536 if hard == resource.RLIM_INFINITY else hard}"
-        if resource.RLIM_INFINITY != hard < LEAST_OPEN_FILES:
+        if resource.RLIM_INFINITY != hard < ENOUGH:
             fix = "docker run --ulimit nofile=65536; on a host, nofile in /etc/security/limits.conf"
         return Finding("warning", "open files", text, fix)
     return Finding("ok", "open files", text)

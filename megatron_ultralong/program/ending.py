@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_ultralong.program import open_files
 from megatron_ultralong.program.errors import (
     InputError,
     PassingError,
@@ -98,8 +99,12 @@ def _causes_are_told() -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        message = None if os.environ.get("ULTRALONG_LOG") == "DEBUG" else refused_file(error)
+    except (OSError, RuntimeError) as error:
+        if os.environ.get("ULTRALONG_LOG") == "DEBUG":
+            raise
+        message = refused_file(error) if isinstance(error, OSError) else None
+        if message is None and (text := open_files.told(error)):
+            message = InputError(text)
         if message is None:
             raise
         raise message from error

@@ -343,7 +343,7 @@ def test_parquet_that_is_compressed_around(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("before", "behind", "what"),
-    [("", ",", "comma behind the value"), ("\x1e", "", "separator")],
+    [("", ",", "commas behind its values"), ("\x1e", "", "separator")],
 )
 def test_signs_around_values_come_with_what_removes_them(
     tmp_path: Path, before: str, behind: str, what: str
@@ -354,7 +354,7 @@ def test_signs_around_values_come_with_what_removes_them(
     path.write_text(path.read_text() + f"\n{before}{lines[2]}\n")
     problem = file_kind(path, "auto").problem
     assert what in problem
-    program = re.search("`(.*)`", problem)
+    program = re.search("`(.*?)`", problem)
     assert program
     subprocess.run(program[1], shell=True, check=True, cwd=tmp_path)
     assert (tmp_path / "new.jsonl").read_text().splitlines() == lines

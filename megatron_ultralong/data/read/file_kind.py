@@ -8,12 +8,11 @@ import contextlib
 import io
 import json
 import re
-import shlex
 from codecs import BOM_UTF8
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from megatron_ultralong.data.read import compression, file_names, record, signatures
+from megatron_ultralong.data.read import compression, file_names, near_json, record, signatures
 from megatron_ultralong.data.read.options import FileFormat
 
 FORMATS: dict[str, FileFormat] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -25,16 +24,11 @@ HEAD_BYTES = 1 << 16
 MAX_LINES = 20
 """Lines that are parsed to tell JSON lines from text."""
 
-_AS_TEXT = "`prepare --file-format text` takes such files as one document each"
+_AS_TEXT = near_json.AS_TEXT
 _PAGE = "begins as HTML or XML: a page that tells of an error, saved instead of the data?"
 _CARRIAGE = (
     "has lines that end in a carriage return alone: convert it with `tr '\\r' '\\n'`; " + _AS_TEXT
 )
-_AROUND = (
-    (b",", "sed 's/,[[:space:]]*$//'", "a comma behind the value"),
-    (b"\x1e", "tr -d '\\036'", "a record separator (RFC 7464) before the value"),
-)
-"""What files of JSON lines may have around their values, and what removes it."""
 _BEGINS_AS_JSON = re.compile(rb"\s*(?:\[\s*)?\{\s*(?:\"[^\"\\\n]*\"\s*:|\"[^\"\\\n]*$|$)")
 _OPENS = re.compile(rb"\s*[\[{]\s*")
 _ARRAY = re.compile(rb"\s*\[\s*(?:\{|\]\s*$|$)")
@@ -95,17 +89,25 @@ def file_kind(path: Path, file_format: FileFormat) -> FileKind:
     if problem:
         return FileKind(by_name, problem)
     head = head.removeprefix(BOM_UTF8)
+    near = near_json.record_problem(compression.uncompressed_name(path), head, is_whole)
     if suffix == ".json" or by_name == "jsonl":
-        if _ARRAY.match(head):
+        if _ARRAY.match(head) and not near:
             return FileKind("json", _array_problem(path, head))
-        return FileKind("jsonl", _json_problem(path, suffix, head, is_whole))
-    is_known = is_known_name(path)
+        return FileKind("jsonl", near or _json_problem(path, suffix, head, is_whole))
+    return _kind_of_text(path, head, is_whole, near)
+
+
+def _kind_of_text(path: Path, head: bytes, is_whole: bool, near: str) -> FileKind:
+    """Of a file whose name says neither JSON nor parquet; ``near`` is what is wrong with it."""
+    suffix, is_known = suffix_of(path), is_known_name(path)
     if b"\0" in head:
         return FileKind("text", nul_problem(head.index(b"\0")), is_known)
     if _holds_json_lines(head, is_whole):
         return FileKind("jsonl")
     if is_known and suffix not in file_names.PLAIN_SUFFIXES:
         return FileKind("text")
+    if near:
+        return FileKind("text", near, is_known)
     if _ARRAY.match(head) and (_BEGINS_AS_JSON.match(head) or _value(head) == []):
         return FileKind("json", _array_problem(path, head))
     return FileKind("text", _text_problem(path, head, is_whole), is_known)
@@ -150,12 +152,6 @@ def _json_problem(path: Path, suffix: str, head: bytes, is_whole: bool) -> str:
     start = head.lstrip()[:1]
     if start == b"<":
         return _PAGE
-    first_two = [line.strip() for line in head.split(b"\n")[:2]]
-    for sign, program, what in _AROUND:
-        bare = [line.strip(sign) for line in first_two]
-        if all(map(bytes.__ne__, bare, first_two)) and isinstance(_value(bare[0]), dict):
-            name = shlex.quote(compression.uncompressed_name(path))
-            return f"has {what} on each line: remove it with `{program} < {name} > new.jsonl`"
     if start == b"\0":
         return nul_problem(0)
     is_wrapped = suffix == ".json" and _is_wrapped(head, is_whole)
@@ -174,7 +170,7 @@ def _text_problem(path: Path, head: bytes, is_whole: bool) -> str:
         return _CARRIAGE
     if _BEGINS_AS_JSON.match(head) or (is_whole and isinstance(_value(head), dict | list)):
         return _value_problem(path, head)
-    return ""
+    return near_json.table_problem(compression.uncompressed_name(path), head, is_whole)
 
 
 def _value_problem(path: Path, head: bytes) -> str:
@@ -187,14 +183,7 @@ def _value_problem(path: Path, head: bytes) -> str:
         what, query = f"one JSON object with its records under {key!r}", f".[{json.dumps(key)}][]"
     else:
         what, query = "JSON over several lines a value", "."
-    return _to_lines(what, query, name)
-
-
-def _to_lines(what: str, query: str, name: str) -> str:
-    return (
-        f"is {what}, where JSON lines or an array of objects are read: write a line for each "
-        f"record with `jq -c {shlex.quote(query)} {shlex.quote(name)} > new.jsonl`; {_AS_TEXT}"
-    )
+    return near_json.to_lines(what, query, name)
 
 
 def _array_problem(path: Path, head: bytes) -> str:
@@ -203,7 +192,7 @@ def _array_problem(path: Path, head: bytes) -> str:
     if not newline or not rest.lstrip().startswith(b"[") or not isinstance(_value(first), list):
         return ""
     name = compression.uncompressed_name(path)
-    return _to_lines("an array on each line", ".[]", name)
+    return near_json.to_lines("an array on each line", ".[]", name)
 
 
 def _is_spread(head: bytes, is_whole: bool) -> bool:

@@ -4,6 +4,7 @@ It needs no torch.
 """
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from megatron_ultralong.checkpoint.disk import checksums
@@ -34,13 +35,25 @@ def candidates(root: Path, *, is_quiet: bool = False) -> list[int]:
 
 
 def damage(
-    folder: Path, rank: int = 0, world_size: int = 1, num_threads: int = 1
+    folder: Path,
+    rank: int = 0,
+    world_size: int = 1,
+    num_threads: int = 1,
+    advance: Callable[[int], None] | None = None,
 ) -> tuple[str, bool] | None:
-    """What is wrong with this rank's share of a checkpoint's files, and whether that is known."""
+    """What is wrong with this rank's share of a checkpoint's files, and whether that is known.
+
+    ``advance`` is told the bytes that were read.
+    """
     try:
         listed = checksums.read_checksums(folder)
         checksums.check_files(
-            folder, listed, rank=rank, world_size=world_size, num_threads=num_threads
+            folder,
+            listed,
+            rank=rank,
+            world_size=world_size,
+            num_threads=num_threads,
+            advance=advance,
         )
     except checksums.DamagedError as error:
         return str(error), not isinstance(error, checksums.UnreadableError)

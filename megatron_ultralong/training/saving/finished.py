@@ -11,6 +11,7 @@ from pathlib import Path
 from megatron_ultralong.checkpoint.disk import checksums
 from megatron_ultralong.checkpoint.disk import folder as folders
 from megatron_ultralong.program import aside, ranks
+from megatron_ultralong.program.progress import progress
 from megatron_ultralong.training.early_checks import RunInputs
 from megatron_ultralong.training.saving import checkpoints
 
@@ -50,14 +51,17 @@ def ends_here(run: RunInputs) -> bool:
         return False
     folder = folders.iteration_folder(root, done)
     try:
-        checksums.read_checksums(folder)
+        listed = checksums.read_checksums(folder)
     except checksums.DamagedError:
         return False
     if ranks.under_torchrun():
         _write(f"{text}; the ranks only check that its checkpoint is whole")
         return False
     _write(text)
-    if checkpoints.damage(folder, num_threads=len(os.sched_getaffinity(0))):
+    num_threads, size = len(os.sched_getaffinity(0)), sum(one.size for one in listed.values())
+    with progress("verify", size, "B") as bar:
+        is_damaged = checkpoints.damage(folder, num_threads=num_threads, advance=bar.advance)
+    if is_damaged:
         return False
     _write(NOTHING_DONE)
     status = root / STATUS_FILE
