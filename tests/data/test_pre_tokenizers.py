@@ -35,6 +35,9 @@ FIRST: dict[str, list[Any]] = {
     "spaces": [split(PATTERN), steps.WhitespaceSplit()],
     "scripts": [split(PATTERN), steps.UnicodeScripts()],
     "other": [split(r"\s+", "merged_with_next")],
+    "text before": [steps.Split("e", "isolated"), split(PATTERN)],
+    "text behind": [split(PATTERN), steps.Split("e", "isolated")],
+    "text": [steps.Split("e", "isolated")],
     "none": [],
 }
 """What a text is cut by, one step behind the other."""

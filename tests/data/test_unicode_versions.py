@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import regex
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from megatron_ultralong.data.tokenize import engines, tokenizer_model
 from megatron_ultralong.data.tokenize.engines import FastTokenizer, open_reference
-from megatron_ultralong.data.tokenize.fast_path import FastPathError
+from megatron_ultralong.data.tokenize.fast_path import FastPathError, cuts_by_letters
 from megatron_ultralong.data.tokenize.tokenizer_model import PATTERN, Llama3Tokenizer
 
 PATTERNS = {
@@ -88,6 +89,22 @@ def test_new_characters_have_the_ids_of_the_reference(fast: FastTokenizer) -> No
     others = [fast._ids(text).tolist() for text in texts]
     expected = [ids.tolist() for ids in fast.reference.encode_documents(texts)]
     assert others != expected, "gigatoken alone has the same ids: this test shows nothing"
+
+
+def test_new_signs_are_read_fast_with_the_ids_of_the_reference(fast: FastTokenizer) -> None:
+    signs = regex.findall(r"[\p{S}\p{P}]", "".join(map(chr, range(0xE000, sys.maxunicode + 1))))
+    new = [sign for sign in signs if unicodedata.category(sign) == "Cn"]
+    assert len(new) > 100
+    texts = [around(sign) for sign in new]
+    assert not any(map(fast._has_unknown, texts))
+    fast.check(texts)
+
+
+@pytest.mark.parametrize("pattern", [r"\p{So}", r"\w+", r"[[:punct:]]", r"\p{Han}", r"\pL"])
+def test_signs_count_where_a_pattern_asks_for_them(tmp_path: Path, pattern: str) -> None:
+    folder = write(tmp_path / "asks", pattern + "|" + PATTERN)
+    assert not cuts_by_letters((folder / "tokenizer.json").read_text())
+    assert cuts_by_letters((write(tmp_path / "plain", PATTERN) / "tokenizer.json").read_text())
 
 
 def test_a_text_too_long_for_the_reference_is_compared(

@@ -12,11 +12,16 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import regex  # type: ignore[import-untyped]
 
 from megatron_ultralong import __version__
 from megatron_ultralong.data.read.record import MAX_DOCUMENT_BYTES
 from megatron_ultralong.data.tokenize import refused_tokenizer, tokenising, tokenizer_model
-from megatron_ultralong.data.tokenize.fast_path import FastPathError, text_for_gigatoken
+from megatron_ultralong.data.tokenize.fast_path import (
+    FastPathError,
+    cuts_by_letters,
+    text_for_gigatoken,
+)
 from megatron_ultralong.data.tokenize.refused_tokenizer import NAMES
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.optional import installed_version
@@ -54,6 +59,7 @@ class FastTokenizer:
     def __init__(self, reference: tokenising.DocumentTokenizer) -> None:
         self.reference = reference
         self._encode = _backend(reference).encode
+        self._has_unknown = functools.partial(has_unknown, are_signs_alike=_by_letters(reference))
         # the one vocabulary whose special tokens gigatoken cannot be kept from knowing
         is_model = isinstance(reference, tokenizer_model.SentencePieceTokenizer)
         self._not_in_text = reference.special_texts if is_model else []
@@ -89,7 +95,7 @@ class FastTokenizer:
             return self.reference.encode_documents([text])[0]
         if text.isascii():
             return self._ids(text)
-        is_new = has_unknown(text)
+        is_new = self._has_unknown(text)
         if is_new and self._is_other(text):
             return self.reference.encode_documents([text])[0]
         if self._compose and not is_new and not unicodedata.is_normalized("NFC", text):
@@ -121,7 +127,7 @@ class FastTokenizer:
             return True
         for start in range(0, len(text), BLOCK):
             part = text[max(0, start - NEAR) : start + BLOCK + NEAR]
-            if self._compose or has_unknown(part):
+            if self._compose or self._has_unknown(part):
                 self._compare([part], [self._ids(part)])
         return False
 
@@ -143,6 +149,13 @@ class FastTokenizer:
                     f"gigatoken's ids differ from those of {self.reference.engine} at token "
                     f"{first} of the text {text[:60]!r}"
                 )
+
+
+def _by_letters(reference: tokenising.DocumentTokenizer) -> bool:
+    """Whether a symbol cuts texts as what is no character does."""
+    if isinstance(reference, tokenising.HuggingFaceTokenizer):
+        return cuts_by_letters(reference.file.read_text(encoding="utf-8"))
+    return isinstance(reference, tokenizer_model.Llama3Tokenizer)
 
 
 def _backend(reference: tokenising.DocumentTokenizer) -> Any:
@@ -311,21 +324,30 @@ NEAR = 1024
 """Characters around a block that are compared with it."""
 
 
-def has_unknown(text: str) -> bool:
+def has_unknown(text: str, *, are_signs_alike: bool = False) -> bool:
     """Whether a text has a character that Python's version of Unicode does not know.
 
     Python 3.10 to 3.13 know versions 13 to 15.1, the libraries later ones. To those that know a
     character it is the same, a letter or a mark, and composed in the same way.
+
+    Args:
+        text: of any length.
+        are_signs_alike: symbols and punctuation do not count, such as the emoji of a new version.
     """
     if text.isascii():
         return False
     parts = (text[start : start + BLOCK] for start in range(0, len(text), BLOCK))
     codes = (np.frombuffer(part.encode("utf-32-le", "surrogatepass"), "<u4") for part in parts)
-    return any(bool(_unassigned()[each].any()) for each in codes)
+    unknown = _unassigned(are_signs_alike)
+    return any(bool(unknown[each].any()) for each in codes)
 
 
 @functools.cache
-def _unassigned() -> npt.NDArray[np.bool_]:
+def _unassigned(are_signs_alike: bool) -> npt.NDArray[np.bool_]:
     """Of every code point, whether it has no character yet."""
     codes = range(sys.maxunicode + 1)
-    return np.fromiter((unicodedata.category(chr(code)) == "Cn" for code in codes), np.bool_)
+    found = np.fromiter((unicodedata.category(chr(code)) == "Cn" for code in codes), np.bool_)
+    if are_signs_alike:
+        known = regex.findall(r"[\p{S}\p{P}]", "".join(map(chr, np.flatnonzero(found))))
+        found[[ord(sign) for sign in known]] = False
+    return found

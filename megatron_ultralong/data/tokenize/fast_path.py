@@ -1,6 +1,7 @@
 """A ``tokenizer.json`` as gigatoken is given it, where it reads all that counts there."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -53,11 +54,12 @@ def _check_steps(data: Mapping[str, Any]) -> None:
         FastPathError: there is another one.
     """
     steps = list(_steps(data.get("pre_tokenizer")))
-    if len(steps) < 2:
+    if len(steps) == 1 and steps[0].get("type") != "Split":
         return
     for number, step in enumerate(steps):
         how = (step.get("behavior"), bool(step.get("invert")))
         is_split = step.get("type") == "Split" and how in (("Isolated", False), ("Removed", True))
+        is_split = is_split and "Regex" in (step.get("pattern") or {})  # not a text as it stands
         is_bytes = step.get("type") == "ByteLevel" and number == len(steps) - 1
         if is_bytes:  # both are true where the file does not say
             is_bytes = not (step.get("use_regex", True) or step.get("add_prefix_space", True))
@@ -66,6 +68,31 @@ def _check_steps(data: Mapping[str, Any]) -> None:
                 f"gigatoken does not cut as step {number + 1} of the pre-tokenizer does "
                 f"({json.dumps(step)[:80]})"
             )
+
+
+_OTHER_CLASSES = re.compile(r"\\[pP](?!\{[LMNZ][a-z]?\})|\\[wWbBX]|\[\[?:")
+"""Classes of signs, scripts and words in a pattern: symbols and punctuation may be in them."""
+
+
+def cuts_by_letters(text: str) -> bool:
+    """Whether a ``tokenizer.json`` tells letters, marks, numbers and spaces apart, and no more.
+
+    To them a symbol is what a character is that no version of Unicode has.
+    """
+    return not any(_OTHER_CLASSES.search(pattern) for pattern in _patterns(json.loads(text)))
+
+
+def _patterns(value: Any) -> Iterator[str]:
+    """Those of all steps, of the normaliser too."""
+    if isinstance(value, dict):
+        if isinstance(value.get("Regex"), str):
+            yield value["Regex"]
+        for key, inner in value.items():
+            if key != "model":
+                yield from _patterns(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _patterns(inner)
 
 
 def _steps(step: Any) -> Iterator[Mapping[str, Any]]:
