@@ -415,6 +415,14 @@ def test_a_blend_is_told_how_it_is_made(
             assert f"--data-path {values}: it takes one folder, and no blend: `ultralong pr" in said
 
 
+@pytest.mark.parametrize("recipe", ["llama3.1-8b-1M", "llama3.1-8b-1", "llama31-8b-1m", "1m"])
+def test_a_recipe_behind_a_folder_that_is_misspelt(
+    capsys: pytest.CaptureFixture[str], recipe: str
+) -> None:
+    said = refusal(capsys, "pretrain", "--load", "x", "--data-path", "rows", recipe)
+    assert f"recipe {recipe!r} is not known" in said
+
+
 @pytest.mark.parametrize("verb", ["pretrain llama3.1-8b-1m", "sft llama3.1-8b-sft"])
 @pytest.mark.parametrize("flag", INSTEAD)
 def test_arguments_of_megatron_lms_data_sets(

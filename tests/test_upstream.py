@@ -21,6 +21,7 @@ def speak(words):
     megatron.warning("GPTModel IS DEPRECATED. GPTModel is only accepting critical bug fixes")
     megatron.warning("load_common is deprecated and will be removed in a future release.")
     megatron.warning("a weight is missing")
+    megatron.warning("a log call is wrong", FutureWarning)
     megatron.error("a rank is lost")
     own.warning("own words")
     warnings.warn("Argument aux_data (position 17) cannot be converted to a JitArgument")

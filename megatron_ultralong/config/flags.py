@@ -5,11 +5,11 @@ import enum
 import itertools
 import re
 import types
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Container, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from megatron_ultralong.program import fields
-from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.errors import InputError, slips
 from megatron_ultralong.program.quantity import Unit
 
 _KINDS = {bool: "", int: "N", float: "X", str: "TEXT"}
@@ -119,7 +119,7 @@ def check_dashes(words: Sequence[str], known: Container[str]) -> None:
             raise InputError(f"{word!r} does not begin with two hyphens: type {flag}")
 
 
-def check_one_folder(words: Sequence[str], flag: str, others: Container[str] = ()) -> None:
+def check_one_folder(words: Sequence[str], flag: str, others: Collection[str] = ()) -> None:
     """Check that a flag has one folder of rows, and no blend as Megatron-LM has them.
 
     Args:
@@ -137,6 +137,8 @@ def check_one_folder(words: Sequence[str], flag: str, others: Container[str] = (
         values = [value] if is_joined else []
         behind = itertools.takewhile(lambda word: not word.startswith("--"), words[place + 1 :])
         values += [word for word in behind if word not in others]
+        if len(values) == 2 and any(_is_nearly(values[1], other) for other in others):
+            continue  # the name of a recipe, misspelt: its own check says so
         if len(values) > 1:
             raise InputError(
                 f"{flag} {' '.join(values)}: it takes one folder, and no blend: `ultralong "
@@ -144,6 +146,12 @@ def check_one_folder(words: Sequence[str], flag: str, others: Container[str] = (
                 "NAME=FILES for each, to the rows of one folder; their shares are those of their "
                 "tokens: for a smaller share name fewer files of a source"
             )
+
+
+def _is_nearly(word: str, name: str) -> bool:
+    """Whether a word is a name with slips, or one end of it: ``1m`` of ``llama3.1-8b-1m``."""
+    is_end = len(word) > 1 and (name.startswith(word) or name.endswith(word))
+    return is_end or slips(word.lower(), name) <= 2
 
 
 def _default(field: dataclasses.Field[Any], configuration: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -14,9 +15,29 @@ def whole_products() -> Iterator[None]:
     Positions above 2,048 are no numbers of TF32, and transformers makes rotary angles by a product
     (transformers issue 48428).
     """
-    before = torch.get_float32_matmul_precision()
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # some other code has used torch's newer names, which do not mix
+        with _by_newer_names():
+            yield
+        return
     torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
+def _by_newer_names() -> Iterator[None]:
+    """The same where each library has a setting of its own (torch 2.9 and later)."""
+    backends: Any = torch.backends
+    settings = backends.cuda.matmul, backends.mkldnn.matmul
+    before = [each.fp32_precision for each in settings]
+    for each in settings:
+        each.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for each, precision in zip(settings, before, strict=True):
+            each.fp32_precision = precision

@@ -34,8 +34,13 @@ def told(error: BaseException) -> str:
     """
     one: BaseException | None = error
     while one is not None:
-        is_number = isinstance(one, OSError) and one.errno in (errno.EMFILE, errno.ENFILE)
-        if is_number or "Too many open files" in str(one):
+        number = one.errno if isinstance(one, OSError) else None
+        if number == errno.ENFILE or "Too many open files in system" in str(one):
+            return (
+                "this machine's processes have opened as many files as it allows (sysctl "
+                "fs.file-max): end those that are not needed, or have it raised"
+            )
+        if number == errno.EMFILE or "Too many open files" in str(one):
             return _text(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         one = one.__cause__ or one.__context__
     return ""
@@ -44,6 +49,7 @@ def told(error: BaseException) -> str:
 def _text(limit: int) -> str:
     return (
         f"the limit of open files (ulimit -n) is {limit}, which is too low: a rank opens more than "
-        f"{LEAST}, and more for each other rank: `ulimit -n {ENOUGH}` before the start; where that "
+        f"{LEAST}, and more for each other rank: `ulimit -n {max(ENOUGH, 4 * limit)}` before the "
+        "start; where that "
         "is refused, docker run --ulimit nofile=65536, or nofile in /etc/security/limits.conf"
     )

@@ -10,14 +10,14 @@ from megatron_ultralong.program.ranks import LAUNCHED
 LEVEL = "ULTRALONG_LOG"
 KERNEL = "ULTRALONG_ATTENTION_KERNEL"
 _NAMES = (LEVEL, KERNEL, STATUS_VARIABLE, LAUNCHED)
-_MOST_SLIPS = 2
+_OF_USERS = (LEVEL, KERNEL, STATUS_VARIABLE)
 
 
 def misspelt() -> Iterator[str]:
     """A line for each that is nearly one of them, and so does nothing."""
     for name in sorted(name for name in os.environ if name[:1] in "Uu" and name not in _NAMES):
-        meant = min(_NAMES, key=lambda known: slips(name, known))
-        if slips(name, meant) <= _MOST_SLIPS:
+        meant = min(_OF_USERS, key=lambda known: slips(name, known))
+        if slips(name, meant) <= (1 if meant == LEVEL else 2):  # a short name is near to many
             yield f"warning: {name} in the environment is not read; perhaps you meant {meant}"
 
 

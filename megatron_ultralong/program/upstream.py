@@ -41,4 +41,5 @@ def leave_out(handler: logging.Handler) -> None:
 def _is_shown(record: logging.LogRecord) -> bool:
     if record.name.startswith("megatron_ultralong") or record.levelno >= logging.ERROR:
         return True
-    return is_main_rank() and not record.getMessage().startswith(_LEFT_OUT)
+    # Not its message: one that cannot be made is for logging to report, not to end a run.
+    return is_main_rank() and not str(record.msg).startswith(_LEFT_OUT)

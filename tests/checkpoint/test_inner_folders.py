@@ -165,3 +165,19 @@ def test_a_pointer_in_the_place_of_any_file_is_told(
 def test_a_text_about_pointers_is_none() -> None:
     assert pointer_of(POINTERS[0].magic + b"x" * 2000) is None
     assert pointer_of(b"a " + POINTERS[0].magic) is None
+
+
+def test_a_model_with_checkpoints_inside_is_itself_the_model(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of a trainer are of earlier iterations."""
+    folder = tmp_path / "out"
+    shutil.copytree(inputs / "hf", folder)
+    shutil.copytree(inputs / "hf", folder / "checkpoint-500")
+    said = refusal(capsys, "generate", "--load", str(folder), "--prompt", "x")
+    assert f"make one with `ultralong convert import {folder} DST`" in said
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    said = refusal(capsys, "convert", "import", str(folder), str(tmp_path / "new"))
+    assert "has no tokenizer.json or tokenizer.model; download the tokenizer too" in said
+    assert "checkpoint-500" not in said

@@ -25,6 +25,14 @@ MAKERS: dict[str, Callable[[], str]] = {
     "python array": lambda: repr(RECORDS),
     "python array of lines": lambda: "[" + ",\n".join(map(repr, RECORDS)) + "]\n",
     "python over lines": lambda: pprint.pformat(RECORDS[0], width=10),
+    "python, commas behind": lambda: "".join(f"{one!r},\n" for one in RECORDS),
+    "commas behind, carriage returns": lambda: "".join(
+        json.dumps(one) + ",\r\n" for one in RECORDS
+    ),
+    "commas inside, carriage returns": lambda: "".join(
+        json.dumps(one)[:-1] + ",}\r\n" for one in RECORDS
+    ),
+    "comma between two": lambda: ",\n".join(map(json.dumps, RECORDS[:2])),
     "commas behind": lambda: "".join(json.dumps(one) + ",\n" for one in RECORDS),
     "commas between": lambda: ",\n".join(map(json.dumps, RECORDS)),
     "commas inside": lambda: "".join(json.dumps(one)[:-1] + ",}\n" for one in RECORDS),
@@ -53,7 +61,7 @@ TEXTS = {
 def test_the_command_writes_the_records(kind: str, suffix: str, tmp_path: Path) -> None:
     text = MAKERS[kind]()
     path = tmp_path / f"my data{suffix}"
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", newline="")
     problem = file_kind(path, "auto").problem
     found = re.search(r"with `(.*)`; `prepare --file-format text` takes", problem, re.S)
     assert found is not None, problem
@@ -61,7 +69,8 @@ def test_the_command_writes_the_records(kind: str, suffix: str, tmp_path: Path) 
     new = tmp_path / "new.jsonl"
     records = [json.loads(line) for line in new.read_text(encoding="utf-8").splitlines()]
     assert records == RECORDS[: len(records)]
-    assert len(records) == (1 if kind in ("python, one", "python over lines") else len(RECORDS))
+    numbers = {"python, one": 1, "python over lines": 1, "comma between two": 2}
+    assert len(records) == numbers.get(kind, len(RECORDS))
     assert file_kind(new, "auto") == ("jsonl", "", True)
 
 
@@ -94,6 +103,15 @@ def test_large_files_are_told_by_their_beginning(tmp_path: Path) -> None:
         text = make()
         path.write_text(text + text.partition("\n")[2] * (300_000 // len(text)))
         assert file_kind(path, "auto").problem
+
+
+def test_a_first_line_beyond_what_is_looked_at(tmp_path: Path) -> None:
+    records = [{"text": "word " * 20_000}, {"text": "b"}]
+    (tmp_path / "a.txt").write_text("".join(f"{one!r}\n" for one in records))
+    found = re.search(r"with `(.*)`; `prepare", file_kind(tmp_path / "a.txt", "auto").problem)
+    assert found is not None
+    subprocess.run(found[1], shell=True, check=True, cwd=tmp_path)
+    assert [json.loads(line) for line in (tmp_path / "new.jsonl").open()] == records
 
 
 def test_one_bad_line_among_good_ones_is_a_bad_line(tmp_path: Path) -> None:

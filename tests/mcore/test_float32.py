@@ -84,3 +84,19 @@ def test_ranks(precisions: set[str], tmp_path: Path) -> None:
     cli.main(["evaluate", "loss", *load, *rows, "--output", str(tmp_path / "loss")])
     cli.main(["generate", *load, "--prompt", "def f", "--max-new-tokens", "2"])
     assert precisions == {"highest"}
+
+
+def test_torchs_newer_setting_is_kept_too(tmp_path: Path) -> None:
+    """A process of its own: the two kinds of settings do not mix in one."""
+    program = (
+        "import torch; from megatron_ultralong.mcore.float32 import whole_products as whole;"
+        "matmul = torch.backends.cuda.matmul; matmul.fp32_precision = 'tf32';\n"
+        "with whole(): print(matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision)\n"
+        "print(matmul.fp32_precision)"
+    )
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("torch has the one setting")
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.split() == ["ieee", "ieee", "tf32"]

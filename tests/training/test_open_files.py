@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 import subprocess
 import sys
@@ -73,7 +74,6 @@ def test_a_low_soft_limit_is_raised(model: Path) -> None:
     ("error", "is_told"),
     [
         (OSError(errno.EMFILE, "x"), True),
-        (OSError(errno.ENFILE, "x", "file"), True),
         (RuntimeError("[enforce fail at loop.cc:105] epoll_create: Too many open files"), True),
         (ImportError("libx.so: cannot open shared object file: Too many open files"), True),
         (OSError(errno.ENOENT, "x", "file"), False),
@@ -85,3 +85,15 @@ def test_which_errors_are_of_it(error: Exception, is_told: bool) -> None:
     outer = ValueError("y")
     outer.__cause__ = error
     assert (SAID in open_files.told(outer)) == is_told
+
+
+def test_the_way_out_is_never_a_lower_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (20_000, 20_000))
+    assert "`ulimit -n 80000` before" in open_files.told(OSError(errno.EMFILE, "x"))
+
+
+def test_the_limit_of_the_machine_is_another() -> None:
+    """Which ``ulimit`` does not change."""
+    said = open_files.told(OSError(errno.ENFILE, os.strerror(errno.ENFILE)))
+    assert "sysctl fs.file-max" in said
+    assert "ulimit" not in said

@@ -41,7 +41,7 @@ def small_files(folder: Path) -> list[Path]:
 def check_tokenizer(folder: Path) -> None:
     """Raise InputError where ``folder`` has no tokenizer."""
     if not any((folder / name).is_file() for name in refused_tokenizer.NAMES):
-        told = refused_tokenizer.no_tokenizer(folder, "download the tokenizer too")
+        told = refused_tokenizer.no_tokenizer(folder, "download the tokenizer too", inside=False)
         raise InputError(f"{folder} {told}; or convert the weights alone with --no-tokenizer")
 
 

@@ -192,9 +192,9 @@ def _what_it_is(folder: Path) -> str:
             + f" (write {number} into it for this one)"
             * number.isdecimal()
         )
-    if inside := one_inside(folder, (FILE_NAME, "config.json")):
-        return f"it is not a Megatron checkpoint of this project{inside}"
     is_model = (folder / "config.json").is_file()
+    if not is_model and (inside := one_inside(folder, (FILE_NAME, "config.json"))):
+        return f"it is not a Megatron checkpoint of this project{inside}"
     what, source = ("a model of Hugging Face's, ", folder) if is_model else ("", "SRC")
     return (
         f"it is {what}not a Megatron checkpoint of this project; make one with `ultralong convert "

@@ -40,10 +40,11 @@ def record_problem(name: str, head: bytes, is_whole: bool) -> str:
     lines = _lines(head, is_whole)
     if _PYTHON.match(head):
         values = "[ast.literal_eval(sys.stdin.read())]"
-        if lines and isinstance(_python(lines[0]), dict):
-            values = "(ast.literal_eval(line) for line in sys.stdin if line.strip())"
-        elif head.lstrip()[:1] == b"[":
+        if head.lstrip()[:1] == b"[":
             values = "ast.literal_eval(sys.stdin.read())"
+        elif not lines or isinstance(_python(lines[0].strip().rstrip(b",")), dict):
+            line = 'line.strip().rstrip(",")'
+            values = f"(ast.literal_eval({line}) for line in sys.stdin if line.strip())"
         program = f"import ast, json, sys; [print(json.dumps(one)) for one in {values}]"
         return (
             "is Python's own form of values, with single quotes, where JSON is read: write it as "
@@ -51,11 +52,11 @@ def record_problem(name: str, head: bytes, is_whole: bool) -> str:
             f"new.jsonl`; {AS_TEXT}"
         )
     num_plain = sum(isinstance(_json(line), dict) for line in lines)
-    if 2 * num_plain < len(lines) > 1 and all(map(_is_object_with_commas, lines)):
+    if 2 * num_plain <= len(lines) > 1 and all(map(_is_object_with_commas, lines)):
         return (
             "has commas behind its values, which JSON lines have not: remove them with `sed -E "
-            f"'s/,[[:space:]]*$//; s/,[[:space:]]*\\}}$/}}/' {shlex.quote(name)} > new.jsonl`; "
-            f"{AS_TEXT}"
+            f"'s/\\r$//; s/,[[:space:]]*$//; s/,[[:space:]]*\\}}$/}}/' {shlex.quote(name)} > "
+            f"new.jsonl`; {AS_TEXT}"
         )
     is_separated = [line.strip().startswith(_SEPARATOR) for line in lines]
     if all(is_separated) and lines and isinstance(_json(lines[0].strip()[1:]), dict):

@@ -15,9 +15,16 @@ _SHOWN = 300
 """Characters of the library's messages."""
 
 
-def no_tokenizer(folder: Path, otherwise: str) -> str:
-    """Of a folder without one of :data:`NAMES`: what to do, ``otherwise`` if it has no other."""
-    instead = _others(folder) or one_inside(folder, NAMES) or f"; {otherwise}"
+def no_tokenizer(folder: Path, otherwise: str, *, inside: bool = True) -> str:
+    """Of a folder without one of :data:`NAMES`: what to do, ``otherwise`` if it has no other.
+
+    Args:
+        folder: that was named.
+        otherwise: what to do.
+        inside: whether a folder in it may be given instead; not where it is that of a model.
+    """
+    instead = _others(folder) or (one_inside(folder, NAMES) if inside else "")
+    instead = instead or f"; {otherwise}"
     return f"has no {' or '.join(NAMES)}{instead}"
 
 
