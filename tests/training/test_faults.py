@@ -174,15 +174,15 @@ def other_weights(rank: int) -> None:
 
 def other_manifest(rank: int) -> None:
     """Run on every rank before the job: rank 1 has rows of another preparation."""
-    from megatron_ultralong.training import early_checks
+    from megatron_ultralong.training.early_checks import manifests
 
-    load = early_checks.load_manifest
+    load = manifests.load_manifest
 
     def load_other(folder: Path) -> Any:
         manifest = load(folder)
         return dataclasses.replace(manifest, seed=manifest.seed + 1) if rank else manifest
 
-    early_checks.load_manifest = load_other
+    manifests.load_manifest = load_other
 
 
 def other_code(rank: int) -> None:

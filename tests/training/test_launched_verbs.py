@@ -207,7 +207,8 @@ def test_a_killed_rank_and_a_stop_of_real_ranks(
         with (tmp_path / "said").open("w+") as said:
             process = subprocess.Popen(["ultralong", *words], env=warm_environment, stderr=said)
             before, deadline = num_lines(tmp_path / "run"), time.monotonic() + patience(120)
-            while num_lines(tmp_path / "run") < before + 8:
+            saved = tmp_path / "run" / "latest_checkpointed_iteration.txt"
+            while num_lines(tmp_path / "run") < before + 8 or not saved.exists():
                 assert process.poll() is None, (tmp_path / "said").read_text()
                 assert time.monotonic() < deadline
                 time.sleep(0.05)

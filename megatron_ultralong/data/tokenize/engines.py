@@ -152,7 +152,7 @@ class FastTokenizer:
 
 
 def _by_letters(reference: tokenising.DocumentTokenizer) -> bool:
-    """Whether a symbol cuts texts as what is no character does."""
+    """Whether symbols are cut like code points that no version of Unicode has."""
     if isinstance(reference, tokenising.HuggingFaceTokenizer):
         return cuts_by_letters(reference.file.read_text(encoding="utf-8"))
     return isinstance(reference, tokenizer_model.Llama3Tokenizer)
