@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +13,7 @@ from megatron_ultralong import cli
 from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.config.convert import ImportConfig
 from tests.models import TEXT, prepare_rows, write_llama
+from tests.patience import patience
 
 DOCUMENTS = [TEXT * 3 + str(n) for n in range(200)]
 
@@ -31,6 +35,23 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert error.startswith("ultralong: error: ")
     assert error.count("\n") == 1, "one message, no traceback"
     return error
+
+
+def status_and_output(words: Sequence[str], seconds: float, **options: Any) -> tuple[int, str]:
+    """Exit status and all output of a program, within seconds of a quiet machine.
+
+    ``options`` are those of ``subprocess.run``.
+    """
+    done = subprocess.run(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=patience(seconds),
+        **options,
+    )
+    return done.returncode, done.stdout
 
 
 def pretrain_words(inputs: Path, *more: str) -> tuple[str, ...]:

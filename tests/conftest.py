@@ -97,6 +97,7 @@ NOT_QUICK = (
     "test_matrix.py",
     "test_missing_libraries.py",
     "test_names.py",
+    "test_one_folder.py",
     "test_parser_messages.py",
     "test_quantity.py",
     "test_smollm2.py",

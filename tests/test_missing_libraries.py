@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.program.libraries import LIBRARIES
+from tests.command_line import status_and_output
 from tests.evaluation.results import loss_results, saved
 from tests.models import TEXT
 from tests.patience import patience
@@ -79,22 +80,9 @@ def start(
     for name in ("hf", "a.jsonl", "chat.jsonl", "results.json"):
         (folder / name).symlink_to(inputs / name)
     path = os.pathsep.join([str(inputs / "hook"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-m", "megatron_ultralong", *words],
-        cwd=folder,
-        env={
-            **os.environ,
-            "PYTHONPATH": path,
-            "TAKEN_AWAY": taken,
-            "IMPORTED": str(there or ""),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=patience(100),
-    )
-    return done.returncode, done.stdout
+    program = [sys.executable, "-m", "megatron_ultralong", *words]
+    hook = {"PYTHONPATH": path, "TAKEN_AWAY": taken, "IMPORTED": str(there or "")}
+    return status_and_output(program, 100, cwd=folder, env={**os.environ, **hook})
 
 
 def test_the_doctor_names_all_that_are_not_there(inputs: Path) -> None:

@@ -227,11 +227,8 @@ def _checked(name: str, verb: Verb, words: list[str]) -> Any:
     if how and not is_launched():  # there it was told before the ranks were started
         tell(how)
     if "--dry-run" not in words:
-        return (
-            None
-            if not is_launched() and load("training.saving.finished:ends_here")(run)
-            else options
-        )
+        ends_here = load("training.saving.finished:ends_here")
+        return None if not is_launched() and ends_here(run) else options
     from megatron_ultralong.training.verbs import dry_run
 
     sys.stdout.write(dry_run(load(verb.check)(options, num_ranks), num_ranks))

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer, normalizers
 
-from megatron_ultralong.data.tokenize import engines
-from megatron_ultralong.data.tokenize.engines import FastTokenizer, choose_tokenizer, has_unknown
+from megatron_ultralong.data.tokenize import unicode_versions
+from megatron_ultralong.data.tokenize.engines import FastTokenizer, choose_tokenizer
+from megatron_ultralong.data.tokenize.unicode_versions import has_unknown
 from tests.models import write_tokenizer
 
 NEW = ["\U00010f46", "\u089e", "\U0001e4ec", "\U00010efd", "\u1acf", "\U000105d2\u0307"]
@@ -60,7 +61,7 @@ def test_what_all_versions_know_is_composed_in_one_way() -> None:
     assert not has_unknown("a > b")
     assert not has_unknown("caf\xe9 \u0928\u093f cafe\u0301 \u212a")
     assert has_unknown("x\U0005ffff")  # a character of none of the versions
-    assert has_unknown("\xe9" * engines.BLOCK + "\U0005ffff")
+    assert has_unknown("\xe9" * unicode_versions.BLOCK + "\U0005ffff")
     for text in texts(seed=2, count=4000):
         if unicodedata.is_normalized("NFC", text) and not has_unknown(text):
             assert normalizers.NFC().normalize_str(text) == text, text

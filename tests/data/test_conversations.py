@@ -347,7 +347,7 @@ def test_parquet_is_read_as_jsonl_is(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("a.json", '["Hello."]', "a JSON array of what are no objects"),
-        ("a.json", '{"data": [{"messages": []}]}', r"""jq -c '\.\["data"\]\[\]' a.json"""),
+        ("a.json", '{"data": [{"messages": []}]}', r"""jq -c '\.\["data"\]\[\]' /\S*/a\.json >"""),
         ("a.txt", "Hello.", "neither JSON nor parquet"),
     ],
 )

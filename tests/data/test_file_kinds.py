@@ -115,10 +115,10 @@ def test_large_json_values_too(tmp_path: Path) -> None:
     many = [{"text": "word " * 100} for _ in range(500)]
     for name in ("a.json", "a.txt", "a.xyz"):
         said = refusal(tmp_path / name, json.dumps({"a": many}, indent=1).encode())
-        assert f"""jq -c '.["a"][]' {name}""" in said
+        assert f"""jq -c '.["a"][]' {tmp_path / name} > new.jsonl""" in said
     for text in (json.dumps({"data": many}), json.dumps({"data": many[:1]})):
         said = refusal(tmp_path / "a.json", text.encode())
-        assert """jq -c '.["data"][]' a.json > new.jsonl""" in said
+        assert f"""jq -c '.["data"][]' {tmp_path / "a.json"} > new.jsonl""" in said
 
 
 TEXT_THAT_LOOKS_LIKE = [

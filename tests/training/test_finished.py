@@ -14,6 +14,7 @@ import pytest
 from megatron_ultralong.checkpoint.disk.folder import iterations, write_latest
 from megatron_ultralong.program.exit_status import STATUS_VARIABLE
 from megatron_ultralong.training.saving.finished import NOTHING_DONE, STATUS_FILE
+from tests.command_line import status_and_output
 from tests.models import TEXT, prepare_rows
 from tests.patience import patience
 from tests.training.chats import write_chat_model, write_chats
@@ -57,19 +58,7 @@ def words_of(verb: str, folder: Path, save: Path, total: int = 2) -> list[str]:
 def call(warm_environment: dict[str, str]) -> Callable[..., Ended]:
     """Status of a program, and what it has said."""
 
-    def run(*words: str) -> Ended:
-        done = subprocess.run(
-            [*words],
-            env=warm_environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            timeout=patience(200),
-        )
-        return done.returncode, done.stdout
-
-    return run
+    return lambda *words: status_and_output(words, 200, env=warm_environment)
 
 
 @pytest.mark.parametrize("verb", VERBS)

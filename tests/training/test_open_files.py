@@ -5,14 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from megatron_ultralong.program import open_files
-from tests.patience import patience
+from tests.command_line import status_and_output
 from tests.training.chats import write_chat_model
 
 SAID = "which is too low: a rank opens more than"
@@ -29,16 +28,8 @@ def start(limit: int, hard: int, *words: str) -> tuple[int, str]:
     def narrow() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
-    done = subprocess.run(
-        [sys.executable, "-m", "megatron_ultralong", *words],
-        preexec_fn=narrow,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=patience(100),
-    )
-    return done.returncode, done.stdout
+    program = [sys.executable, "-m", "megatron_ultralong", *words]
+    return status_and_output(program, 100, preexec_fn=narrow)
 
 
 @pytest.mark.parametrize("ranks", [(), ("--ranks", "2")])

@@ -89,7 +89,7 @@ def file_kind(path: Path, file_format: FileFormat) -> FileKind:
     if problem:
         return FileKind(by_name, problem)
     head = head.removeprefix(BOM_UTF8)
-    near = near_json.record_problem(compression.uncompressed_name(path), head, is_whole)
+    near = near_json.record_problem(_unpacked(path), head, is_whole)
     if suffix == ".json" or by_name == "jsonl":
         if _ARRAY.match(head) and not near:
             return FileKind("json", _array_problem(path, head))
@@ -170,11 +170,16 @@ def _text_problem(path: Path, head: bytes, is_whole: bool) -> str:
         return _CARRIAGE
     if _BEGINS_AS_JSON.match(head) or (is_whole and isinstance(_value(head), dict | list)):
         return _value_problem(path, head)
-    return near_json.table_problem(compression.uncompressed_name(path), head, is_whole)
+    return near_json.table_problem(_unpacked(path), head, is_whole)
+
+
+def _unpacked(path: Path) -> str:
+    """A file as commands name it, which read it once it is decompressed."""
+    return str(path.with_name(compression.uncompressed_name(path)))
 
 
 def _value_problem(path: Path, head: bytes) -> str:
-    name = compression.uncompressed_name(path)
+    name = _unpacked(path)
     wrapped = _WRAPPED.match(head)
     if head.lstrip()[:1] == b"[":
         what, query = "a JSON array of what are no objects", ".[] | {text: .}"
@@ -191,7 +196,7 @@ def _array_problem(path: Path, head: bytes) -> str:
     first, newline, rest = head.strip().partition(b"\n")
     if not newline or not rest.lstrip().startswith(b"[") or not isinstance(_value(first), list):
         return ""
-    name = compression.uncompressed_name(path)
+    name = _unpacked(path)
     return near_json.to_lines("an array on each line", ".[]", name)
 
 

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import platform
 import re
-import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import regex  # type: ignore[import-untyped]
 
 from megatron_ultralong import __version__
 from megatron_ultralong.data.read.record import MAX_DOCUMENT_BYTES
@@ -23,8 +21,12 @@ from megatron_ultralong.data.tokenize.fast_path import (
     text_for_gigatoken,
 )
 from megatron_ultralong.data.tokenize.refused_tokenizer import NAMES
+from megatron_ultralong.data.tokenize.unicode_versions import BLOCK, has_unknown
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.optional import installed_version
+
+NEAR = 1024
+"""Characters around a block of a long text that are compared with it."""
 
 SAMPLE_CHARACTERS = 2048
 """Characters of a batch's first document that the reference reads too; a batch is a million."""
@@ -315,39 +317,3 @@ def _fallback(
             f"--tokenizer-engine gigatoken: {error}; use auto, which takes the reference then"
         ) from error
     return ChosenTokenizer(reference, str(error))
-
-
-BLOCK = 1 << 20
-"""Characters that are looked up at once."""
-
-NEAR = 1024
-"""Characters around a block that are compared with it."""
-
-
-def has_unknown(text: str, *, are_signs_alike: bool = False) -> bool:
-    """Whether a text has a character that Python's version of Unicode does not know.
-
-    Python 3.10 to 3.13 know versions 13 to 15.1, the libraries later ones. To those that know a
-    character it is the same, a letter or a mark, and composed in the same way.
-
-    Args:
-        text: of any length.
-        are_signs_alike: symbols and punctuation do not count, such as the emoji of a new version.
-    """
-    if text.isascii():
-        return False
-    parts = (text[start : start + BLOCK] for start in range(0, len(text), BLOCK))
-    codes = (np.frombuffer(part.encode("utf-32-le", "surrogatepass"), "<u4") for part in parts)
-    unknown = _unassigned(are_signs_alike)
-    return any(bool(unknown[each].any()) for each in codes)
-
-
-@functools.cache
-def _unassigned(are_signs_alike: bool) -> npt.NDArray[np.bool_]:
-    """Of every code point, whether it has no character yet."""
-    codes = range(sys.maxunicode + 1)
-    found = np.fromiter((unicodedata.category(chr(code)) == "Cn" for code in codes), np.bool_)
-    if are_signs_alike:
-        known = regex.findall(r"[\p{S}\p{P}]", "".join(map(chr, np.flatnonzero(found))))
-        found[[ord(sign) for sign in known]] = False
-    return found

@@ -6,8 +6,6 @@ import hashlib
 import itertools
 import json
 import re
-import sys
-import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ import tiktoken
 
 from megatron_ultralong.data.tokenize.refused_tokenizer import is_panic
 from megatron_ultralong.data.tokenize.tokenising import MAX_MODEL_BYTES, well_formed
+from megatron_ultralong.data.tokenize.unicode_versions import unassigned
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.json_file import read_bounded
 
@@ -173,8 +172,7 @@ def _stand_ins() -> dict[int, str]:
 
     The libraries know different versions of Unicode, in which other letters are new.
     """
-    codes = (code for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000)
-    new = "".join(filter(lambda letter: unicodedata.category(letter) == "Cn", map(chr, codes)))
+    new = "".join(map(chr, np.flatnonzero(unassigned(are_signs_alike=False))))
     found, wanted = ({letter: "" for letter in new} for _ in range(2))
     for kind in filter(None, _KINDS):
         found.update(dict.fromkeys(regex.findall(kind, new), kind))
