@@ -29,7 +29,7 @@ import torch
 import yaml
 
 from megatron_ultralong.evaluation.harness.command import evaluate_harness
-from megatron_ultralong.evaluation.models import opening
+from megatron_ultralong.evaluation.models import language_models
 from megatron_ultralong.evaluation.models.facts import model_facts, tokenizer_folder
 from megatron_ultralong.evaluation.models.interface import LanguageModel
 from megatron_ultralong.evaluation.options import CostConfig, HarnessConfig, ModelsConfig
@@ -102,7 +102,7 @@ def measure(model: LanguageModel, run: Callable[[int], object]) -> Measured:
     return Measured(seconds[1], seconds[2] - seconds[1], peak)
 
 
-def compare(subject: opening.Subject[LanguageModel], length: int) -> None:
+def compare(subject: language_models.Subject[LanguageModel], length: int) -> None:
     """Print both commands side by side."""
 
     def ruler(num_samples: int) -> RulerConfig:
@@ -159,8 +159,8 @@ def main() -> None:
     precision: Literal["bf16", "fp32"] = "bf16" if torch.cuda.is_available() else "fp32"
     models = ModelsConfig((base,), precision)
     tokenizer = PromptTokenizer(tokenizer_folder(base))
-    with opening.open_language_models(models) as in_turn, torch.no_grad():
-        subject = opening.Subject(
+    with language_models.open_language_models(models) as in_turn, torch.no_grad():
+        subject = language_models.Subject(
             next(in_turn), model_facts(base, precision), tokenizer, CostConfig()
         )
         compare(subject, arguments.length)

@@ -30,7 +30,7 @@ from megatron_ultralong.checkpoint.disk.metadata import load_metadata
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.evaluation.harness.command import evaluate_harness
 from megatron_ultralong.evaluation.harness.offline import offline
-from megatron_ultralong.evaluation.models import opening
+from megatron_ultralong.evaluation.models import language_models
 from megatron_ultralong.evaluation.models.facts import model_facts, tokenizer_folder
 from megatron_ultralong.evaluation.options import CostConfig, HarnessConfig, ModelsConfig
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
@@ -128,8 +128,8 @@ def by_us(
     facts = model_facts(str(run), "fp32")
     tokenizer = PromptTokenizer(tokenizer_folder(str(run)))
     found = []
-    with opening.open_language_models(models) as in_turn, torch.no_grad():
-        subject = opening.Subject(next(in_turn), facts, tokenizer, CostConfig())
+    with language_models.open_language_models(models) as in_turn, torch.no_grad():
+        subject = language_models.Subject(next(in_turn), facts, tokenizer, CostConfig())
         for case in cases:
             config = HarnessConfig(
                 tasks=case.tasks,

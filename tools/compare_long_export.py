@@ -27,7 +27,10 @@ from torch.nn import functional
 
 from megatron_ultralong.data.rows.packed import PackedRows
 from megatron_ultralong.evaluation.models.interface import Scores
-from megatron_ultralong.evaluation.models.opening import HuggingFaceModel, open_language_models
+from megatron_ultralong.evaluation.models.language_models import (
+    HuggingFaceModel,
+    open_language_models,
+)
 from megatron_ultralong.evaluation.options import ModelsConfig
 
 NEW_TOKENS = 24

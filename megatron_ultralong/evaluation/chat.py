@@ -13,7 +13,7 @@ from megatron_ultralong.data.tokenize.trained_template import trained_template
 from megatron_ultralong.evaluation.asking.questions import Entries, run_benchmark
 from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, scoring
 from megatron_ultralong.evaluation.models import interface
-from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.models.language_models import Subject
 from megatron_ultralong.evaluation.options import ChatConfig, check_num_samples
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import KINDS, Result, ScoreCell, mean_cell

@@ -18,7 +18,7 @@ from megatron_ultralong.evaluation.local import (
     nolima,
     ruler2,
 )
-from megatron_ultralong.evaluation.models import opening
+from megatron_ultralong.evaluation.models import language_models
 from megatron_ultralong.evaluation.models.facts import ModelFacts, model_facts, tokenizer_folder
 from megatron_ultralong.evaluation.report.report import load_results
 from megatron_ultralong.evaluation.results.result import plain_values
@@ -29,14 +29,16 @@ from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.output import check_output
 
 
-def _retrieval(make_grid: Callable[..., Any], config: Any, subject: opening.Subject[Any]) -> None:
+def _retrieval(
+    make_grid: Callable[..., Any], config: Any, subject: language_models.Subject[Any]
+) -> None:
     """A grid of prompts put to one model, which scores them or writes the answers."""
     tokenizer = subject.tokenizer
     grid = make_grid(config, lambda text: tokenizer.encode(text).tolist(), tokenizer.sha256)
     evaluate_grid(grid, subject)
 
 
-_EVALUATE: dict[str, Callable[[Any, opening.Subject[Any]], Any]] = {
+_EVALUATE: dict[str, Callable[[Any, language_models.Subject[Any]], Any]] = {
     "passkey": functools.partial(_retrieval, passkey_grid),
     "needle": functools.partial(_retrieval, needle_grid),
     "ruler": evaluate_ruler,
@@ -65,7 +67,7 @@ def run(command: Any) -> None:
     facts = [model_facts(load, models.precision) for load in models.load]
     if name == "loss":
         separator_ids = load_manifest(config.data_path).separator_ids
-        with opening.open_scorers(models) as scorers:
+        with language_models.open_scorers(models) as scorers:
             loss.evaluate_loss(config, list(scorers), separator_ids, [one.record for one in facts])
         return
     configs = [_config_of(config, one.name, len(facts)) for one in facts]
@@ -76,10 +78,10 @@ def run(command: Any) -> None:
         return
     wanted = dataclasses.replace(models, load=tuple(load for load, *_ in todo))
     by_scores = name == "chat" or getattr(config, "by", "") == "argmax"
-    opened = opening.open_scorers if by_scores else opening.open_language_models
+    opened = language_models.open_scorers if by_scores else language_models.open_language_models
     with opened(wanted) as in_turn:
         for _, its_config, its_facts, tokenizer in todo:
-            subject = opening.Subject(next(in_turn), its_facts, tokenizer, command.cost)
+            subject = language_models.Subject(next(in_turn), its_facts, tokenizer, command.cost)
             _EVALUATE[name](its_config, subject)
             del subject  # the next one needs the memory
             gc.collect()

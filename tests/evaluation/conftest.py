@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import Split
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
-from megatron_ultralong.evaluation.models.opening import HuggingFaceModel
+from megatron_ultralong.evaluation.models.language_models import HuggingFaceModel
 from megatron_ultralong.evaluation.retrieval.passkey_prompt import (
     INTRODUCTION,
     NEEDLE,

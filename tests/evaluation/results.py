@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.evaluation.models.facts import ModelFacts, model_facts
-from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.models.language_models import Subject
 from megatron_ultralong.evaluation.options import (
     CostConfig,
     LossConfig,

@@ -8,7 +8,7 @@ import numpy as np
 
 from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
 from megatron_ultralong.evaluation.asking.samples import Prompt
-from megatron_ultralong.evaluation.models.opening import Answerer
+from megatron_ultralong.evaluation.models.language_models import Answerer
 from megatron_ultralong.evaluation.results.result import Kind, Result
 
 SUMS = Kind("ten_sums", "Ten sums")

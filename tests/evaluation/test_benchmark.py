@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.evaluation.models.facts import ModelFacts, model_facts
-from megatron_ultralong.evaluation.models.opening import HuggingFaceModel, Subject
+from megatron_ultralong.evaluation.models.language_models import HuggingFaceModel, Subject
 from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.evaluation.results import pictures
 from megatron_ultralong.evaluation.results.file import read_result

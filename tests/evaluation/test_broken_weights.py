@@ -15,7 +15,7 @@ from megatron_ultralong.config.convert import ImportConfig
 from megatron_ultralong.evaluation.asking.samples import Prompt, Put, Row, Sample, ask, scoring
 from megatron_ultralong.evaluation.models.facts import model_facts
 from megatron_ultralong.evaluation.models.interface import LanguageModel
-from megatron_ultralong.evaluation.models.opening import Subject, open_language_models
+from megatron_ultralong.evaluation.models.language_models import Subject, open_language_models
 from megatron_ultralong.evaluation.options import CostConfig, ModelsConfig, PasskeyConfig
 from megatron_ultralong.evaluation.retrieval.grid import evaluate_grid, passkey_grid
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer

@@ -19,7 +19,7 @@ from megatron_ultralong.data.prepare.chats import prepare_chat
 from megatron_ultralong.data.rows.stored import ChatRows
 from megatron_ultralong.evaluation.chat import evaluate_chat
 from megatron_ultralong.evaluation.models.facts import model_facts, tokenizer_folder
-from megatron_ultralong.evaluation.models.opening import Subject, open_scorers
+from megatron_ultralong.evaluation.models.language_models import Subject, open_scorers
 from megatron_ultralong.evaluation.options import ChatConfig, CostConfig, ModelsConfig
 from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.evaluation.results.result import Result

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, import_checkpoint
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig
-from megatron_ultralong.evaluation.models import opening
+from megatron_ultralong.evaluation.models import language_models
 from megatron_ultralong.evaluation.models.facts import model_facts, tokenizer_folder
 from megatron_ultralong.evaluation.options import CostConfig, HarnessConfig, ModelsConfig
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
@@ -122,8 +122,10 @@ def pairs(folder: Path, family: str) -> list[tuple[Any, Any, Any]]:
     tokenizer = PromptTokenizer(tokenizer_folder(run))
     reference = AutoModelForCausalLM.from_pretrained(folder / "exported", dtype=torch.float32)
     models_config = ModelsConfig((run,), "fp32")
-    with opening.open_language_models(models_config) as in_turn, torch.no_grad():
-        subject = opening.Subject(next(in_turn), model_facts(run, "fp32"), tokenizer, CostConfig())
+    with language_models.open_language_models(models_config) as in_turn, torch.no_grad():
+        subject = language_models.Subject(
+            next(in_turn), model_facts(run, "fp32"), tokenizer, CostConfig()
+        )
         for length in (16, 64):
             asked = requests(random.Random(length), length)
             config = HarnessConfig(tasks=("-",), max_length=length, micro_batch_size=3)

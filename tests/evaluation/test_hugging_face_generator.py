@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from megatron_ultralong.evaluation.models.opening import (
+from megatron_ultralong.evaluation.models.language_models import (
     HuggingFaceModel,
     before_stop,
     open_language_models,

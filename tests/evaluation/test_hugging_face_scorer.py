@@ -11,7 +11,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from megatron_ultralong.checkpoint.logits.transformers_model import transformers_config
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.evaluation.models.interface import Scorer
-from megatron_ultralong.evaluation.models.opening import HuggingFaceModel, open_scorers
+from megatron_ultralong.evaluation.models.language_models import HuggingFaceModel, open_scorers
 from megatron_ultralong.evaluation.options import ModelsConfig
 from megatron_ultralong.program.errors import InputError
 from tests.models import write_llama

@@ -22,7 +22,7 @@ from megatron_ultralong.evaluation.local.local_benchmarks import (
 from megatron_ultralong.evaluation.local.lv_eval import DATA_SETS, LvEvalConfig
 from megatron_ultralong.evaluation.local.prompt import cut_prompt
 from megatron_ultralong.evaluation.models.facts import model_facts
-from megatron_ultralong.evaluation.models.opening import HuggingFaceModel, Subject
+from megatron_ultralong.evaluation.models.language_models import HuggingFaceModel, Subject
 from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError

@@ -15,7 +15,7 @@ from megatron_ultralong.config.convert import ImportConfig
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.evaluation.models.facts import model_facts
 from megatron_ultralong.evaluation.models.interface import Scores
-from megatron_ultralong.evaluation.models.opening import (
+from megatron_ultralong.evaluation.models.language_models import (
     HuggingFaceModel,
     open_language_models,
     open_scorers,

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from megatron_ultralong.evaluation.models.opening import HuggingFaceModel
+from megatron_ultralong.evaluation.models.language_models import HuggingFaceModel
 from megatron_ultralong.evaluation.options import NeedleConfig
 from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.evaluation.results.result import Result

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong.evaluation.models.facts import model_facts
-from megatron_ultralong.evaluation.models.opening import HuggingFaceModel, Subject
+from megatron_ultralong.evaluation.models.language_models import HuggingFaceModel, Subject
 from megatron_ultralong.evaluation.options import CostConfig
 from megatron_ultralong.evaluation.report.report import gather_report
 from megatron_ultralong.evaluation.results.file import read_result

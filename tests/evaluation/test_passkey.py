@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.config.convert import ImportConfig
 from megatron_ultralong.evaluation.models.interface import Scores
-from megatron_ultralong.evaluation.models.opening import (
+from megatron_ultralong.evaluation.models.language_models import (
     HuggingFaceModel,
     open_language_models,
     open_scorers,

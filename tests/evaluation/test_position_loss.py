@@ -16,7 +16,7 @@ from megatron_ultralong.data.rows.indexed import IndexedWriter, token_dtype
 from megatron_ultralong.evaluation import early_checks
 from megatron_ultralong.evaluation.commands import LossCommand
 from megatron_ultralong.evaluation.loss import evaluate_loss, measure_position_loss
-from megatron_ultralong.evaluation.models.opening import HuggingFaceModel
+from megatron_ultralong.evaluation.models.language_models import HuggingFaceModel
 from megatron_ultralong.evaluation.options import LossConfig, ModelsConfig
 from megatron_ultralong.evaluation.results import pictures
 from megatron_ultralong.evaluation.results.file import read_results

@@ -13,7 +13,7 @@ from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, impor
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig, VerifyConfig
 from megatron_ultralong.config.rope import RopeConfig
-from megatron_ultralong.evaluation.models.opening import HuggingFaceModel
+from megatron_ultralong.evaluation.models.language_models import HuggingFaceModel
 from megatron_ultralong.model.families import FAMILIES
 from megatron_ultralong.model.yarn import YarnConfig, yarn_attention_factor
 from tests.families.shapes import FAULTS, write

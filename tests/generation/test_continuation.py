@@ -20,7 +20,7 @@ from megatron_ultralong.checkpoint.formats.model_state import load_model
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig
 from megatron_ultralong.config.generate import DecodingConfig
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.evaluation.models.opening import before_stop
+from megatron_ultralong.evaluation.models.language_models import before_stop
 from megatron_ultralong.generation.continuation import Continuation, make_batches, open_decoder
 from megatron_ultralong.mcore.decoding import Decoder
 from megatron_ultralong.mcore.parallel import parallel_groups

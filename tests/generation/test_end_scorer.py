@@ -13,7 +13,7 @@ import torch
 from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.config.convert import ImportConfig
 from megatron_ultralong.config.parallel import ParallelConfig
-from megatron_ultralong.evaluation.models.opening import open_language_models
+from megatron_ultralong.evaluation.models.language_models import open_language_models
 from megatron_ultralong.evaluation.models.replicas import Replicas
 from megatron_ultralong.evaluation.options import ModelsConfig
 from megatron_ultralong.generation.end_scorer import num_common

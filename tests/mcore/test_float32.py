@@ -14,7 +14,7 @@ from torch.nn.modules import module
 from megatron_ultralong import cli
 from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
 from megatron_ultralong.config.convert import ImportConfig
-from megatron_ultralong.evaluation.models.opening import HuggingFaceModel
+from megatron_ultralong.evaluation.models.language_models import HuggingFaceModel
 from megatron_ultralong.mcore.float32 import whole_products
 from tests.command_line import pretrain_words, write_inputs
 from tests.models import write_llama

@@ -23,7 +23,7 @@ import torch
 from megatron_ultralong.config.run import LogConfig
 from megatron_ultralong.config.training import DataConfig, PretrainConfig
 from megatron_ultralong.evaluation.loss import measure_position_loss
-from megatron_ultralong.evaluation.models.opening import open_scorers
+from megatron_ultralong.evaluation.models.language_models import open_scorers
 from megatron_ultralong.evaluation.options import LossConfig, ModelsConfig
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.model.flops import training_flops

@@ -14,7 +14,7 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.run import MemoryConfig
 from megatron_ultralong.config.training import PretrainConfig
 from megatron_ultralong.evaluation.loss import measure_position_loss
-from megatron_ultralong.evaluation.models.opening import open_scorers
+from megatron_ultralong.evaluation.models.language_models import open_scorers
 from megatron_ultralong.evaluation.options import LossConfig, ModelsConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.training.telling.log import IterationRecord

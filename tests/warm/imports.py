@@ -17,7 +17,7 @@ MODULES = (
     "megatron_ultralong.checkpoint.convert.verbs",
     "megatron_ultralong.cli",
     "megatron_ultralong.data.prepare.documents",
-    "megatron_ultralong.evaluation.models.opening",
+    "megatron_ultralong.evaluation.models.language_models",
     "megatron_ultralong.evaluation.results.pictures",
     "megatron_ultralong.evaluation.ruler.evaluation",
     "megatron_ultralong.training.verbs",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.evaluation.asking import samples
-from megatron_ultralong.evaluation.models import interface, opening
+from megatron_ultralong.evaluation.models import interface, language_models
 from megatron_ultralong.evaluation.results import file, result, tables
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program import ending, terminal
@@ -22,7 +22,7 @@ Places = Mapping[tuple[str, str], Callable[[Mapping[str, Any]], bool]]
 def run_benchmark(
     asked: Sequence[samples.Sample[samples.Reply]],
     put: samples.Put[samples.Reply],
-    subject: opening.Subject[interface.Model],
+    subject: language_models.Subject[interface.Model],
     *,
     kind: result.Kind,
     config: Any,
@@ -100,7 +100,7 @@ class Question:
 
 def evaluate_questions(
     questions: Sequence[Question],
-    subject: opening.Answerer,
+    subject: language_models.Answerer,
     *,
     kind: result.Kind,
     config: Any,

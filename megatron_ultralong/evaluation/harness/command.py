@@ -20,7 +20,7 @@ from megatron_ultralong.evaluation.harness import results as harness_results
 from megatron_ultralong.evaluation.harness.offline import WHAT, offline
 from megatron_ultralong.evaluation.models import interface
 from megatron_ultralong.evaluation.models.interface import LanguageModel, Scores
-from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.models.language_models import Subject
 from megatron_ultralong.evaluation.models.replicas import Replicas
 from megatron_ultralong.evaluation.options import WITHOUT_TEMPLATE, HarnessConfig
 from megatron_ultralong.evaluation.results.result import KINDS, Result

@@ -22,7 +22,7 @@ from megatron_ultralong.evaluation.harness.question import (
     scored,
 )
 from megatron_ultralong.evaluation.models.interface import LanguageModel
-from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.models.language_models import Subject
 from megatron_ultralong.evaluation.models.replicas import Replicas
 from megatron_ultralong.generation.folder_tokenizer import FolderTokenizer
 from megatron_ultralong.generation.prompt_tokenizer import IdArray

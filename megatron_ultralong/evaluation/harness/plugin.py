@@ -15,7 +15,7 @@ from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.plain_values import Config, from_dict
 from megatron_ultralong.evaluation.harness.command import harness_model
 from megatron_ultralong.evaluation.harness.offline import WHAT
-from megatron_ultralong.evaluation.models import opening
+from megatron_ultralong.evaluation.models import language_models
 from megatron_ultralong.evaluation.models.facts import model_facts, tokenizer_folder
 from megatron_ultralong.evaluation.options import CostConfig, HarnessConfig, ModelsConfig
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
@@ -70,10 +70,10 @@ class Plugin:
         config = of(HarnessConfig, _OF_HARNESS, **options)
         config.check()
         stack = cls.opened
-        in_turn = stack.enter_context(opening.open_language_models(models))
+        in_turn = stack.enter_context(language_models.open_language_models(models))
         facts = model_facts(load, models.precision)
         tokenizer = PromptTokenizer(tokenizer_folder(load))
-        subject = opening.Subject(next(in_turn), facts, tokenizer, CostConfig())
+        subject = language_models.Subject(next(in_turn), facts, tokenizer, CostConfig())
         opened = stack.enter_context(harness_model(config, subject))
         if opened is None:
             stack.close()

@@ -13,7 +13,7 @@ from megatron_ultralong.data.read.record import text_error
 from megatron_ultralong.evaluation.asking.questions import Question, evaluate_questions
 from megatron_ultralong.evaluation.local.options import BinsConfig
 from megatron_ultralong.evaluation.local.prompt import Message, PromptForm
-from megatron_ultralong.evaluation.models.opening import Answerer
+from megatron_ultralong.evaluation.models.language_models import Answerer
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer

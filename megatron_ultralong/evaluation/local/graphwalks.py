@@ -21,7 +21,7 @@ from megatron_ultralong.evaluation.local import conversation, scores
 from megatron_ultralong.evaluation.local.conversation import Row
 from megatron_ultralong.evaluation.local.options import GraphWalksConfig
 from megatron_ultralong.evaluation.local.prompt import PromptForm
-from megatron_ultralong.evaluation.models.opening import Answerer
+from megatron_ultralong.evaluation.models.language_models import Answerer
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.evaluation.ruler.fitting import fit
 from megatron_ultralong.generation.prompt_tokenizer import IdArray

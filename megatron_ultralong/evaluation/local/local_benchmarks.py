@@ -11,7 +11,7 @@ from megatron_ultralong.evaluation.asking.questions import Question, evaluate_qu
 from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.local import conversation, infinitebench, lv_eval, scores
 from megatron_ultralong.evaluation.local.prompt import Message, cut_prompt, estimated_tokens
-from megatron_ultralong.evaluation.models.opening import Answerer
+from megatron_ultralong.evaluation.models.language_models import Answerer
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.program.errors import InputError, counted

@@ -16,7 +16,7 @@ from megatron_ultralong.evaluation.asking.questions import Question
 from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.options import LongBenchV2Config
 from megatron_ultralong.evaluation.local.prompt import PromptForm, estimated_tokens
-from megatron_ultralong.evaluation.models.opening import Answerer
+from megatron_ultralong.evaluation.models.language_models import Answerer
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.program.errors import InputError, counted

@@ -13,7 +13,7 @@ from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.conversation import Row
 from megatron_ultralong.evaluation.local.options import MrcrConfig
 from megatron_ultralong.evaluation.local.prompt import Message
-from megatron_ultralong.evaluation.models.opening import Answerer
+from megatron_ultralong.evaluation.models.language_models import Answerer
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.program.errors import InputError

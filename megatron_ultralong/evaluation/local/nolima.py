@@ -24,7 +24,7 @@ from megatron_ultralong.data.read.record import read_text
 from megatron_ultralong.evaluation.asking.questions import Entries, Question
 from megatron_ultralong.evaluation.asking.samples import Prompt
 from megatron_ultralong.evaluation.local import conversation, options, prompt
-from megatron_ultralong.evaluation.models.opening import Answerer
+from megatron_ultralong.evaluation.models.language_models import Answerer
 from megatron_ultralong.evaluation.results.file import file_sha256
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer

@@ -14,7 +14,7 @@ from typing import Literal
 from megatron_ultralong.evaluation.local import conversation
 from megatron_ultralong.evaluation.local.conversation import Row
 from megatron_ultralong.evaluation.local.options import Ruler2Config
-from megatron_ultralong.evaluation.models.opening import Answerer
+from megatron_ultralong.evaluation.models.language_models import Answerer
 from megatron_ultralong.evaluation.results.result import Result
 from megatron_ultralong.program.json_file import JsonObject
 

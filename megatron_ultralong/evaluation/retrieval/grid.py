@@ -14,7 +14,7 @@ from megatron_ultralong.data.read.record import read_named_text
 from megatron_ultralong.evaluation.asking.questions import Entries, run_benchmark
 from megatron_ultralong.evaluation.asking.samples import Prompt, Put, Row, Sample, scoring, writing
 from megatron_ultralong.evaluation.models.interface import Scores, check_length
-from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.models.language_models import Subject
 from megatron_ultralong.evaluation.options import GridConfig, NeedleConfig, PasskeyConfig
 from megatron_ultralong.evaluation.results import result
 from megatron_ultralong.evaluation.retrieval import needle_prompt, passkey_prompt

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer
 
 from megatron_ultralong.evaluation.models.facts import model_facts
-from megatron_ultralong.evaluation.models.opening import HuggingFaceModel, Subject
+from megatron_ultralong.evaluation.models.language_models import HuggingFaceModel, Subject
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from tests.evaluation.long.data import COST
 from tests.models import write_llama

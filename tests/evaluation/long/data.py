@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from megatron_ultralong.evaluation.models.opening import Subject
+from megatron_ultralong.evaluation.models.language_models import Subject
 from megatron_ultralong.evaluation.options import CostConfig
 from tests.evaluation.test_benchmark import Mortal
 

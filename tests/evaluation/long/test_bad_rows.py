@@ -35,7 +35,7 @@ from megatron_ultralong.evaluation.local.options import (
 )
 from megatron_ultralong.evaluation.local.prompt import prompt_ids
 from megatron_ultralong.evaluation.models.facts import model_facts
-from megatron_ultralong.evaluation.models.opening import HuggingFaceModel, Subject
+from megatron_ultralong.evaluation.models.language_models import HuggingFaceModel, Subject
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError
 from tests.evaluation.long.data import COST, NEEDLES, mrcr_row, nolima_data, question, write_jsonl
