@@ -166,12 +166,22 @@ def test_runs_are_taken_in_their_order_and_shared(
 
 
 @pytest.mark.parametrize("target", ["128k", "256k"])
-def test_a_factor_is_what_its_length_needs(target: str) -> None:
+def test_a_factor_is_twice_what_its_length_needs(target: str) -> None:
     found = settings(target)
-    assert int(found["FACTOR"]) * POSITIONS == int(found["SEQ_LENGTH"])
+    assert int(found["FACTOR"]) * POSITIONS == 2 * int(found["SEQ_LENGTH"])
     lengths = [*map(int, found["LENGTHS"].split())]
     assert lengths == sorted({*lengths})
     assert lengths[-1] == int(found["SEQ_LENGTH"])
+
+
+def test_only_the_first_two_steps_fetch() -> None:
+    """Later ones run where the GPUs are, mostly without a network."""
+    fetch = {path.name for path in SCRIPTS.glob("*.py") if "fetched" in path.read_text()}
+    fetch = {*fetch, "get_smollm2"} - {"questions.py"}
+    assert fetch == {"corpus.py", "conversations.py", "get_smollm2"}
+    for script in SCRIPTS.glob("*.sh"):
+        named = {name for name in fetch if name in script.read_text()}
+        assert bool(named) == (script.name[:2] in ("01", "02")), f"{script.name}: {named}"
 
 
 def test_what_is_set_before_stays() -> None:
@@ -353,6 +363,18 @@ def test_all_steps_run_on_a_cpu(warm_environment: dict[str, str], tmp_path: Path
             (result,) = read_results(work / "results-128k" / kind / name / f"{kind}.json", kind)
             assert result.checkpoint == name
             assert result.lengths == tuple(map(int, short["LENGTHS"].split()))
+    done = subprocess.run(
+        ["bash", str(SCRIPTS / "ruler.sh"), "--cpu"],
+        env=environment, cwd=work, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stdout[-5000:]}\n{done.stderr[-5000:]}"
+    for name, lengths in (
+        ("before", "RULER_SHORT"),
+        ("after", "RULER_SHORT"),
+        ("after-long", "RULER_LONG"),
+    ):
+        (result,) = read_results(work / "results-128k" / "ruler" / name / "ruler.json", "ruler")
+        assert result.lengths == tuple(map(int, short[lengths].split()))
     page = (work / "report-128k" / "index.html").read_text()
     assert "before" in page
     assert "after" in page

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import runpy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from megatron_ultralong.evaluation.results.file import read_results
@@ -19,7 +19,10 @@ from tools.page_tables import page_with, table
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "results.md"
 RESULTS = ROOT / "docs" / "smollm2"
+FIRST, LATER = RESULTS / "first", RESULTS / "later"
 KINDS = ("passkey", "needle")
+POSITIONS = 8192
+"""That the model was trained for."""
 _Z = 1.96
 """Standard deviations to either side that hold 95 % of a normal distribution."""
 
@@ -39,16 +42,70 @@ def counts(result: Result, length: int) -> tuple[int, int]:
     return round(right), sum(cell.num_samples for cell in cells)
 
 
+def arms(name: str, work: Path = RESULTS) -> Path:
+    """The folder of an arm's passkeys."""
+    return work / "ablations" / "results" / name / "passkey"
+
+
+def runs() -> Iterator[tuple[str, ...]]:
+    """Passkeys at the full length of the runs, with their factors."""
+    files = (
+        (arms("recipe-1"), "8", 65_536, "32 rows (ablation)"),
+        (arms("twice-factor-1", LATER), "16", 65_536, "32 rows (ablation)"),
+        (RESULTS / "target", "16", 131_072, "130 iterations of short rows, 85 rows"),
+        (RESULTS / "second", "16", 131_072, "34 iterations of short rows, 140 rows"),
+        (RESULTS / "target", "32", 131_072, "100 iterations of short rows, 85 rows"),
+        (RESULTS / "target", "64", 262_144, "60 iterations of short rows, 40 rows"),
+    )
+    for folder, factor, length, trained in files:
+        found = read_results(folder / "passkey.json", "passkey")
+        named = [result for result in found if result.checkpoint == f"factor {factor}"] or found
+        needs = length // POSITIONS
+        yield (
+            f"{length:,}",
+            f"{factor}, {'twice ' if int(factor) > needs else ''}what it needs",
+            trained,
+            _share(*counts(named[-1], length)),
+        )
+
+
 def retrieval() -> Iterator[tuple[str, ...]]:
-    """Lengths, before and after."""
-    found = [result for kind in KINDS for result in read_results(RESULTS / f"{kind}.json", kind)]
+    """Lengths, before and after the first run."""
+    found = [result for kind in KINDS for result in read_results(FIRST / f"{kind}.json", kind)]
     for length in found[0].lengths:
         yield f"{length:,}", *(_share(*counts(result, length)) for result in found)
 
 
-def losses() -> Iterator[tuple[str, ...]]:
+def needles() -> Iterator[tuple[str, ...]]:
+    """Needles in 131,072 tokens, of the models that were asked."""
+    before, first = read_results(FIRST / "needle.json", "needle")
+    (second,) = read_results(RESULTS / "second" / "needle.json", "needle")[-1:]
+    (tuned,) = read_results(RESULTS / "target" / "needle-tuned.json", "needle")
+    length = 131_072
+    for name, result in (
+        ("the original model", before),
+        ("first run, factor 16", first),
+        ("second run, factor 16", second),
+        ("third run, factor 32, tuned with questions on short texts", tuned),
+    ):
+        halves = [_half(result, length, far=far) for far in (True, False)]
+        yield name, _share(*counts(result, length)), *(_share(*half) for half in halves)
+
+
+def _half(result: Result, length: int, *, far: bool) -> tuple[int, int]:
+    """Prompts answered and asked whose needle is in the first half of the row, or in the last."""
+    cells = [
+        cell
+        for cell in result.cells
+        if cell.column == str(length) and (float(cell.row) < 50) == far
+    ]
+    right = sum((cell.score or 0.0) * cell.num_samples / 100 for cell in cells)
+    return round(right), sum(cell.num_samples for cell in cells)
+
+
+def losses(file: str) -> Iterator[tuple[str, ...]]:
     """Positions, before and after, each with its error."""
-    before, after = read_results(RESULTS / "loss.json", "position_loss")
+    before, after = read_results(RESULTS / "target" / file, "position_loss")
     for old, new in zip(before.cells, after.cells, strict=True):
         assert old.row == new.row, "both have the same bins"
         assert old.score is not None, "no bin is empty"
@@ -77,51 +134,97 @@ def rates() -> Iterator[tuple[str, ...]]:
 
 
 def second_run() -> Iterator[tuple[str, ...]]:
-    """Lengths, passkeys of the first and second run, and after its tuning."""
-    files = ("passkey.json", "second/passkey.json", "second/tuned.json")
-    first, second, tuned = (read_results(RESULTS / file, "passkey")[-1] for file in files)
-    for length in second.lengths:
-        shares = (_share(*counts(result, length)) for result in (first, second, tuned))
-        yield f"{length:,}", *shares
+    """Lengths, passkeys of the second run, and after its tuning."""
+    found = [
+        read_results(RESULTS / "second" / file, "passkey")[-1]
+        for file in ("passkey.json", "tuned.json")
+    ]
+    for length in found[0].lengths:
+        yield f"{length:,}", *(_share(*counts(result, length)) for result in found)
 
 
 def ruler() -> Iterator[tuple[str, ...]]:
-    """Tasks of RULER and their mean, of the original model."""
-    (before,) = read_results(RESULTS / "ruler.json", "ruler")
-    cells = {(cell.row, cell.column): cell for cell in before.cells}
-    for task in dict.fromkeys(cell.row for cell in before.cells):
-        its = [cells[task, str(length)] for length in before.lengths]
+    """Tasks of RULER and their mean, of the original model and of the third run."""
+    found = read_results(RESULTS / "ruler.json", "ruler")
+    places = [(result, str(length)) for length in found[0].lengths for result in found]
+    cells = [{(cell.row, cell.column): cell for cell in result.cells} for result in found]
+    for task in dict.fromkeys(cell.row for cell in found[0].cells):
+        its = [cells[found.index(result)][task, length] for result, length in places]
         yield task, *(f"{cell.score:.1f} ± {cell.error:.1f}" for cell in its)
-    yield "mean", *(f"{before.mean(str(length)):.1f}" for length in before.lengths)
+    yield "mean", *(f"{result.mean(length):.1f}" for result, length in places)
 
 
 def tables() -> str:
     """All of them, each under its caption."""
     lengths = ("8,192", "32,768", "65,536")
     ablations = runpy.run_path(str(ROOT / "examples" / "smollm2" / "ablations.py"))
-    captions = (
-        "Retrieval, per cent of prompts over ten depths, with Wilson's 95 % interval and counts:",
-        "Loss by position on eight held-out rows, nats per token ± one standard error over rows:",
-        "Passkeys of the run above, of a second run, and of this run tuned on short chats:",
-        "RULER of the original model, 20 questions a cell ± one standard error:",
-        "Rates, 25 iterations each, per cent of ten prompts of seed 99 a length:",
-        "Ablations at 65,536 tokens, 32 rows each: the mean of the seeds, and each seed:",
-    )
-    made = (
-        table(
-            ("length", *(f"{kind} {when}" for kind in KINDS for when in ("before", "after"))),
-            retrieval(),
+    before_and_after = ("positions", "before", "after", "difference")
+    captioned = (
+        (
+            "Passkeys at the full length of every run, 95 % intervals (Wilson) and counts:",
+            table(("rows and prompts", "factor", "trained on", "passkeys"), runs()),
         ),
-        table(("positions", "before", "after", "difference"), losses()),
-        table(("length", "first run", "second run", "second run, tuned"), second_run()),
-        table(("task", "4,096", "8,192"), ruler()),
-        table(
-            ("rate", *(f"{kind} {length}" for kind in KINDS for length in lengths), "mean"),
-            rates(),
+        (
+            "Loss by position, third run, eight held-out rows of 131,072 tokens, nats per token "
+            "± one standard error over rows:",
+            table(before_and_after, losses("loss.json")),
         ),
-        "\n".join(ablations["table"](RESULTS)),
+        (
+            "The same, run of 262,144 tokens, four held-out rows:",
+            table(before_and_after, losses("loss-256k.json")),
+        ),
+        (
+            "Needles in 131,072 tokens, and by the half of the row that they stand in:",
+            table(("model", "needles", "first half", "last half"), needles()),
+        ),
+        (
+            "RULER of the original model and of the third run, 20 questions a cell ± one standard "
+            "error:",
+            table(
+                (
+                    "task",
+                    *(
+                        f"{length}, {when}"
+                        for length in ("4,096", "8,192")
+                        for when in ("before", "after")
+                    ),
+                ),
+                ruler(),
+            ),
+        ),
+        (
+            "Retrieval of the original model and of the first run, at all lengths:",
+            table(
+                ("length", *(f"{kind} {when}" for kind in KINDS for when in ("before", "after"))),
+                retrieval(),
+            ),
+        ),
+        (
+            "Passkeys of the second run, and of this run tuned on short chats:",
+            table(("length", "second run", "second run, tuned"), second_run()),
+        ),
+        (
+            "Rates, 25 iterations each, per cent of ten prompts of seed 99 a length:",
+            table(
+                ("rate", *(f"{kind} {length}" for kind in KINDS for length in lengths), "mean"),
+                rates(),
+            ),
+        ),
+        (
+            "Ablations at 65,536 tokens, 32 rows each: the mean of the seeds, and each seed:",
+            _that_ran(ablations["table"](RESULTS)),
+        ),
+        (
+            "The same on 30 November, on rows with newer manuals:",
+            _that_ran(ablations["table"](LATER)),
+        ),
     )
-    return "\n\n".join(f"{caption}\n\n{one}" for caption, one in zip(captions, made, strict=True))
+    return "\n\n".join(f"{caption}\n\n{one}" for caption, one in captioned)
+
+
+def _that_ran(rows: Iterable[str]) -> str:
+    """The rows of a table that have a result."""
+    return "\n".join(row for row in rows if not row.endswith(4 * " not run |"))
 
 
 def page(text: str) -> str:

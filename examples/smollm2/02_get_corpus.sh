@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Step 2: long documents out of packages of the package index and of Debian (sources.py names them and their
 # licences): manuals, code, books, licences, and two versions of one package behind each other. Four packages
-# are held out whole.
+# are held out whole. The conversations of step 6 are fetched here too: no later step needs a network.
 #
 # see: corpus/corpus.json: licences, versions, bytes
 set -euo pipefail
@@ -10,3 +10,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 # shellcheck disable=SC2086 # several words
 kept "$WORK/corpus" || python "$here/corpus.py" "$WORK/corpus" --packages "$CACHE/corpus" $CORPUS_FLAGS
+kept "$WORK/conversations.jsonl" ||
+    python "$here/conversations.py" "$WORK/conversations.jsonl" --packages "$CACHE/corpus"

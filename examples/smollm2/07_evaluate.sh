@@ -8,17 +8,19 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 results=$WORK/results-$TARGET
-models="before=$WORK/base after=$WORK/run-$TARGET tuned=$WORK/tuned-$TARGET"
-evaluate() { # VERB FLAG...; of several models each has a folder in --output
+before="before=$WORK/base"
+trained="after=$WORK/run-$TARGET tuned=$WORK/tuned-$TARGET"
+evaluate() { # VERB OUTPUT FLAG...; of several models each has a folder in OUTPUT
     torchrun --standalone --nproc-per-node 1 -m megatron_ultralong evaluate "$1" --beyond-trained-positions \
-        --output "$results/$1" "${@:2}"
+        --output "$results/$2" "${@:3}"
 }
 # shellcheck disable=SC2086 # several words
 {
-    kept "$results/loss" || evaluate loss --load $models --data-path "$WORK/rows-held-out" --split train \
-        --num-samples "$LOSS_ROWS" $EVALUATE_FLAGS
+    kept "$results/loss" || evaluate loss loss --load $before $trained --data-path "$WORK/rows-held-out" \
+        --split train --num-samples "$LOSS_ROWS" $EVALUATE_FLAGS
+    grid="--lengths $LENGTHS --depths $DEPTHS --seed $PROMPT_SEED $EVALUATE_FLAGS"
     for kind in passkey needle; do
-        evaluate $kind --load $models --lengths $LENGTHS --depths $DEPTHS --num-samples "$PROMPTS" \
-            $EVALUATE_FLAGS
+        evaluate $kind $kind/before --load $before --num-samples "$BEFORE_PROMPTS" $grid
+        evaluate $kind $kind --load $trained --num-samples "$PROMPTS" $grid
     done
 }

@@ -86,6 +86,7 @@ ARMS = {
         "YaRN of the paper: over rotations, no temperature",
         ("--ramp", "rotations", "--attention-factor", "1"),
     ),
+    "twice-factor": Arm("YaRN by 16, twice what the rows need", ("--rope-scaling-factor", "16")),
     "ntk": Arm("NTK-aware scaling", ("--rope-scaling", "ntk", "--attention-factor", "1")),
     "linear": Arm("linear scaling", ("--rope-scaling", "linear", "--attention-factor", "1")),
     "two-steps": Arm("two steps: 32,768 first, then 65,536", first_length=32_768),

@@ -25,30 +25,38 @@ fi
 
 WORK=${WORK:-$PWD/smollm2}
 CACHE=${CACHE:-$WORK/cache} # what is fetched; one folder serves several WORKs
+POSITIONS=8192 # that the model was trained for
 case "$TARGET" in
-    128k) FACTOR=${FACTOR:-16} SEQ_LENGTH=${SEQ_LENGTH:-131072} ;;
-    256k) FACTOR=${FACTOR:-32} SEQ_LENGTH=${SEQ_LENGTH:-262144} ;;
+    128k) SEQ_LENGTH=${SEQ_LENGTH:-131072} ;;
+    256k) SEQ_LENGTH=${SEQ_LENGTH:-262144} ;;
 esac
+FACTOR=${FACTOR:-$((2 * SEQ_LENGTH / POSITIONS))} # twice what the length needs: docs/results.md says why
 CORPUS_FLAGS=${CORPUS_FLAGS:-} # such as --indexes pypi, where there is no apt-get
 VALID_FRACTION=${VALID_FRACTION:-0.05} # of the documents; the held-out packages are others
 WORKERS=${WORKERS:-$(nproc)}
 GPUS=${GPUS:-1} # for training: 1, 2 or 4; the first part is spread by rows, the second by context parallelism
 VERIFY_LENGTH=${VERIFY_LENGTH:-512} # tokens of the text whose logits are compared
 FIRST_LENGTH=${FIRST_LENGTH:-32768} # rows of the first part of the training
-FIRST_ITERS=${FIRST_ITERS:-130}     # of 131,072 tokens each
+FIRST_ITERS=${FIRST_ITERS:-100}     # of 131,072 tokens each
 TRAIN_ITERS=${TRAIN_ITERS:-85}      # of one row of the target's length each
 LR=${LR:-5e-4}                      # docs/results.md says how it was chosen
 PRETRAIN_FLAGS=${PRETRAIN_FLAGS:-}
-POSITIONS=8192 # that the model was trained for
 FROM=${FROM:-base} # of million.sh, in WORK
 MILLION_LENGTH=${MILLION_LENGTH:-1048576} MILLION_ITERS=${MILLION_ITERS:-6} MILLION_LR=${MILLION_LR:-3e-4}
 MILLION_FLAGS=${MILLION_FLAGS:-}
-CHAT_LENGTH=${CHAT_LENGTH:-1024} # rows of conversations; the longest has 300 tokens
-SFT_FLAGS=${SFT_FLAGS:---num-epochs 3}
-LENGTHS=${LENGTHS:-2048 8192 16384 32768 $((SEQ_LENGTH / 2)) $SEQ_LENGTH}
+CHAT_LENGTH=${CHAT_LENGTH:-4096} # rows of conversations: none is longer
+QUESTIONS=${QUESTIONS:-4000}     # conversations about a sentence in a text
+SFT_FLAGS=${SFT_FLAGS:---num-epochs 1}
+LENGTHS=${LENGTHS:-2048 8192 32768 $((SEQ_LENGTH / 2)) $SEQ_LENGTH}
 DEPTHS=${DEPTHS:-0 11 22 33 44 56 67 78 89 100}
-PROMPTS=${PROMPTS:-4}     # at every length and depth
+PROMPTS=${PROMPTS:-4}               # at every length and depth
+BEFORE_PROMPTS=${BEFORE_PROMPTS:-1} # the same for the original model
+PROMPT_SEED=${PROMPT_SEED:-20}      # the factor was chosen on prompts of seed 1234, the learning rate of 99
 LOSS_ROWS=${LOSS_ROWS:-8} # of held-out packages
+RULER_SHORT=${RULER_SHORT:-4096 8192} RULER_LONG=${RULER_LONG:-16384 32768 65536} # of ruler.sh
+RULER_PROMPTS=${RULER_PROMPTS:-20} # a task and length; half as many of the long ones
+RULER_TASKS=${RULER_TASKS:-niah_single_1 niah_single_2 niah_single_3 niah_multikey_1 niah_multikey_2 \
+    niah_multikey_3 niah_multivalue niah_multiquery vt cwe fwe} # qa_1 and qa_2 need data of other places
 EVALUATE_FLAGS=${EVALUATE_FLAGS:-}
 QUESTION=${QUESTION:-What is the capital of France?}
 ANSWER_TOKENS=${ANSWER_TOKENS:-64}

@@ -28,7 +28,10 @@ def test_the_site_and_a_report_fit_screen_and_phone(tmp_path: Path) -> None:
     site = tmp_path / "site"
     words = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "-d", str(site)]
     subprocess.run(words, cwd=ROOT, check=True, timeout=patience(300))
-    results = [ROOT / "docs" / "smollm2" / f"{name}.json" for name in ("loss", "passkey", "needle")]
+    results = [
+        ROOT / "docs" / "smollm2" / "first" / f"{name}.json"
+        for name in ("loss", "passkey", "needle")
+    ]
     cli.main(["evaluate", "report", *map(str, results), "--output", str(tmp_path / "report")])
     folders = {"site": site, "report": tmp_path / "report"}
     found = measure(folders, (SCREEN, PHONE), patience(240))

@@ -1,0 +1,127 @@
+"""Short conversations about a sentence in a text, for step 6: who has which number, where, when.
+
+::
+
+    python questions.py CORPUS OUTPUT.jsonl
+
+Each is a passage of a document in CORPUS/train, at most 10,000 characters long, with sentences
+about made-up people put between its lines, and the question about one of them; the answer is that
+sentence. They have neither the words nor the form of ``evaluate``'s passkeys and needles nor of
+RULER's, and no row as long as these: what step 7 finds far back was not learnt there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from conversations import SYSTEM
+
+from megatron_ultralong.program.aside import whole
+
+SHORTEST, LONGEST = 400, 10_000
+"""Characters of a passage: 100 to 3,000 tokens or so."""
+MOST_FACTS = 8
+FIRST_NAMES = (
+    "Ada", "Bela", "Carla", "Dmitri", "Edda", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Kaito",
+    "Lena", "Malik", "Nora", "Omar", "Petra", "Rosa", "Samir", "Tessa", "Viktor",
+)  # fmt: skip
+LAST_NAMES = (
+    "Abele", "Brandt", "Castro", "Dahl", "Eriksen", "Fischer", "Gallo", "Horvat", "Ito", "Jansen",
+    "Kovacs", "Lindgren", "Moreau", "Novak", "Okafor", "Petrov", "Quist", "Rossi", "Silva", "Weber",
+)  # fmt: skip
+PLACES = (
+    "the old mill", "the north gate", "the town library", "the river bank", "the market hall",
+    "the lighthouse", "the railway station", "the school yard", "the boat house", "the bakery",
+)  # fmt: skip
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+THINGS = (
+    "a silver spoon", "a green umbrella", "two brass keys", "a torn map", "a glass bottle",
+    "a wool scarf", "a wooden flute", "an empty jar", "a tin whistle", "a paper boat",
+)  # fmt: skip
+FORMS = (
+    ("The badge of {name} has the number {number}.", "What number does the badge of {name} have?"),
+    ("{name} answers the telephone at {number}.", "At which number does {name} answer?"),
+    ("The locker of {name} opens with {number}.", "With what does the locker of {name} open?"),
+    ("{name} has ordered part {number}.", "Which part has {name} ordered?"),
+    ("Parcel {number} belongs to {name}.", "Which parcel belongs to {name}?"),
+    ("{name} keeps the spare bicycle at {place}.", "Where does {name} keep the spare bicycle?"),
+    ("{name} comes to {place} every {day}.", "When does {name} come, and where to?"),
+    ("{name} has left {thing} at {place}.", "What has {name} left, and where?"),
+)
+"""A sentence, and the question about it."""
+
+
+def main() -> None:
+    """Read passages, write conversations."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("corpus", type=Path, help="folder of step 2")
+    parser.add_argument("output", type=Path, help="new file")
+    parser.add_argument("--number", type=int, default=4000)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    output: Path = arguments.output
+    if output.exists():
+        sys.exit(f"{output} is there; name a new file, or remove it")
+    files = sorted((arguments.corpus / "train").glob("*.jsonl"))
+    if not files:
+        sys.exit(f"{arguments.corpus / 'train'} has no .jsonl file; 02_get_corpus.sh writes them")
+    drawn = random.Random(arguments.seed)
+    texts = list(_some_texts(files, arguments.number, drawn))
+    with whole(output) as aside, aside.open("w", encoding="utf-8") as lines:
+        for text in texts:
+            lines.write(json.dumps({"messages": conversation(text, drawn)}) + "\n")
+    print(f"{len(texts):,} conversations: {output}")
+
+
+def _some_texts(files: list[Path], number: int, drawn: random.Random) -> Iterator[str]:
+    """Passages, the same number of each file, of the documents in turn."""
+    for place, path in enumerate(files):
+        with path.open(encoding="utf-8") as lines:
+            documents = [json.loads(line)["text"] for line in lines]
+        for count in range(place, number, len(files)):
+            text = documents[count // len(files) % len(documents)]
+            length = round(SHORTEST * math.exp(drawn.random() * math.log(LONGEST / SHORTEST)))
+            start = drawn.randrange(max(1, len(text) - length))
+            yield text[start : start + length]
+
+
+def conversation(passage: str, drawn: random.Random) -> list[dict[str, str]]:
+    """A system turn, the passage with one to MOST_FACTS sentences in it and a question, the answer.
+
+    Three of four other sentences are of the same form, about other people, and all numbers have as
+    many digits: a model that copies digits from the wrong one is told so.
+    """
+    sentence, question = drawn.choice(FORMS)
+    number, digits = drawn.randint(1, MOST_FACTS), drawn.randint(3, 7)
+    names = [f"{drawn.choice(FIRST_NAMES)} {last}" for last in drawn.sample(LAST_NAMES, number)]
+    forms = [sentence if drawn.random() < 0.75 else drawn.choice(FORMS)[0] for _ in names[1:]]
+    facts = [
+        form.format(
+            name=name,
+            number=drawn.randrange(10 ** (digits - 1), 10**digits),
+            place=drawn.choice(PLACES),
+            day=drawn.choice(DAYS),
+            thing=drawn.choice(THINGS),
+        )
+        for form, name in zip((sentence, *forms), names, strict=True)
+    ]
+    lines = passage.strip().splitlines() or [""]
+    for fact in facts:
+        lines.insert(drawn.randint(0, len(lines)), fact)
+    text, asked = "\n".join(lines), question.format(name=names[0])
+    parts = (f"{text}\n\n{asked}", f"{asked}\n\n{text}\n\n{asked}")
+    return [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": drawn.choice(parts)},
+        {"role": "assistant", "content": facts[0]},
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""examples/smollm2/questions.py and essays.py: what is asked, and from which side of the corpus."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_ultralong.evaluation.retrieval import needle_prompt, passkey_prompt
+from tests.test_smollm2 import SCRIPTS, module
+
+
+def run(script: str, *words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPTS / script), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Two files to train on, one held out."""
+    for side, name, word in (("train", "a", "red"), ("train", "b", "blue"), ("held_out", "c", "x")):
+        folder = tmp_path / "corpus" / side
+        folder.mkdir(parents=True, exist_ok=True)
+        text = "".join(f"{word} {line} lies on the table\n" for line in range(900))
+        documents = [{"text": text, "package": name}, {"text": f"{word} again\n", "package": name}]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents))
+    return tmp_path / "corpus"
+
+
+def test_an_answer_stands_once_in_its_text_and_the_question_names_one_person(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    questions = module("questions")
+    done = run("questions.py", corpus, tmp_path / "q.jsonl", "--number", 200)
+    assert done.returncode == 0, done.stderr
+    conversations = [
+        json.loads(line)["messages"] for line in (tmp_path / "q.jsonl").read_text().splitlines()
+    ]
+    assert len(conversations) == 200
+    names = [f"{first} {last}" for first in questions.FIRST_NAMES for last in questions.LAST_NAMES]
+    shared = 0
+    for system, user, assistant in conversations:
+        assert system == {"role": "system", "content": questions.SYSTEM}
+        lines = user["content"].splitlines()
+        assert lines.count(assistant["content"]) == 1
+        asked = [name for name in names if name in lines[-1]]
+        assert len(asked) == 1
+        assert asked[0] in assistant["content"]
+        last = asked[0].split()[1]
+        assert sum(last in line for line in {*lines}) == 2, "the question and its answer alone"
+        kind = re.sub(r"\d+", "", assistant["content"].replace(asked[0], ""))
+        shared += sum(re.sub(r"\d+", "", re.sub("|".join(names), "", x)) == kind for x in lines) > 1
+        assert "held_out" not in user["content"]
+        assert not re.search(r"^x \d", user["content"], re.MULTILINE), "a held-out text"
+    assert shared > 50, "others of the same form stand beside it"
+    words = {user["content"].split()[0] for _, user, _ in conversations}
+    assert len(words) > 2, "passages of both files, and questions first"
+    assert max(len(user["content"]) for _, user, _ in conversations) < questions.LONGEST + 1000
+
+
+def test_the_forms_are_not_those_of_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    forms = " ".join(text for form in module("questions").FORMS for text in form).lower()
+    for text in ("pass key", "passkey", "door code", "city hall", "magic number", "special"):
+        assert text not in forms
+    for text in (needle_prompt.NEEDLE, needle_prompt.QUESTION, passkey_prompt.NEEDLE):
+        trigrams = zip(*(text.lower().split()[k:] for k in range(3)), strict=False)
+        assert not [words for words in trigrams if " ".join(words) in forms]
+
+
+def test_the_same_seed_asks_the_same(corpus: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        run("questions.py", corpus, tmp_path / name, "--number", 20, "--seed", seed)
+    made = {name: (tmp_path / name).read_text() for name in "abc"}
+    assert made["a"] == made["b"]
+    assert made["a"] != made["c"]
+
+
+def test_what_is_not_there_is_said(corpus: Path, tmp_path: Path) -> None:
+    for script, side in (("questions.py", "train"), ("essays.py", "held_out")):
+        done = run(script, tmp_path, tmp_path / "new")
+        assert done.returncode == 1
+        assert f"{tmp_path / side} has no" in done.stderr
+        assert "02_get_corpus.sh writes" in done.stderr
+        assert not (tmp_path / "new").exists()
+    (tmp_path / "old").write_text("kept")
+    done = run("questions.py", corpus, tmp_path / "old")
+    assert done.returncode == 1
+    assert "is there; name a new file, or remove it" in done.stderr
+    assert (tmp_path / "old").read_text() == "kept"
+
+
+def test_essays_are_the_held_out_book_or_all_held_out_texts(corpus: Path, tmp_path: Path) -> None:
+    run("essays.py", corpus, tmp_path / "all.txt")
+    assert (tmp_path / "all.txt").read_text().endswith("x 899 lies on the table\n\nx again\n")
+    book = json.dumps({"text": "a book\n", "package": module("essays").BOOK})
+    (corpus / "held_out" / "book.jsonl").write_text(f"{book}\n{book}\n")
+    run("essays.py", corpus, tmp_path / "book.txt")
+    assert (tmp_path / "book.txt").read_text() == "a book\n\na book\n"
