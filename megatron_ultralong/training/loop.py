@@ -18,7 +18,7 @@ from megatron_ultralong.model.flops import peak_tflops, training_flops
 from megatron_ultralong.plan.hardware import hardware_in_use
 from megatron_ultralong.program.progress import ProgressBar, progress
 from megatron_ultralong.program.quantity import quantity
-from megatron_ultralong.program.rank_values import check_agreement
+from megatron_ultralong.program.rank_values import check_agreement, every_rank
 from megatron_ultralong.program.ranks import is_main_rank
 from megatron_ultralong.training import optimizer, step, validation
 from megatron_ultralong.training.early_checks import RunInputs
@@ -37,6 +37,7 @@ from megatron_ultralong.training.telling.beside_plan import BesidePlan
 from megatron_ultralong.training.telling.heartbeat import Heartbeat
 from megatron_ultralong.training.telling.log import IterationRecord
 from megatron_ultralong.training.telling.phases import PhaseTimers, Profile, run_summary
+from megatron_ultralong.training.telling.shared_gpus import gpu_of_this_rank, shared_gpus
 from megatron_ultralong.training.telling.stop import StopRequests
 
 
@@ -71,7 +72,8 @@ def train(inputs: RunInputs) -> list[IterationRecord]:
                 each_iteration=inputs.each_iteration,
             )
             with contextlib.closing(folder):
-                inputs = dataclasses.replace(inputs, remarks=(*lines, *inputs.remarks))
+                shared = shared_gpus(every_rank(gpu_of_this_rank()))
+                inputs = dataclasses.replace(inputs, remarks=(*shared, *lines, *inputs.remarks))
                 kernel = kernels["attention kernel"]
                 return _Run(inputs, groups, stop, timers, place, folder, kernel).train()
 

@@ -48,7 +48,8 @@ def test_rows_shorter_than_the_positions_are_told_of(make_config: MakeConfig) ->
     inputs = check_run(dataclasses.replace(config, rope=rope), 1)
     assert (
         "# warning: the rotary embedding is made for 512 positions, and rows of 128 tokens train "
-        "the first 128 alone: expect little beyond them; prepare rows of 512 for all\n"
+        "the first 128 alone: expect little beyond them; prepare rows of 512 if you need all of "
+        "them\n"
     ) in dry_run(inputs)
     extended = inputs.result
     assert (extended.trained_positions, inputs.source.trained_positions) == (128, 64)

@@ -62,7 +62,7 @@ class CheckpointMetadata:
         return (
             f"warning: the rotary embedding is made for {positions:,} positions, and rows of "
             f"{trained:,} tokens train the first {trained:,} alone: expect little beyond them; "
-            f"prepare rows of {positions:,} for all"
+            f"prepare rows of {positions:,} if you need all of them"
         )
 
     def after_training(self, source: CheckpointMetadata, seq_length: int) -> CheckpointMetadata:
