@@ -1,8 +1,9 @@
-"""examples/smollm2/questions.py and essays.py: what is asked, and from which side of the corpus."""
+"""What examples/smollm2 asks: questions.py, choices.py and essays.py."""
 
 from __future__ import annotations
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -102,3 +103,79 @@ def test_essays_are_the_held_out_book_or_all_held_out_texts(corpus: Path, tmp_pa
     (corpus / "held_out" / "book.jsonl").write_text(f"{book}\n{book}\n")
     run("essays.py", corpus, tmp_path / "book.txt")
     assert (tmp_path / "book.txt").read_text() == "a book\n\na book\n"
+
+
+ENTRY = """{word} \\{word[0]}a*b\\, {part}.{more}
+   {definition}
+   [1913 Webster]
+
+"""
+
+
+def dictionary(entries: list[tuple[str, str, str, str]]) -> str:
+    names = ("word", "part", "more", "definition")
+    return "".join(ENTRY.format(**dict(zip(names, entry, strict=True))) for entry in entries)
+
+
+def test_definitions_are_clear_and_do_not_name_their_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    choices = module("choices")
+    text = dictionary(
+        [
+            ("Gable", "n", " [OF. gable.]", "The triangular upper part of an end wall; a wall."),
+            ("Gabble", "v. i", "", "To utter inarticulate sounds quickly, as geese do."),
+            (
+                "Gaby",
+                "n",
+                "",
+                "A person without sense, who is called a gaby by others.",
+            ),  # names it
+            ("Gad", "n", " [Obs.]", "A pointed bar of iron used to break ore."),  # short, obsolete
+            ("Gadding", "a", " [Obs.]", "Roving about without any purpose at all."),
+            ("Gadfly", "n", "", "See {Botfly}."),
+            ("Gaffer", "n", "", "Short."),
+        ]
+    )
+    assert [(word, part) for word, part, _ in choices.definitions(text)] == [
+        ("gable", "n"),
+        ("gabble", "v. i"),
+    ]
+
+
+def test_choices_are_four_of_one_kind_and_one_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    choices = module("choices")
+    words = [(f"{part}word{k}", part, f"Meaning {part}{k}") for part in "na" for k in range(30)]
+    words += [("lone", "adv", "Meaning lone")]
+    made = list(choices.questions(words, random.Random(1)))
+    assert len(made) == 60, "a word without three others is left out"
+    places = set()
+    for each in made:
+        assert len({*each["choices"]}) == 4
+        right = each["choices"][each["answer"]]
+        assert each["question"].endswith(
+            f"meaning {right[0]}{right.removeprefix(right[0] + 'word')}?"
+        )
+        assert {word[0] for word in each["choices"]} == {right[0]}
+        places.add(each["answer"])
+    assert places == {0, 1, 2, 3}
+
+
+def test_the_words_are_of_a_part_that_nobody_trains_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    choices = module("choices")
+    trained = dictionary([("Trained", "n", "", "A thing that stands in the corpus of step two.")])
+    later = dictionary(
+        [(f"Late{chr(97 + k)}", "n", "", f"A thing of some kind, number {k}.") for k in range(9)]
+    )
+    filler = "x" * (choices.GCIDE.most_bytes + 1_000_000) + "\n"
+    monkeypatch.setattr(
+        choices, "source_files", lambda source, packages: {"gcide": trained + filler + later}
+    )
+    monkeypatch.setattr(sys, "argv", ["choices.py", str(tmp_path / "c.jsonl")])
+    choices.main()
+    made = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
+    assert len(made) == 9
+    assert not [each for each in made if "trained" in each["choices"]]

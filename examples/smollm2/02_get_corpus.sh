@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Step 2: long documents out of packages of the package index and of Debian (sources.py names them and their
 # licences): manuals, code, books, licences, and two versions of one package behind each other. Four packages
-# are held out whole. The conversations of step 6 are fetched here too: no later step needs a network.
+# are held out whole. The conversations of step 6 and the questions of choices.sh are made here
+# too: nothing later needs a network.
 #
 # see: corpus/corpus.json: licences, versions, bytes
 set -euo pipefail
@@ -12,3 +13,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 kept "$WORK/corpus" || python "$here/corpus.py" "$WORK/corpus" --packages "$CACHE/corpus" $CORPUS_FLAGS
 kept "$WORK/conversations.jsonl" ||
     python "$here/conversations.py" "$WORK/conversations.jsonl" --packages "$CACHE/corpus"
+[ ! -d "$CACHE/corpus/dict-gcide" ] || kept "$WORK/choices.jsonl" || # a dictionary of Debian's
+    python "$here/choices.py" "$WORK/choices.jsonl" --packages "$CACHE/corpus"

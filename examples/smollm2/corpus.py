@@ -141,6 +141,12 @@ def fetched(source: Source, package: str, packages: Path) -> Path:
     return archive
 
 
+def source_files(source: Source, packages: Path) -> Files:
+    """The texts of a source of one package, fetched where it is not there yet."""
+    (package,) = source.packages
+    return _files(source, fetched(source, package, packages))
+
+
 def _files(source: Source, archive: Path) -> Files:
     """The texts that a source asks for."""
     files = {}

@@ -57,6 +57,7 @@ RULER_SHORT=${RULER_SHORT:-4096 8192} RULER_LONG=${RULER_LONG:-16384 32768 65536
 RULER_PROMPTS=${RULER_PROMPTS:-20} # a task and length; half as many of the long ones
 RULER_TASKS=${RULER_TASKS:-niah_single_1 niah_single_2 niah_single_3 niah_multikey_1 niah_multikey_2 \
     niah_multikey_3 niah_multivalue niah_multiquery vt cwe fwe} # qa_1 and qa_2 need data of other places
+CHOICES_BATCH=${CHOICES_BATCH:-64} # questions at once, of choices.sh
 EVALUATE_FLAGS=${EVALUATE_FLAGS:-}
 QUESTION=${QUESTION:-What is the capital of France?}
 ANSWER_TOKENS=${ANSWER_TOKENS:-64}
