@@ -101,6 +101,7 @@ NOT_QUICK = (
     "test_parser_messages.py",
     "test_quantity.py",
     "test_smollm2.py",
+    "test_smollm2_steps.py",
     "test_standing_ranks.py",
     "test_streams.py",
     "test_unreadable.py",

@@ -9,7 +9,7 @@ import pytest
 TESTS = Path(__file__).parent
 
 SLOWEST = (
-    "test_smollm2.py",
+    "test_smollm2_steps.py",
     "training/layouts/test_two_ranks.py",
     "training/layouts/test_four_ranks.py",
     "checkpoint/test_random_folders.py",

@@ -1,4 +1,4 @@
-"""examples/smollm2: its settings and corpus, and all of its steps, with short values, on a CPU."""
+"""examples/smollm2: its settings, arms and corpus; test_smollm2_steps.py runs its steps."""
 
 from __future__ import annotations
 
@@ -20,14 +20,10 @@ import pytest
 from megatron_ultralong.cli.dispatch import read_training
 from megatron_ultralong.cli.verbs import VERBS
 from megatron_ultralong.config.training import PretrainConfig
-from megatron_ultralong.evaluation.results.file import read_results
 from megatron_ultralong.training.config_file import load_config
-from tests.patience import patience
 from tests.warm.programs import ROOT
 
 SCRIPTS = ROOT / "examples" / "smollm2"
-CACHE = ROOT / ".smollm2-cache"
-"""Kept: the first run fetches the model and the packages."""
 POSITIONS = 8192
 """That the model was trained for."""
 LICENCES = {
@@ -70,6 +66,17 @@ def test_the_files_of_settings_are_those_of_the_scripts() -> None:
     first, target = int(found["FIRST_ITERS"]), int(found["TRAIN_ITERS"])
     assert f"{first} iterations of 4 rows of {int(found['FIRST_LENGTH']):,} tokens" in page
     assert f"{target} iterations of one row of {int(found['SEQ_LENGTH']):,} tokens" in page
+
+
+def test_the_files_of_settings_can_be_run() -> None:
+    """What needs a GPU is read here as the program reads it, before anybody waits for step 6."""
+    verbs = {"first": "pretrain", "target": "pretrain", "ablation": "pretrain", "tune": "sft"}
+    files = {path.stem for path in SCRIPTS.glob("*.yaml")}
+    assert files == {*verbs, "choices"}
+    for name, verb in verbs.items():
+        words = ["--config", str(SCRIPTS / f"{name}.yaml"), "--train-iters", "20"]
+        words += ["--load", "l", "--data-path", "d"]
+        read_training(verb, VERBS[verb], words)[0].check(1)
 
 
 def test_arms_differ_in_one_thing_and_take_the_same_tokens(
@@ -334,63 +341,3 @@ def test_a_corpus_says_what_it_cannot_make(packages: Path, tmp_path: Path) -> No
     done = corpus(tmp_path / "c", *kept)
     assert done.returncode == 1
     assert "is there; name a new folder, or remove it" in done.stderr
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(patience(2400))  # the first time it fetches 130 MB
-def test_all_steps_run_on_a_cpu(warm_environment: dict[str, str], tmp_path: Path) -> None:
-    environment = {**warm_environment, "CACHE": str(CACHE), "WORK": str(tmp_path / "work")}
-    done = subprocess.run(
-        ["bash", str(SCRIPTS / "run_all.sh"), "--cpu"],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False,
-        timeout=patience(2300),
-    )  # fmt: skip
-    assert done.returncode == 0, f"{done.stdout[-5000:]}\n{done.stderr[-5000:]}"
-    steps = [path.name for path in sorted(SCRIPTS.glob("[0-9]*.sh"))]
-    started = re.findall(r"^== (\d+_\w+\.sh)", done.stdout, re.MULTILINE)
-    assert started == steps
-    assert "272 tensors, 3 prompts: the same weights, the same text" in done.stdout
-    short = settings("--cpu")
-    work = tmp_path / "work"
-    exported = json.loads((work / "SmolLM2-135M-Instruct-128k" / "config.json").read_text())
-    assert exported["max_position_embeddings"] == int(short["FACTOR"]) * POSITIONS
-    assert exported["rope_scaling"]["factor"] == float(short["FACTOR"])
-    found = read_results(work / "results-128k" / "loss" / "loss.json", "position_loss")
-    assert [result.checkpoint for result in found] == ["before", "after", "tuned"]
-    assert len({repr(result.cells) for result in found}) == 3, "it was trained, and tuned"
-    for kind in ("passkey", "needle"):
-        for name in ("before", "after", "tuned"):
-            (result,) = read_results(work / "results-128k" / kind / name / f"{kind}.json", kind)
-            assert result.checkpoint == name
-            assert result.lengths == tuple(map(int, short["LENGTHS"].split()))
-    done = subprocess.run(
-        ["bash", str(SCRIPTS / "ruler.sh"), "--cpu"],
-        env=environment, cwd=work, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{done.stdout[-5000:]}\n{done.stderr[-5000:]}"
-    for name, lengths in (
-        ("before", "RULER_SHORT"),
-        ("after", "RULER_SHORT"),
-        ("after-long", "RULER_LONG"),
-    ):
-        (result,) = read_results(work / "results-128k" / "ruler" / name / "ruler.json", "ruler")
-        assert result.lengths == tuple(map(int, short[lengths].split()))
-    page = (work / "report-128k" / "index.html").read_text()
-    assert "before" in page
-    assert "after" in page
-    assert (work / "rows-held-out" / "manifest.json").is_file()
-    check_million(environment, work)
-
-
-def check_million(environment: dict[str, str], work: Path) -> None:
-    """million.sh, with the rows and the weights that are there."""
-    done = subprocess.run(
-        ["bash", str(SCRIPTS / "million.sh"), "--cpu"],
-        env=environment, cwd=work, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{done.stdout[-5000:]}\n{done.stderr[-5000:]}"
-    (passkey,) = read_results(work / "results-1m" / "passkey" / "passkey.json", "passkey")
-    assert passkey.lengths == (int(settings("--cpu")["MILLION_LENGTH"]),)
-    found = read_results(work / "results-1m" / "loss" / "loss.json", "position_loss")
-    assert [result.checkpoint for result in found] == ["before", "after"]
-    assert len({repr(result.cells) for result in found}) == 2, "it was trained"
