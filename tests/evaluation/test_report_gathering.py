@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong import cli
+from megatron_ultralong.evaluation.report.measurement import conditions
 from megatron_ultralong.evaluation.report.report import gather, load_results
 from megatron_ultralong.evaluation.report.sections import sections
 from megatron_ultralong.evaluation.results.result import Result
@@ -188,6 +189,22 @@ def test_the_same_weights_under_two_names_are_one_checkpoint(tmp_path):
     assert "c" in labels(tmp_path)
 
 
+def test_the_same_weights_with_another_rotary_embedding_are_another_checkpoint(tmp_path):
+    first = dataclasses.replace(record("a"), digest="d" * 64, rotary="not scaled")
+    scaled = dataclasses.replace(first, folder="elsewhere", rotary="yarn x4")
+    saved(passkey_result("a", 2048, GRID, model=first), tmp_path / "a" / "passkey.json")
+    old = dataclasses.replace(first, rotary="")  # from before results stated it
+    ruler = task_result("ruler", "a", 2048, {("vt", "512"): 1.0})
+    saved(dataclasses.replace(ruler, model=old), tmp_path / "ruler.json")
+    assert labels(tmp_path) == ["a", "a"]
+    saved(passkey_result("b", 2048, GRID, model=scaled), tmp_path / "b" / "passkey.json")
+    found = gather([tmp_path])
+    assert [one.label for one in found.measurements[:2]] == ["a", "b"]
+    assert not any("same weights" in notice for notice in found.notices)
+    stated = [conditions(one).get("rotary embedding") for one in found.measurements]
+    assert stated == ["not scaled", "yarn x4", None]
+
+
 def test_a_result_that_states_no_model_is_of_the_one_checkpoint_of_its_name(tmp_path):
     saved(passkey("run"), tmp_path / "passkey.json")
     old = dataclasses.replace(task_result("ruler", "run", 2048, {("vt", "512"): 1.0}), model=None)
@@ -247,7 +264,7 @@ def test_bad_input_gets_one_message(tmp_path):
     torn = tmp_path / "torn" / "of_after.json"
     torn.parent.mkdir()
     torn.write_text(good.read_text()[:-40])
-    with pytest.raises(InputError, match=r"of_after\.json is not JSON \(.*line 89.*evaluate again"):
+    with pytest.raises(InputError, match=r"of_after\.json is not JSON \(.*line 90.*evaluate again"):
         gather([tmp_path])
     torn.unlink()
     (tmp_path / "torn" / "ruler.json").write_text("")  # a name of this project, and nothing in it

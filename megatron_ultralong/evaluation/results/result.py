@@ -158,7 +158,10 @@ class ModelRecord:
     num_parameters: Number
     """Weights of the whole model."""
     digest: Text = dataclasses.field(default="", compare=False)
-    """Hash of what the weights' files hold and of the model's configuration: the same for copies;
+    """Hash of what the weights' files hold and of the model's shape: the same for copies; empty:
+    not known."""
+    rotary: Text = dataclasses.field(default="", compare=False)
+    """How it turns positions, in words: models of the same weights may do so in several ways;
     empty: not known."""
 
 
