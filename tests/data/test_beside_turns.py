@@ -25,12 +25,15 @@ REFUSED: list[tuple[str, Any, str]] = [
     *(("weight", value, "bad weight") for value in (0.5, 2, -1)),
     *((key, value, "no text") for key in MEDIA for value in ("a.png", ["a.png"], {"path": "a"})),
     ("functions", [{"name": "f"}], "unknown keys"),
+    ("chat_template_kwargs", {"enable_thinking": False}, "beyond the template"),
+    ("chat_template_kwargs", {"custom_instructions": "x", "xml_tools": []}, "beyond the template"),
 ]
 TAKEN: list[tuple[str, Any]] = [
     *((key, value) for key in (*VERDICTS, *WEIGHTS) for value in (None, True, 1, 1.0)),
     *(("loss", value) for value in (0, 0.0, 2.5)),  # what it was, of some model
     *(("training", value) for value in ("sft", "0")),
     *((key, value) for key in (*MEDIA, "functions") for value in NOTHING),
+    *(("chat_template_kwargs", value) for value in (*NOTHING, {"a": None, "b": [], "c": ""})),
 ]
 
 
@@ -64,6 +67,17 @@ def test_what_is_not_done_is_refused(
                 ).stdout
             )
             assert read(path).num_conversations == 1
+
+
+def test_pictures_in_parquet_are_not_read_to_be_ignored(tmp_path: Path) -> None:
+    pictures = [{"bytes": b"\xff" * 2**20, "path": None}, None]
+    records = [{**WHOLE["messages"], "image": picture} for picture in pictures]
+    path = write(tmp_path, records, ".parquet")
+    with pytest.raises(InputError, match=r"parquet:1: no text: a record has image\b"):
+        read(path)
+    assert read(path, skip_bad=True).num_conversations == 1
+    reader = read(path, ignore_keys=("image",), max_document_bytes=2**16)
+    assert (reader.num_conversations, reader.unread_keys) == (2, {"image": 2})
 
 
 @pytest.mark.parametrize(("key", "value"), TAKEN)

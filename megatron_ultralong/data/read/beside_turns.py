@@ -34,6 +34,13 @@ def _is_no(value: Any) -> bool:
     return isinstance(value, (bool, int, float)) and value == 0
 
 
+def _says_something(value: Any) -> bool:
+    """Whether an object has a value, be it false; ``{"a": None, "b": []} -> False``."""
+    if isinstance(value, Mapping):
+        return any(inner is not None and inner not in ("", []) for inner in value.values())
+    return bool(value)
+
+
 _LEAVE_OUT = "leave those out with jq -c 'select(.{key} != {value})', or pass over the key, if it "
 _RULES = (
     _Rule(
@@ -68,6 +75,13 @@ _RULES = (
         "no text",
         "a record has {key}, and nothing but text can be written: leave those out with jq -c "
         "'select(.{key} | length == 0)', or pass over the key, if it ",
+    ),
+    _Rule(
+        ("chat_template_kwargs",),
+        _says_something,
+        "beyond the template",
+        "a record has {key} {value}, and --chat-template writes every conversation in one way: "
+        "pass over the key, if that is meant, or it ",
     ),
     _Rule(
         ("functions",),
