@@ -231,6 +231,25 @@ def test_losses_on_other_rows_are_not_compared(tmp_path):
     assert "manifest.json: of rows and of other rows" in first.remarks[0]
 
 
+@pytest.mark.parametrize("kind", ["ruler", "harness", "nolima", "infinitebench"])
+def test_a_task_measured_in_two_ways_is_not_compared(tmp_path, kind):
+    """The table names one metric a row: a harness has other versions and examples of its tasks."""
+    scores = {("t", "512"): 50.0, ("u", "512"): 60.0}
+    for name, metric in (("a", "0-shot, version 1"), ("b", "5-shot, version 1"), ("c", "")):
+        one = task_result(kind, name, 2048, scores if metric else {("u", "512"): 60.0})
+        metrics = {**one.metrics, **({"t": metric} if metric else {})}
+        result = dataclasses.replace(one, metrics=metrics)
+        saved(result, tmp_path / name / f"{kind}.json")
+    first, second = sections(gather([tmp_path]).measurements)
+    names = [name.split(",")[0] for one in (first, second) for name in one.tables[-1].header]
+    assert [name for name in names if name in ("a", "b", "c")] == ["a", "c", "b"]
+    assert "(t: 0-shot, version 1 and 5-shot, version 1)" in first.remarks[0]
+    assert [table.tables[-1].rows[0][1].text for table in (first, second)] == [
+        "0-shot, version 1",
+        "5-shot, version 1",
+    ]
+
+
 def test_rows_are_called_by_their_split(tmp_path):
     """Rows of a data set made for evaluation alone stand in ``train``: nobody trained on them."""
     one = loss_results()[0]

@@ -47,14 +47,17 @@ def differences(one: Measurement, other: Measurement) -> dict[str, tuple[str, st
 def conflicts(one: Measurement, other: Measurement) -> dict[str, tuple[str, str]]:
     """Conditions that keep two measurements from standing in one table: other questions.
 
-    Numbers of samples, lengths and tasks may differ. Files count by what they hold where both
-    results state it, and by their names where one does not.
+    Numbers of samples, lengths and tasks may differ; the metric of a task, which has its version
+    and its number of examples if it is of the harness, may not. Files count by what they hold where
+    both results state it, and by their names where one does not.
     """
     left, right = _decisive(one.result), _decisive(other.result)
     pairs = {name: (left[name], right[name]) for name in left if name in right}
     if one.result.material and other.result.material:
         pairs = {name: pair for name, pair in pairs.items() if name not in _FILES}
         pairs |= _materials(one.result, other.result)
+    asked, also_asked = one.result.metrics, other.result.metrics
+    pairs |= {task: (asked[task], also_asked[task]) for task in asked if task in also_asked}
     return {name: (_shown(a), _shown(b)) for name, (a, b) in pairs.items() if a != b}
 
 
