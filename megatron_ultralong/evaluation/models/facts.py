@@ -19,7 +19,8 @@ from megatron_ultralong.checkpoint.formats.hugging_face_config import model_conf
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.evaluation.options import ModelsConfig
 from megatron_ultralong.evaluation.results.file import file_sha256
-from megatron_ultralong.evaluation.results.result import ModelRecord, plain_values
+from megatron_ultralong.evaluation.results.model_record import ModelRecord
+from megatron_ultralong.evaluation.results.result import plain_values
 from megatron_ultralong.model.shape import ModelConfig, num_parameters
 from megatron_ultralong.program.aside import files_in
 from megatron_ultralong.program.errors import InputError, missing
