@@ -15,6 +15,7 @@ from megatron_ultralong.evaluation.asking.samples import Prompt, Row, Sample, as
 from megatron_ultralong.evaluation.models import interface
 from megatron_ultralong.evaluation.options import LossConfig, check_num_samples
 from megatron_ultralong.evaluation.results import file, result, tables
+from megatron_ultralong.evaluation.results.model_record import ModelRecord
 from megatron_ultralong.program import journal, output, terminal
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.position_bins import bin_edges, bin_sums
@@ -26,7 +27,7 @@ def evaluate_loss(
     config: LossConfig,
     scorers: Sequence[interface.Scorer],
     separator_ids: Sequence[int] = (),
-    records: Sequence[result.ModelRecord] = (),
+    records: Sequence[ModelRecord] = (),
 ) -> list[result.Result]:
     """Measure the loss of ``scorers``, the base first, by position.
 

@@ -103,7 +103,8 @@ def _is_done(name: str, config: Any, facts: ModelFacts) -> bool:
     file = Path(config.output) / f"{name}.json"
     if file.is_file():
         for found in load_results(file):
-            if found.config == plain_values(config) and found.model == facts.record:
+            is_its = found.model is not None and found.model.is_of(facts.record)
+            if found.config == plain_values(config) and is_its:
                 tell(f"{facts.name}: already evaluated, see {config.output}")
                 return True
     check_output(config.output)

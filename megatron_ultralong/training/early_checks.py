@@ -19,7 +19,6 @@ from megatron_ultralong.data.rows import manifest as manifests
 from megatron_ultralong.data.rows import packed, stored
 from megatron_ultralong.data.rows.manifest import ChatManifest, Manifest
 from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate, trained_template
-from megatron_ultralong.model import yarn
 from megatron_ultralong.program import fields, quantity
 from megatron_ultralong.program.errors import InputError, counted
 from megatron_ultralong.sequence.document_mask import DocumentMask
@@ -235,11 +234,7 @@ def extension_notes(
     rope: RopeConfig, source: CheckpointMetadata, result: CheckpointMetadata
 ) -> tuple[str, ...]:
     """The rotary embedding before and after, and what a user may not have meant, in lines."""
-    before, after = (
-        yarn.describe(one.rope_scaling, one.model.max_position_embeddings)
-        + ("" if one.angle_precision == "exact" else f", angles in {one.angle_precision}")
-        for one in (source, result)
-    )
+    before, after = source.rotary, result.rotary
     untrained = result.untrained_positions
     return (
         f"rotary: {before} -> {after if after != before else 'the same'}",

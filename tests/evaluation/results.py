@@ -15,10 +15,10 @@ from megatron_ultralong.evaluation.options import (
     PasskeyConfig,
 )
 from megatron_ultralong.evaluation.results.file import write_results
+from megatron_ultralong.evaluation.results.model_record import ModelRecord
 from megatron_ultralong.evaluation.results.result import (
     KINDS,
     LOSS,
-    ModelRecord,
     Result,
     ScoreCell,
     depth_row,

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ultralong.checkpoint.convert.verbs import import_checkpoint
+from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
+from megatron_ultralong.config.convert import ImportConfig
 from megatron_ultralong.evaluation.models.facts import ModelFacts, model_facts
 from megatron_ultralong.evaluation.models.language_models import HuggingFaceModel, Subject
 from megatron_ultralong.evaluation.options import CostConfig
@@ -18,6 +21,7 @@ from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.evaluation.ruler.evaluation import RulerSamples, evaluate_ruler
 from megatron_ultralong.evaluation.ruler.parameters import RulerConfig
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
+from megatron_ultralong.model.yarn import YarnConfig
 from megatron_ultralong.program.errors import InputError
 from tests.models import write_llama
 
@@ -135,6 +139,52 @@ def test_copies_of_weights_have_one_digest(folder, tmp_path):
     data[-1] ^= 1
     weights.write_bytes(data)
     assert model_facts(str(copied), "fp32").record.digest != original.digest
+
+
+@pytest.mark.parametrize("kind", ["hugging_face", "megatron"])
+def test_weights_are_another_model_by_another_rotary_embedding(folder, tmp_path, kind):
+    block = {"rope_theta": 10_000.0, "factor": 2.0, "original_max_position_embeddings": 32}
+    blocks = [
+        {"rope_type": "default", "rope_theta": 10_000.0},
+        {"rope_type": "yarn", **block},
+        {"rope_type": "yarn", **block, "beta_fast": 4.0},
+        {"rope_type": "yarn", **block, "attention_factor": 1.0},
+        {"rope_type": "yarn", **block, "factor": 4.0},
+        {"rope_type": "llama3", **block, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0},
+    ]
+    identities, digests = [], set()
+    for number, rope in enumerate(blocks):
+        copied = shutil.copytree(folder, tmp_path / f"{number}")
+        config = json.loads((copied / "config.json").read_text())
+        config["rope_parameters"] = rope
+        (copied / "config.json").write_text(json.dumps(config))
+        if kind == "megatron":
+            import_checkpoint(ImportConfig(copied, tmp_path / f"{number}-base"))
+            copied = tmp_path / f"{number}-base"
+        found = model_facts(f"x={copied}", "fp32")
+        assert found.identity["rotary"] == found.record.rotary
+        identities.append(found.identity["rotary"])
+        digests.add(found.record.digest)
+    assert len(digests) == 1  # the weights are the same
+    assert len(set(identities)) == len(blocks)
+
+
+def test_a_record_is_not_of_what_its_checkpoint_was_before(folder, tmp_path):
+    """A result that is there counts as done if its model is still the same one."""
+    base = tmp_path / "base"
+    import_checkpoint(ImportConfig(folder, base))
+    before = model_facts(str(base), "fp32").record
+    old = dataclasses.replace(before, rotary="")  # from before results stated it
+    assert before.is_of(before)
+    assert old.is_of(before)
+    assert not before.is_of(dataclasses.replace(before, weights="others"))
+    metadata = load_metadata(base)
+    scaling = YarnConfig(2.0, original_max_position_embeddings=768)
+    save_metadata(base, dataclasses.replace(metadata, rope_scaling=scaling))
+    after = model_facts(str(base), "fp32").record
+    assert after.weights == before.weights
+    assert not before.is_of(after)
 
 
 def test_the_same_output_is_refused_to_other_flags_and_models(

@@ -257,6 +257,8 @@ def test_killed_three_times_it_continues(folder: Path, runs: Runs) -> None:
     assert [dataclasses.replace(cell, score=0, error=0) for cell in often.cells] == [
         dataclasses.replace(cell, score=0, error=0) for cell in once.cells
     ]
+    assert often.material == once.material
+    assert set(often.material) == set(often.rows)
     scores = [[cell.score for cell in one.cells] for one in (often, once)]
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
     assert (folder / "once" / "lm_eval" / "results.json").is_file()

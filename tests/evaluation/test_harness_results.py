@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ultralong.evaluation.harness.results import cells, left_out
+from megatron_ultralong.evaluation.harness.results import cells, left_out, material
 
 
 def returned(task: str, metrics: dict[str, float], listed: dict[str, Any] | None) -> dict[str, Any]:
@@ -41,6 +41,21 @@ def test_numbers_of_numpy_are_numbers() -> None:
     found = returned("own", metrics, {"acc": "mean"})
     assert scores(found) == {"acc": 50.0}
     assert left_out(found) == ["f1 (own)", "count (own)"]
+
+
+def test_the_questions_of_a_task_and_of_a_group_are_stated() -> None:
+    def asked(*hashes: str, task: str = "one") -> dict[str, Any]:
+        entries = [
+            {"doc_hash": one, "target_hash": "t", "filter": f} for f in "ab" for one in hashes
+        ]
+        return {"samples": {task: entries}, "group_subtasks": {"all": [task], task: []}}
+
+    first = material(asked("x", "y"), "one")
+    assert first.startswith("sha256 ")
+    assert material(asked("y", "x"), "one") == first == material(asked("x", "y"), "all")
+    others = [asked("x"), asked("x", "z"), asked("x", "y", task="two")]
+    assert len({first, *(material(one, "all") for one in others)}) == 4
+    assert material({"results": {"one": {}}}, "one") == ""  # the harness was told to keep none
 
 
 def test_a_name_that_tasks_use_otherwise_counts_where_the_task_lists_it() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from megatron_ultralong import cli
+from megatron_ultralong.evaluation.report.measurement import conditions
 from megatron_ultralong.evaluation.report.report import gather, load_results
 from megatron_ultralong.evaluation.report.sections import sections
 from megatron_ultralong.evaluation.results.result import Result
@@ -188,6 +189,22 @@ def test_the_same_weights_under_two_names_are_one_checkpoint(tmp_path):
     assert "c" in labels(tmp_path)
 
 
+def test_the_same_weights_with_another_rotary_embedding_are_another_checkpoint(tmp_path):
+    first = dataclasses.replace(record("a"), digest="d" * 64, rotary="not scaled")
+    scaled = dataclasses.replace(first, folder="elsewhere", rotary="yarn x4")
+    saved(passkey_result("a", 2048, GRID, model=first), tmp_path / "a" / "passkey.json")
+    old = dataclasses.replace(first, rotary="")  # from before results stated it
+    ruler = task_result("ruler", "a", 2048, {("vt", "512"): 1.0})
+    saved(dataclasses.replace(ruler, model=old), tmp_path / "ruler.json")
+    assert labels(tmp_path) == ["a", "a"]
+    saved(passkey_result("b", 2048, GRID, model=scaled), tmp_path / "b" / "passkey.json")
+    found = gather([tmp_path])
+    assert [one.label for one in found.measurements[:2]] == ["a", "b"]
+    assert not any("same weights" in notice for notice in found.notices)
+    stated = [conditions(one).get("rotary embedding") for one in found.measurements]
+    assert stated == ["not scaled", "yarn x4", None]
+
+
 def test_a_result_that_states_no_model_is_of_the_one_checkpoint_of_its_name(tmp_path):
     saved(passkey("run"), tmp_path / "passkey.json")
     old = dataclasses.replace(task_result("ruler", "run", 2048, {("vt", "512"): 1.0}), model=None)
@@ -212,6 +229,25 @@ def test_losses_on_other_rows_are_not_compared(tmp_path):
     ]
     assert [name.split(",")[0] for name in second.tables[0].header[1:]] == ["long"]
     assert "manifest.json: of rows and of other rows" in first.remarks[0]
+
+
+@pytest.mark.parametrize("kind", ["ruler", "harness", "nolima", "infinitebench"])
+def test_a_task_measured_in_two_ways_is_not_compared(tmp_path, kind):
+    """The table names one metric a row: a harness has other versions and examples of its tasks."""
+    scores = {("t", "512"): 50.0, ("u", "512"): 60.0}
+    for name, metric in (("a", "0-shot, version 1"), ("b", "5-shot, version 1"), ("c", "")):
+        one = task_result(kind, name, 2048, scores if metric else {("u", "512"): 60.0})
+        metrics = {**one.metrics, **({"t": metric} if metric else {})}
+        result = dataclasses.replace(one, metrics=metrics)
+        saved(result, tmp_path / name / f"{kind}.json")
+    first, second = sections(gather([tmp_path]).measurements)
+    names = [name.split(",")[0] for one in (first, second) for name in one.tables[-1].header]
+    assert [name for name in names if name in ("a", "b", "c")] == ["a", "c", "b"]
+    assert "(t: 0-shot, version 1 and 5-shot, version 1)" in first.remarks[0]
+    assert [table.tables[-1].rows[0][1].text for table in (first, second)] == [
+        "0-shot, version 1",
+        "5-shot, version 1",
+    ]
 
 
 def test_rows_are_called_by_their_split(tmp_path):
@@ -247,7 +283,7 @@ def test_bad_input_gets_one_message(tmp_path):
     torn = tmp_path / "torn" / "of_after.json"
     torn.parent.mkdir()
     torn.write_text(good.read_text()[:-40])
-    with pytest.raises(InputError, match=r"of_after\.json is not JSON \(.*line 89.*evaluate again"):
+    with pytest.raises(InputError, match=r"of_after\.json is not JSON \(.*line 90.*evaluate again"):
         gather([tmp_path])
     torn.unlink()
     (tmp_path / "torn" / "ruler.json").write_text("")  # a name of this project, and nothing in it

@@ -11,6 +11,7 @@ from typing import Any, get_args
 from megatron_ultralong.checkpoint.disk import checksums
 from megatron_ultralong.config.plain_values import from_dict
 from megatron_ultralong.config.rope import AnglePrecision
+from megatron_ultralong.model import yarn
 from megatron_ultralong.model.families import titles
 from megatron_ultralong.model.shape import MOST_IDS, MOST_POSITIONS, ModelConfig
 from megatron_ultralong.model.yarn import LinearConfig, NtkConfig, RopeScaling, YarnConfig
@@ -52,6 +53,13 @@ class CheckpointMetadata:
     def trained_positions(self) -> int:
         """Positions that it was trained at: those of its rotary scaling, or fewer."""
         return self.trained_seq_length or self.model.max_position_embeddings
+
+    @property
+    def rotary(self) -> str:
+        """How it turns positions, for people: ``yarn x4 over 8,192, ... (32,768 positions)``."""
+        text = yarn.describe(self.rope_scaling, self.model.max_position_embeddings)
+        exact = self.angle_precision == "exact"
+        return text if exact else f"{text}, angles in {self.angle_precision}"
 
     @property
     def untrained_positions(self) -> str:

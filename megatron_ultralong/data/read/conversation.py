@@ -201,6 +201,14 @@ class JsonTexts:
     def __init__(self) -> None:
         self._left = record.MAX_JSON_BYTES
 
+    def value_or_none(self, place: str, value: Any) -> Any:
+        """The same, and None for what stands for nothing: no text, and a list of nothing.
+
+        Raises:
+            ConversationError: see :meth:`value`.
+        """
+        return None if value is None or value in ("", []) else self.value(place, value)
+
     def value(self, place: str, value: Any, problem: Problem = "bad tool call") -> Any:
         """A value, or what is written in a text of JSON: ``'{"a": 1}' -> {"a": 1}``.
 

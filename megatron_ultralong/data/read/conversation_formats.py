@@ -1,18 +1,18 @@
 """Conversations out of records: ``messages``, ShareGPT, prompt and completion, Alpaca.
 
-* ``messages`` (OpenAI, transformers): ``{"messages": [{"role": ..., "content": ...}, ...]}``, with
-  ``tools``, ``builtin_tools`` and in an assistant's turn ``tool_calls``.
-* ShareGPT: ``{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}, ...]}``,
-  with ``tools``.
+* ``messages`` (OpenAI, transformers): ``{"messages": [{"role": ..., "content": ...}, ...]}``, in an
+  assistant's turn with ``tool_calls``.
+* ShareGPT: ``{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", ...}, ...]}``.
 * prompt and completion (TRL): ``{"prompt": ..., "completion": ...}``, texts (a user's turn and the
-  assistant's) or lists of turns, with ``tools``. The completion alone is learnt.
+  assistant's) or lists of turns. The completion alone is learnt.
 * Alpaca: ``{"instruction": ..., "input": ..., "output": ...}``, with ``history`` (pairs of earlier
   turns). Instruction and input are one user turn, an empty line between them.
 
-A record of any format may have ``system``, the text of a turn before all others. Keys have other
-names, too (:data:`SPELLINGS`). A list of turns may be JSON, or a list of JSON, and a turn may be
-spelled in either way (:mod:`~megatron_ultralong.data.read.conversation_turns`). A key of a record
-or of a turn whose value is null is one that is not there: parquet has every key in every record.
+A record of any format may have ``system``, the text of a turn before all others, ``tools`` and
+``builtin_tools``. Keys have other names, too (:data:`SPELLINGS`). A list of turns may be JSON, or a
+list of JSON, and a turn may be spelled in either way
+(:mod:`~megatron_ultralong.data.read.conversation_turns`). A key of a record or of a turn whose
+value is null is one that is not there: parquet has every key in every record.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from megatron_ultralong.data.read import conversation as chat
+from megatron_ultralong.data.read.beside_turns import check_beside_turns
 from megatron_ultralong.data.read.conversation_turns import TurnOptions, content_of, read_turns
 from megatron_ultralong.data.read.options import ChatFormat, Reasoning
 
@@ -35,11 +36,12 @@ MARKS: dict[str, tuple[str, ...]] = {
 }
 """Keys by which a record is known; the first format that has all of its own is taken."""
 
+_OF_ALL = ("system", "tools", "builtin_tools")
 KEYS: dict[str, tuple[str, ...]] = {
-    "messages": ("messages", "system", "tools", "builtin_tools"),
-    "sharegpt": ("conversations", "system", "tools"),
-    "prompt-completion": ("prompt", "completion", "system", "tools"),
-    "alpaca": ("instruction", "input", "output", "system", "history"),
+    "messages": ("messages", *_OF_ALL),
+    "sharegpt": ("conversations", *_OF_ALL),
+    "prompt-completion": ("prompt", "completion", *_OF_ALL),
+    "alpaca": ("instruction", "input", "output", "history", *_OF_ALL),
 }
 """Keys of a record that are read."""
 
@@ -51,10 +53,6 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "system": ("system_prompt", "system_message"),
 }
 """Other names of a key, one of which is read where the key is not there (Dolly, GSM8K, Orca)."""
-
-VERDICTS = ("label", "kto_tag")
-"""Keys of a record that say of its answer, with false, that it is not to be learnt: KTO's data have
-one, in TRL and in LLaMA-Factory."""
 
 CHOSEN = "chosen"
 """Key of the better answer in data of preferences, whose turns end with the question."""
@@ -166,7 +164,7 @@ def parse_conversation(
         ConversationError: it is none, or none to train on.
     """
     name, keys = keys_read(record, chat_format)
-    _check_verdict(record, ignore_keys)
+    check_beside_turns(record, ignore_keys)
     options = TurnOptions(frozenset(ignore_keys), reasoning)
     read = {key: record[its] for key, its in keys.items()}
     if name in _PARSERS:
@@ -186,22 +184,6 @@ def parse_conversation(
         raise _answer_beside(record, name)
     conversation.check()
     return conversation
-
-
-def _check_verdict(record: Fields, ignore_keys: Collection[str]) -> None:
-    """Refuse a record that says of itself that it is not to be learnt.
-
-    Raises:
-        ConversationError: it does.
-    """
-    for key in VERDICTS:
-        if record.get(key) is False and key not in ignore_keys:
-            raise chat.ConversationError(
-                "bad weight",
-                f"a record has {key} false, as one of KTO's whose answer is not to be learnt: "
-                f"leave those out with jq -c 'select(.{key} != false)', or pass over the key, if "
-                f"it means something else, with --ignore-keys {key}",
-            )
 
 
 def _answer_beside(record: Fields, name: str) -> chat.ConversationError:
@@ -257,7 +239,7 @@ def _with_system(
 ) -> list[chat.Message]:
     """The turns behind one of the record's ``system``, unless the first of them is that already."""
     text = content_of("system", "system", fields.get("system", ""), options)
-    its = [chat.Message("system", text)] if text else []
+    its = [chat.Message("system", text)] if text != "" else []
     return messages if its == messages[:1] else [*its, *messages]
 
 
@@ -276,7 +258,7 @@ def _tools_of(value: Any, texts: chat.JsonTexts) -> tuple[Mapping[str, Any], ...
     Raises:
         ConversationError: a tool is not an object.
     """
-    value = texts.value("tools", value) if value else None
+    value = texts.value_or_none("tools", value)
     if value is None:
         return None
     tools = []

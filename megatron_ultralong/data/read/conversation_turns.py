@@ -47,7 +47,7 @@ OPENAI_ROLES: dict[str, chat.Role] = {
 }
 """Role by ``role``: those of OpenAI and Llama, and what others say instead."""
 
-_OLD_FORM = (
+OLD_FORM = (
     'OpenAI\'s old form: write a call as "tool_calls": [{"function": {"name": ..., "arguments": '
     "...}}], its result as a turn of role tool, and functions as tools"
 )
@@ -127,7 +127,7 @@ def _role(begin: str, name: Any, known: Mapping[str, chat.Role]) -> chat.Role:
     if not isinstance(name, str) or name not in known:
         text = f"{begin} {name!r:.80}; known are {', '.join(known)}"
         if name == "function":
-            text = f"{begin} 'function', {_OLD_FORM}"
+            text = f"{begin} 'function', {OLD_FORM}"
         raise chat.ConversationError("roles out of order", text)
     return known[name]
 
@@ -135,9 +135,7 @@ def _role(begin: str, name: Any, known: Mapping[str, chat.Role]) -> chat.Role:
 def _check_keys(number: int, turn: Mapping[str, Any], known: set[str]) -> None:
     unknown = sorted(set(turn) - known)
     if "function_call" in unknown:
-        raise chat.ConversationError(
-            "unknown keys", f"turn {number} has function_call, {_OLD_FORM}"
-        )
+        raise chat.ConversationError("unknown keys", f"turn {number} has function_call, {OLD_FORM}")
     if unknown:
         raise chat.ConversationError(
             "unknown keys",
@@ -152,7 +150,7 @@ def _only_call(number: int, role: str, calls: Any, texts: chat.JsonTexts) -> cha
     Raises:
         ConversationError: it is none, there are several, or the turn is not the assistant's.
     """
-    calls = texts.value(f"turn {number}: tool_calls", calls) if calls else None
+    calls = texts.value_or_none(f"turn {number}: tool_calls", calls)
     if calls is None or not chat.list_of("tool_calls", calls):
         return None
     if role != "assistant":
@@ -180,8 +178,9 @@ def _call_of(number: int, call: Any, texts: chat.JsonTexts) -> chat.ToolCall:
     if not isinstance(call, Mapping) or not isinstance(call.get("name"), str):
         raise chat.ConversationError("bad tool call", f"{place} has no name: {str(call)[:80]}")
     _refuse_others(place, call, {"name", "arguments"})
-    arguments = texts.value(f"{place}: arguments", call.get("arguments") or {})
-    arguments = {} if arguments is None else arguments  # of the text null
+    arguments = call.get("arguments")
+    arguments = texts.value(f"{place}: arguments", arguments) if arguments != "" else None
+    arguments = {} if arguments is None else arguments
     before = f"{place}: what stands under arguments is"
     chat.require_type(arguments, Mapping, before, ", not an object", "bad tool call")
     return chat.ToolCall(call["name"], dict(arguments))

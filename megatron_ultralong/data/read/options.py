@@ -48,7 +48,7 @@ class ChatReadOptions:
     Llama's templates do. keep: train on it, in <think> and </think> before the answer."""
     ignore_keys: Annotated[tuple[str, ...], TEXT] = ()
     """Keys inside a turn to ignore; any other unknown key is an error. Of the keys of a record,
-    label, kto_tag and chosen can be ignored."""
+    those that would refuse it can be ignored, such as label, weight, images and chosen."""
     suffixes: Suffixes = ()
     """Suffix of the files to read in a folder or pattern, such as .jsonl; repeatable. Default:
     all."""

@@ -6,9 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_ultralong.data.read import arrow_values, conversation_formats, file_kind, formats
+from megatron_ultralong.data.read import (
+    arrow_values,
+    beside_turns,
+    conversation_formats,
+    file_kind,
+    formats,
+)
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError, Problem
-from megatron_ultralong.data.read.conversation_formats import CHOSEN, KEYS, SPELLINGS, VERDICTS
+from megatron_ultralong.data.read.conversation_formats import CHOSEN, KEYS, SPELLINGS
 from megatron_ultralong.data.read.options import ChatReadOptions, ReadOptions
 from megatron_ultralong.data.read.record import (
     MAX_DOCUMENT_BYTES,
@@ -248,7 +254,7 @@ def _value(fields: Mapping[str, Any], key: str) -> Any:
 
 
 _COLUMNS = tuple(
-    dict.fromkeys(itertools.chain(*KEYS.values(), *SPELLINGS.values(), VERDICTS, [CHOSEN]))
+    dict.fromkeys(itertools.chain(*KEYS.values(), *SPELLINGS.values(), beside_turns.KEYS, [CHOSEN]))
 )
 
 MAX_UNREAD_KEYS = 1000
@@ -271,6 +277,8 @@ class ConversationReader(_SourceReader):
         found = find_files(source, options)
         super().__init__(source, options, found.files)
         self.options = options
+        ignored = {*options.ignore_keys} & {*beside_turns.KEYS}  # pictures may be large
+        self.columns = tuple(key for key in _COLUMNS if key not in ignored)
         self.counts = found.counts
         """All files that stand there, read and left out."""
         self.num_conversations = 0

@@ -106,7 +106,10 @@ def evaluate_harness(config: HarnessConfig, subject: Subject[LanguageModel]) -> 
             return None
         rows = harness_results.rows(results)
         metrics = {row: harness_results.condition(results, row) for row in rows}
-        options = {"metrics": metrics, "notes": notes}
+        material = {
+            row: hashed for row in rows if (hashed := harness_results.material(results, row))
+        }
+        options = {"metrics": metrics, "notes": notes, "material": material}
         measured = subject.result(KINDS["harness"], config, scores, **options)
         questions.show(measured, journal)
     if config.output:

@@ -1,6 +1,7 @@
 """What the harness returns, as a result of this project and as its own files."""
 
 import functools
+import hashlib
 import json
 import numbers
 import re
@@ -118,6 +119,17 @@ def condition(results: Mapping[str, Any], name: str) -> str:
     shots, version = results["n-shot"].get(name), results["versions"].get(name)
     parts = [f"{shots}-shot" if shots is not None else "", f"version {version}" if version else ""]
     return ", ".join(filter(None, parts))
+
+
+def material(results: Mapping[str, Any], row: str) -> str:
+    """Hash of the questions of a task or group and of their answers, whatever their order."""
+    samples, groups = results.get("samples") or {}, results.get("group_subtasks", {})
+    asked = {
+        f"{task} {one['doc_hash']} {one['target_hash']}"
+        for task in (row, *_inside(groups, row))
+        for one in samples.get(task, ())
+    }
+    return f"sha256 {hashlib.sha256(' '.join(sorted(asked)).encode()).hexdigest()}" * bool(asked)
 
 
 def write_files(folder: Path, results: Mapping[str, Any]) -> None:

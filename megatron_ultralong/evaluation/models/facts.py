@@ -9,12 +9,18 @@ from pathlib import Path
 
 from megatron_ultralong.checkpoint.disk.checksums import FILE_NAME as CHECKSUMS
 from megatron_ultralong.checkpoint.disk.folder import resolve_readable
-from megatron_ultralong.checkpoint.disk.metadata import SOURCE_FOLDER, load_metadata
+from megatron_ultralong.checkpoint.disk.metadata import (
+    SOURCE_FOLDER,
+    CheckpointMetadata,
+    load_metadata,
+)
+from megatron_ultralong.checkpoint.formats import rope_block
 from megatron_ultralong.checkpoint.formats.hugging_face_config import model_config, read_config
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.evaluation.options import ModelsConfig
 from megatron_ultralong.evaluation.results.file import file_sha256
-from megatron_ultralong.evaluation.results.result import ModelRecord, plain_values
+from megatron_ultralong.evaluation.results.model_record import ModelRecord
+from megatron_ultralong.evaluation.results.result import plain_values
 from megatron_ultralong.model.shape import ModelConfig, num_parameters
 from megatron_ultralong.program.aside import files_in
 from megatron_ultralong.program.errors import InputError, missing
@@ -99,7 +105,8 @@ class ModelFacts:
         """JSON that tells its weights from others, and how they are run: part of what decides every
         figure.
         """
-        parts = {name: getattr(self.record, name) for name in ("engine", "precision", "weights")}
+        names = ("engine", "precision", "weights", "rotary")
+        parts = {name: getattr(self.record, name) for name in names}
         return {"checkpoint": self.name, **parts}
 
 
@@ -122,7 +129,8 @@ def model_facts(argument: str, precision: str) -> ModelFacts:
     listing = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
     stamp = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
     digest = _digest(files, model)
-    record = ModelRecord(str(folder), engine, precision, stamp, num_parameters(model), digest)
+    size, turned = num_parameters(model), _rotary(folder, model)
+    record = ModelRecord(str(folder), engine, precision, stamp, size, digest, turned)
     return ModelFacts(name, model, positions, record)
 
 
@@ -139,8 +147,16 @@ def shape_and_weights(folder: Path) -> tuple[ModelConfig, int, Path]:
     return metadata.model, metadata.trained_positions, resolve_readable(folder)[0]
 
 
+def _rotary(folder: Path, model: ModelConfig) -> str:
+    """How a model turns positions, which no file of weights says."""
+    if not is_hugging_face(folder):
+        return load_metadata(folder).rotary
+    scaling = rope_block.rope_scaling(read_config(folder), str(folder))
+    return CheckpointMetadata(model, scaling, folder.name).rotary
+
+
 def _digest(files: Sequence[Path], model: ModelConfig) -> str:
-    """Hash of what files of weights hold, and of the configuration: copies have the same.
+    """Hash of what files of weights hold, and of the model's shape: copies have the same.
 
     Of a Megatron checkpoint ``checksums.json`` says it.
     """

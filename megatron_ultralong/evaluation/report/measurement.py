@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +47,17 @@ def differences(one: Measurement, other: Measurement) -> dict[str, tuple[str, st
 def conflicts(one: Measurement, other: Measurement) -> dict[str, tuple[str, str]]:
     """Conditions that keep two measurements from standing in one table: other questions.
 
-    Numbers of samples, lengths and tasks may differ. Files count by what they hold where both
-    results state it, and by their names where one does not.
+    Numbers of samples, lengths and tasks may differ; the metric of a task, which has its version
+    and its number of examples if it is of the harness, may not. Files count by what they hold where
+    both results state it, and by their names where one does not.
     """
     left, right = _decisive(one.result), _decisive(other.result)
     pairs = {name: (left[name], right[name]) for name in left if name in right}
     if one.result.material and other.result.material:
         pairs = {name: pair for name, pair in pairs.items() if name not in _FILES}
         pairs |= _materials(one.result, other.result)
+    asked, also_asked = one.result.metrics, other.result.metrics
+    pairs |= {task: (asked[task], also_asked[task]) for task in asked if task in also_asked}
     return {name: (_shown(a), _shown(b)) for name, (a, b) in pairs.items() if a != b}
 
 
@@ -85,6 +88,8 @@ def conditions(measurement: Measurement) -> dict[str, str]:
         found["model"] = f"{model.num_parameters:,} parameters, weights {model.weights}"
         if model.digest:
             found["content of weights"] = model.digest
+        if model.rotary:
+            found["rotary embedding"] = model.rotary
         found["run by"] = f"{model.engine}, {model.precision}"
     found["trained positions"] = f"{result.max_positions:,}"
     found["samples"] = _samples(result)
@@ -124,8 +129,8 @@ def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-Identity = tuple[str, int]
-"""What a checkpoint's weights hold, and its trained positions."""
+Identity = tuple[str, str, int]
+"""What a checkpoint's weights hold, how it turns positions, and its trained positions."""
 
 
 def with_labels(found: Sequence[Measurement]) -> tuple[list[Measurement], list[str]]:
@@ -156,13 +161,26 @@ def _identities(found: Sequence[Measurement]) -> list[Identity]:
     models = [one.result.model for one in found]
     contents = {model.weights: model.digest for model in models if model and model.digest}
     weights = [m.digest or contents.get(m.weights, m.weights) if m else "" for m in models]
-    known: dict[tuple[str, int], set[str]] = {}
     names = [(one.result.checkpoint, one.result.max_positions) for one in found]
-    for name, of_one in zip(names, weights, strict=True):
-        known.setdefault(name, set()).update(filter(None, [of_one]))
+    weights = _with_known(weights, names)
+    weights = [one or name for one, (name, _) in zip(weights, names, strict=True)]
+    rotary = [m.rotary if m else "" for m in models]
+    rotary = _with_known(rotary, [*zip(names, weights, strict=True)])
+    rotary = _with_known(rotary, weights)
     return [
-        (of_one or (*known[name],)[0] if len(known[name]) == 1 else of_one or name[0], name[1])
-        for name, of_one in zip(names, weights, strict=True)
+        (one, how, positions)
+        for one, how, (_, positions) in zip(weights, rotary, names, strict=True)
+    ]
+
+
+def _with_known(values: Sequence[str], keys: Sequence[Hashable]) -> list[str]:
+    """Values, the empty ones replaced by the only other one of their key, if there is but one."""
+    known: dict[Hashable, set[str]] = {}
+    for key, value in zip(keys, values, strict=True):
+        known.setdefault(key, set()).update(filter(None, [value]))
+    return [
+        value or ("".join(known[key]) if len(known[key]) == 1 else "")
+        for key, value in zip(keys, values, strict=True)
     ]
 
 
@@ -196,11 +214,14 @@ def _checkpoint_labels(
 
 
 def _what_differs(firsts: Sequence[Measurement]) -> list[str]:
-    """The first of folder, positions and weights that tells checkpoints of one name apart."""
+    """The first of folder, positions, rotary embedding and weights that tells those of one name
+    apart.
+    """
     models = [one.result.model for one in firsts]
     choices = [
         [model.folder if model else "" for model in models],
         [f"trained for {one.result.max_positions:,}" for one in firsts],
+        [model.rotary if model else "" for model in models],
         [f"weights {model.weights[:8]}" if model else "weights not stated" for model in models],
     ]
     for parts in choices:

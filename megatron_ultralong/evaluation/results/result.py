@@ -10,19 +10,18 @@ import platform
 import re
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, StringConstraints
 from pydantic_core import to_jsonable_python
 
+from megatron_ultralong.evaluation.results.model_record import (
+    Count,
+    ModelRecord,
+    Name,
+    Number,
+    Text,
+)
 from megatron_ultralong.program.optional import installed_version
-
-# What a file is held to (results/file.py); pydantic reads these types.
-Name = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
-Text = Annotated[str, StringConstraints(max_length=10_000)]
-Count = Annotated[int, Field(ge=0, le=2**53)]
-Number = Annotated[int, Field(ge=1, le=2**53)]
-"""Of things that are there."""
 
 LOWER_IS_BETTER = frozenset(
     {"loss", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte"}
@@ -140,26 +139,6 @@ def versions() -> dict[str, str]:
 def now() -> str:
     """The date and time in UTC, to the second: ``2026-01-31T12:00:00+00:00``."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelRecord:
-    """Which weights, and how they were run."""
-
-    folder: Text
-    """As it was given."""
-    engine: Name
-    """``megatron`` or ``transformers``."""
-    precision: Name
-    """Of weights and activations: ``bf16`` or ``fp32``."""
-    weights: Name
-    """Hash of the names, sizes and times of the weights' files: tells checkpoints of one name from
-    each other."""
-    num_parameters: Number
-    """Weights of the whole model."""
-    digest: Text = dataclasses.field(default="", compare=False)
-    """Hash of what the weights' files hold and of the model's configuration: the same for copies;
-    empty: not known."""
 
 
 @dataclasses.dataclass(frozen=True)
