@@ -76,7 +76,7 @@ with compile_at_first_call():  # once; every command is a fork
         importlib.import_module(f"megatron_ultralong.{name}")
 for name, line in json.loads(sys.argv[1]).items():
     if not (pid := os.fork()):
-        said = os.open(name.replace(" ", "-") + ".said", os.O_WRONLY | os.O_CREAT)
+        said = os.open(name.replace(" ", "-") + ".said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(said, 1)
         os.dup2(said, 2)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)

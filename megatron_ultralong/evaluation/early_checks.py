@@ -68,15 +68,15 @@ def check_command(command: Any, num_ranks: int) -> None:
             f"take that one with --split, or prepare one with a --{config.split}-fraction above 0"
         )
     _check_files(config)
-    if isinstance(config, HarnessConfig):
-        check_optional_package("lm_eval", "evaluate harness")
-        _check_cache()
     longest, what = _asked_length(config)
     if name == "loss" and manifest:
         longest = longest or manifest.seq_length
     if not config.beyond_trained_positions:
         for its_name, positions in trained.items():
             check_trained(its_name, positions, longest, what=what)
+    if isinstance(config, HarnessConfig):
+        check_optional_package("lm_eval", "evaluate harness")
+        _check_cache()
 
 
 def _check_files(config: Any) -> None:
