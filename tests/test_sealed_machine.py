@@ -89,6 +89,7 @@ for name, line in json.loads(sys.argv[1]).items():
             status = end.code or 0
         finally:
             sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(status)
     print(name, os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), sep="\\t", flush=True)
 """
