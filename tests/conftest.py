@@ -100,6 +100,7 @@ NOT_QUICK = (
     "test_one_folder.py",
     "test_parser_messages.py",
     "test_quantity.py",
+    "test_sealed_machine.py",
     "test_smollm2.py",
     "test_smollm2_steps.py",
     "test_standing_ranks.py",

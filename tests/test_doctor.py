@@ -105,6 +105,22 @@ def test_another_apex_and_a_broken_transformer_engine_are_problems(
     assert levels["TE"] == levels["Apex"] == "warning"
 
 
+def test_a_small_disk_a_slow_name_server_and_a_closed_cache_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(machine, "LEAST_TEMPORARY", 2**60)
+    monkeypatch.setattr(machine, "SLOW_NAMES", -1.0)
+    found = {one.subject: one for one in machine_findings(has_gpu=True) if one.level == "warning"}
+    assert "TRITON_CACHE_DIR to another folder" in found["kernel cache"].fix
+    assert "set TMPDIR to a folder" in found["temporary files"].fix
+    assert "RES_OPTIONS='timeout:1 attempts:1'" in found["name server"].fix
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    levels = {one.subject: one.level for one in machine_findings(has_gpu=True)}
+    assert levels["kernel cache"] == "ok"
+
+
 def test_nothing_to_exchange_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["doctor", "--megabytes", "0"])

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from contextlib import nullcontext
 from pathlib import Path
@@ -68,6 +69,34 @@ def test_the_whole_way_runs(environment: dict[str, str]) -> None:
     assert "after 640 tokens: 16 of 16 tokens are transformers', log-probabilities differ by" in out
     for script, folder in (("02_prepare.sh", "rows-1m"), ("03_import.sh", "base")):
         assert f"{work / folder} is there: kept" in run(environment, script, "--mock", "1m")
+
+
+def test_what_a_late_step_needs_is_missed_before_the_first(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Each lack has a line, and no step begins."""
+    python = Path(sys.executable).resolve()
+    for name in ("bash", "env", "dirname", "basename", "nproc"):
+        (tmp_path / name).symlink_to(shutil.which(name) or name)
+    (tmp_path / "python3").write_text(f'#!/bin/sh\nexec {python} -I -S "$@"\n')
+    (tmp_path / "python3").chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(SCRIPTS / "run_all.sh"), "1m"],
+        env={"PATH": str(tmp_path), "WORK": str(tmp_path / "work")},
+        capture_output=True,
+        text=True,
+        timeout=patience(60),
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "== 0" not in done.stdout
+    programs = ("ultralong", "torchrun", "hf", "vllm", "curl")
+    lacks = [f"the program {name}, " for name in programs]
+    lacks += [f"the package {name}, " for name in ("transformers", "wonderwords")]
+    lacks += [f"{tmp_path}/work/{name}" for name in ("corpus/web", "corpus/books", "chats")]
+    for lack in lacks:
+        assert sum(lack in line for line in done.stderr.splitlines()) == 1, done.stderr
+    assert len(done.stderr.splitlines()) == len(lacks)
 
 
 @pytest.mark.slow

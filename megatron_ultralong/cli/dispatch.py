@@ -41,6 +41,7 @@ from megatron_ultralong.program.ranks import (
 )
 from megatron_ultralong.program.starting import say_loaded, warn_of_gpus
 from megatron_ultralong.program.streams import PrintableFormatter
+from megatron_ultralong.program.temporary import check_temporary_folder
 
 FIRST_STEPS = (
     *("doctor", "plan", "prepare", "convert import", "pretrain", "evaluate", "convert export"),
@@ -150,6 +151,7 @@ def run_verb(name: str, verb: Verb, words: list[str]) -> None:
     if verb.takes_words:
         load(verb.run)(words)
         return
+    check_temporary_folder()
     ranks, words = take_ranks(words) if verb.is_for_ranks else (None, words)
     is_told = bool(ranks) or "--dry-run" in words or not verb.is_for_ranks
     with nullcontext() if is_told else _says_stale_size(), as_job_of(ranks):

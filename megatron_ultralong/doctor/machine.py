@@ -1,15 +1,19 @@
 """What the system grants: shared memory, pinned memory, files, network, clock."""
 
+import contextlib
 import ctypes
 import os
 import resource
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_ultralong.doctor.finding import Finding
+from megatron_ultralong.program import temporary
+from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.open_files import ENOUGH
 from megatron_ultralong.program.quantity import quantity
 
@@ -17,6 +21,10 @@ INFINIBAND = Path("/sys/class/infiniband")
 SHARED_MEMORY = Path("/dev/shm")
 LEAST_SHARED_MEMORY = 2**30
 """Bytes: NCCL and the checkpoint writers of eight ranks share theirs here."""
+LEAST_TEMPORARY = 2**28
+"""Bytes: compiled kernels, and what torch and matplotlib keep."""
+SLOW_NAMES = 2.0
+"""Seconds."""
 _TIME_ERROR = 5  # adjtimex(2): the clock is not synchronised
 _TIMEX_BYTES = 208  # sizeof(struct timex) on 64-bit Linux
 
@@ -24,12 +32,16 @@ _TIMEX_BYTES = 208  # sizeof(struct timex) on 64-bit Linux
 def machine_findings(*, has_gpu: bool) -> Iterator[Finding]:
     """Limits of this process and devices of this host."""
     yield _shared_memory()
+    yield _temporary_files()
+    if has_gpu:
+        yield _caches()
     yield _pinned_memory(has_gpu)
     yield _open_files()
     if has_gpu:
         yield from _work_queues()
     yield from _interfaces()
     yield _host_name()
+    yield _name_server()
     yield _clock()
 
 
@@ -46,6 +58,29 @@ def _shared_memory() -> Finding:
     if usage.free < LEAST_SHARED_MEMORY:
         return Finding("warning", "/dev/shm", text, "docker run --ipc=host, or --shm-size=16g")
     return Finding("ok", "/dev/shm", text)
+
+
+def _temporary_files() -> Finding:
+    try:
+        folder = temporary.check_temporary_folder()
+    except InputError as error:
+        return Finding("problem", "temporary files", str(error))
+    free = shutil.disk_usage(folder).free
+    text = f"in {folder}, {quantity(free, 'B')} free"
+    if free < LEAST_TEMPORARY:
+        return Finding("warning", "temporary files", text, temporary.WAY_OUT)
+    return Finding("ok", "temporary files", text)
+
+
+def _caches() -> Finding:
+    """Where kernels that are compiled here stay; torch's own are temporary files."""
+    named = os.environ.get("TRITON_CACHE_DIR")
+    folder = Path(named) if named else Path(os.path.expanduser("~")) / ".triton"
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return Finding("ok", "kernel cache", f"in {folder}")
+    text = f"{folder} cannot be written to: Triton cannot compile, and slower kernels are used"
+    return Finding("warning", "kernel cache", text, "set TRITON_CACHE_DIR to another folder")
 
 
 def _pinned_memory(has_gpu: bool) -> Finding:
@@ -139,6 +174,22 @@ def _host_name() -> Finding:
         fix = "for several hosts set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to an interface"
         return Finding("note", "host name", text, fix)
     return Finding("ok", "host name", f"{name} is {address}")
+
+
+def _name_server() -> Finding:
+    """What torch's store asks when ranks meet: the name of the address of this host itself.
+
+    It asks as for an IPv6 address, which /etc/hosts does not answer.
+    """
+    start = time.monotonic()
+    with contextlib.suppress(OSError):  # "no such name" is an answer too
+        socket.getnameinfo(("::ffff:127.0.0.1", 0, 0, 0), socket.NI_NUMERICSERV)
+    seconds = time.monotonic() - start
+    if seconds < SLOW_NAMES:
+        return Finding("ok", "name server", f"answers, or is not there, in {seconds:.1f} s")
+    text = f"no answer in {seconds:.0f} s, for which ranks wait when they meet"
+    fix = "fix `nameserver` in /etc/resolv.conf, or set RES_OPTIONS='timeout:1 attempts:1'"
+    return Finding("warning", "name server", text, fix)
 
 
 def _clock() -> Finding:

@@ -1,5 +1,6 @@
 """What can be told of an evaluation before torch and Megatron-Core are imported."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from megatron_ultralong.generation.early_checks import check_template
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.fields import check_ranges, check_required
+from megatron_ultralong.program.optional import check_optional_package
 from megatron_ultralong.program.output import check_output
 
 _MANIFESTS: dict[str, Callable[[str], Manifest | ChatManifest]] = {
@@ -72,6 +74,9 @@ def check_command(command: Any, num_ranks: int) -> None:
     if not config.beyond_trained_positions:
         for its_name, positions in trained.items():
             check_trained(its_name, positions, longest, what=what)
+    if isinstance(config, HarnessConfig):
+        check_optional_package("lm_eval", "evaluate harness")
+        _check_cache()
 
 
 def _check_files(config: Any) -> None:
@@ -81,6 +86,19 @@ def _check_files(config: Any) -> None:
         for path in filter(None, (paths,) if isinstance(paths, str) else paths):
             if path != "-" and not Path(path).exists():  # it is standard input
                 raise InputError(f"--{flag.replace('_', '-')} {missing(path)}: name {what}")
+
+
+def _check_cache() -> None:
+    """Raise InputError where the harness could not read data: it does so by copies in a cache."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    home = Path(os.environ.get("HF_HOME") or home, "datasets")
+    cache = Path(os.environ.get("HF_DATASETS_CACHE") or home).expanduser()
+    there = next(path for path in (cache, *cache.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        raise InputError(
+            f"the data of tasks is read by copies in {cache}, and {there} cannot be written to: "
+            "set HF_DATASETS_CACHE to a folder that can, on a disk that has room for the data"
+        )
 
 
 def _asked_length(config: Any) -> tuple[int, str]:

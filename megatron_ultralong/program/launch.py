@@ -200,6 +200,8 @@ def _start(
     threads = max(1, len(os.sched_getaffinity(0)) // num_ranks)
     environment = {
         "OMP_NUM_THREADS": str(threads),
+        # torch's store asks for the name of 127.0.0.1, and waits 10 s if no name server answers.
+        "RES_OPTIONS": "timeout:1 attempts:1",
         **{key: value for key, value in os.environ.items() if key != exit_status.STATUS_VARIABLE},
         "RANK": str(number),
         "LOCAL_RANK": str(number),

@@ -13,9 +13,12 @@ _LEFT_OUT = (
     "GPTModel IS DEPRECATED",
     "load_common is deprecated",
     "DistributedDataParallel: full_param_layout not provided",
+    "mkdir -p failed for path",
+    "Matplotlib created a temporary cache directory",
 )
 """Beginnings of what Megatron-Core 0.19 logs in every run: calls that only this program could
-change, and that all supported versions have.
+change, and that all supported versions have. The last two are matplotlib's, where the home folder
+cannot be written to; pictures are drawn all the same.
 """
 
 

@@ -122,13 +122,14 @@ def test_a_lost_rank_says_from_what_the_command_continues(
 
 
 def test_ranks_have_what_torchrun_gives(run: Callable[..., Ended], tmp_path: Path) -> None:
-    names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR OMP_NUM_THREADS"
+    names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_ADDR OMP_NUM_THREADS RES_OPTIONS"
     text = f"printenv {names} > {tmp_path}/env-$RANK; echo $MASTER_PORT >> {tmp_path}/port; "
     assert run(text + "exit 0", text + "exit 0", text + "exit 0")[0] == 0
     for rank in range(3):
         found = (tmp_path / f"env-{rank}").read_text().split()
         assert found[:5] == [str(rank), str(rank), "3", "3", "127.0.0.1"]
         assert int(found[5]) >= 1
+        assert found[6:] == ["timeout:1", "attempts:1"]  # no name server: 1 s, not 10 s
     ports = set((tmp_path / "port").read_text().split())
     assert len(ports) == 1
     assert 1024 < int(ports.pop()) < 65536

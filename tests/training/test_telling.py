@@ -221,6 +221,22 @@ def test_weights_and_biases_go_on_with_a_run(
     assert b"train/lm loss" in written[1].read_bytes()
 
 
+def test_weights_and_biases_that_take_no_records_have_one_message(
+    tmp_path: Path, make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("HOME", str(tmp_path))  # no key
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    config = make_config(tmp_path / "run", save_interval=0)
+    config = dataclasses.replace(config, log=LogConfig(tensorboard=False, wandb_project="tiny"))
+    with Job(config, 1) as job:
+        assert job.wait() == [2]
+        assert "--wandb-project tiny: Weights & Biases cannot be used from this " in job.text(0)
+        assert "WANDB_MODE=offline" in job.text(0)
+        assert "Traceback" not in job.text(0)
+
+
 def test_a_spike_is_told_and_noise_is_not() -> None:
     spikes = SpikeDetector(6.0)
     losses = [3.0 + 0.01 * math.sin(n) for n in range(20)]

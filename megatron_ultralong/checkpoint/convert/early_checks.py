@@ -10,6 +10,7 @@ from megatron_ultralong.checkpoint.formats.kind import is_gguf, kind_of
 from megatron_ultralong.config import convert
 from megatron_ultralong.program import fields, output
 from megatron_ultralong.program.errors import InputError, missing
+from megatron_ultralong.program.optional import check_optional_package
 
 OUTPUT = "output"
 """What messages call the new folder, which has no flag."""
@@ -49,6 +50,8 @@ def check_export(config: convert.ExportConfig, num_ranks: int = 1) -> list[str]:
             f"output {config.dst} has the name of a GGUF file, and --format {config.format} writes "
             f"a folder of other files: add --format gguf, or name it {config.dst.with_suffix('')}"
         )
+    if config.format == "gguf":
+        check_optional_package("gguf", "--format gguf")
     output.check_output(config.dst, OUTPUT)
     return lines
 
@@ -66,8 +69,12 @@ def check_verify(config: convert.VerifyConfig, num_ranks: int = 1) -> None:
         _check_model(config.b, config.iteration)
         if config.logits and config.dtype != "keep":
             raise InputError("--logits compares models of one dtype: leave --dtype out")
+        if config.logits:
+            check_optional_package("transformers", "--logits")
     elif not config.b.exists():
         raise InputError(f"GGUF file {missing(config.b)}")
+    else:
+        check_optional_package("gguf", f"a comparison with {config.b}")
 
 
 def check_inspect(config: convert.InspectConfig, num_ranks: int = 1) -> None:

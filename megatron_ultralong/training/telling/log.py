@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import os
 import secrets
 import sys
 import textwrap
@@ -16,6 +17,7 @@ import torch
 
 from megatron_ultralong.config import training
 from megatron_ultralong.program.aside import write_aside
+from megatron_ultralong.program.errors import InputError, PassingError
 from megatron_ultralong.program.optional import check_optional_package, optional_package
 from megatron_ultralong.program.progress import ProgressBar
 from megatron_ultralong.training.earlier_start import LOG_FILE
@@ -246,16 +248,30 @@ def _trace_of_thread(ended: threading.ExceptHookArgs) -> None:
 
 
 def _wandb(config: training.TrainingConfig) -> Sink:
-    """A run of Weights & Biases; one that is resumed continues."""
+    """A run of Weights & Biases; one that is resumed continues.
+
+    Raises:
+        InputError: its server cannot be reached, or takes no records from this user.
+    """
     wandb = optional_package("wandb", "--wandb-project")
     folder = Path(config.save) if config.save else None
-    run: Any = wandb.init(
-        project=config.log.wandb_project,
-        name=folder.name if folder else None,
-        id=_identity(folder / _WANDB_FILE) if folder else None,
-        resume="allow",
-        config=dataclasses.asdict(config),
-    )
+    try:
+        run: Any = wandb.init(
+            project=config.log.wandb_project,
+            name=folder.name if folder else None,
+            id=_identity(folder / _WANDB_FILE) if folder else None,
+            dir=os.environ.get("WANDB_DIR") or (str(folder) if folder else None),
+            resume="allow",
+            config=dataclasses.asdict(config),
+        )
+    except wandb.Error as error:
+        first, *_ = str(error).splitlines() or [type(error).__name__]
+        kind = PassingError if isinstance(error, wandb.errors.CommError) else InputError
+        raise kind(
+            f"--wandb-project {config.log.wandb_project}: Weights & Biases cannot be used from "
+            f"this machine ({first.rstrip('.')}): with WANDB_MODE=offline the records are kept "
+            "for `wandb sync`; or leave the flag out"
+        ) from error
     name = f"the run {run.name} of Weights & Biases"
     return Sink(name, lambda record: run.log(scalars(record), step=record.iteration), run.finish)
 
