@@ -59,13 +59,16 @@ def runs() -> Iterator[tuple[str, ...]]:
     )
     for folder, factor, length, trained in files:
         found = read_results(folder / "passkey.json", "passkey")
-        named = [result for result in found if result.checkpoint == f"factor {factor}"] or found
+        if folder == RESULTS / "target":
+            (one,) = (result for result in found if result.checkpoint == f"factor {factor}")
+        else:
+            one = found[-1]
         needs = length // POSITIONS
         yield (
             f"{length:,}",
             f"{factor}, {'twice ' if int(factor) > needs else ''}what it needs",
             trained,
-            _share(*counts(named[-1], length)),
+            _share(*counts(one, length)),
         )
 
 

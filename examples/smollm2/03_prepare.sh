@@ -10,4 +10,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 rows "$WORK/rows-$TARGET" "train target" "$SEQ_LENGTH" --packing row-start --valid-fraction "$VALID_FRACTION" \
     --seed 1
 rows "$WORK/rows-first" train "$FIRST_LENGTH" --valid-fraction "$VALID_FRACTION" --seed 1
-rows "$WORK/rows-held-out" held_out "$SEQ_LENGTH" --valid-fraction 0
+rows "$WORK/rows-held-out-$TARGET" held_out "$SEQ_LENGTH" --valid-fraction 0

@@ -10,9 +10,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 kept "$WORK/questions.jsonl" ||
     python "$here/questions.py" "$WORK/corpus" "$WORK/questions.jsonl" --number "$QUESTIONS"
-kept "$WORK/chats" || ultralong prepare chat --source short="$WORK/conversations.jsonl" \
+kept "$WORK/chats-questions" || ultralong prepare chat --source short="$WORK/conversations.jsonl" \
     --source questions="$WORK/questions.jsonl" --tokenizer "$WORK/hf" --chat-template chatml \
-    --seq-length "$CHAT_LENGTH" --max-length "$LONGEST_CHAT" --valid-fraction 0.05 --output "$WORK/chats"
+    --seq-length "$CHAT_LENGTH" --max-length "$LONGEST_CHAT" --valid-fraction 0.05 --output "$WORK/chats-questions"
 # shellcheck disable=SC2086 # several words
 torchrun --standalone --nproc-per-node 1 -m megatron_ultralong sft --config "$here/tune.yaml" \
-    --load "$WORK/run-$TARGET" --data-path "$WORK/chats" --save "$WORK/tuned-$TARGET" $SFT_FLAGS
+    --load "$WORK/run-$TARGET" --data-path "$WORK/chats-questions" --save "$WORK/tuned-$TARGET" $SFT_FLAGS

@@ -16,11 +16,11 @@ evaluate() { # VERB OUTPUT FLAG...; of several models each has a folder in OUTPU
 }
 # shellcheck disable=SC2086 # several words
 {
-    kept "$results/loss" || evaluate loss loss --load $before $trained --data-path "$WORK/rows-held-out" \
+    kept "$results/loss" || evaluate loss loss --load $before $trained --data-path "$WORK/rows-held-out-$TARGET" \
         --split train --num-samples "$LOSS_ROWS" $EVALUATE_FLAGS
     grid="--lengths $LENGTHS --depths $DEPTHS --seed $PROMPT_SEED $EVALUATE_FLAGS"
     for kind in passkey needle; do
-        evaluate $kind $kind/before --load $before --num-samples "$BEFORE_PROMPTS" $grid
+        kept "$results/$kind/before" || evaluate $kind $kind/before --load $before --num-samples "$BEFORE_PROMPTS" $grid
         evaluate $kind $kind --load $trained --num-samples "$PROMPTS" $grid
     done
 }

@@ -7,7 +7,12 @@ set -euo pipefail
 # shellcheck source=examples/smollm2/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
-[ -e "$WORK/choices.jsonl" ] || { echo "$WORK/choices.jsonl is not there: step 2 writes it" >&2; exit 1; }
+[ -e "$WORK/choices.jsonl" ] || {
+    echo "$WORK/choices.jsonl is not there: step 2 writes it where the corpus has Debian's dictionary dict-gcide," \
+        "so neither with --cpu nor with --indexes pypi" >&2
+    exit 1
+}
+WORK=$(cd "$WORK" && pwd)
 cd "$WORK"
 # shellcheck disable=SC2086 # several words
 torchrun --standalone --nproc-per-node 1 -m megatron_ultralong evaluate harness \

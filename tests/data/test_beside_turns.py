@@ -20,20 +20,25 @@ from tests.data.test_preferences import WHOLE, read, write
 NOTHING: tuple[Any, ...] = (None, "", [], {})
 NOT_LEARNT: list[tuple[str, Any]] = [(key, False) for key in (*VERDICTS, *WEIGHTS)]
 NOT_LEARNT += [(key, zero) for key in ("weight", "train", "training") for zero in (0, 0.0)]
+# as a column of a table has them
+NOT_LEARNT += [(key, text) for key in (*VERDICTS, *WEIGHTS) for text in ("false", "False")]
+NOT_LEARNT += [(key, text) for key in ("weight", "train", "training") for text in ("0", "0.0")]
 REFUSED: list[tuple[str, Any, str]] = [
     *((key, value, "bad weight") for key, value in NOT_LEARNT),
-    *(("weight", value, "bad weight") for value in (0.5, 2, -1)),
+    *(("weight", value, "bad weight") for value in (0.5, 2, -1, "0.5")),
     *((key, value, "no text") for key in MEDIA for value in ("a.png", ["a.png"], {"path": "a"})),
     ("functions", [{"name": "f"}], "unknown keys"),
     ("chat_template_kwargs", {"enable_thinking": False}, "beyond the template"),
     ("chat_template_kwargs", {"custom_instructions": "x", "xml_tools": []}, "beyond the template"),
 ]
 TAKEN: list[tuple[str, Any]] = [
-    *((key, value) for key in (*VERDICTS, *WEIGHTS) for value in (None, True, 1, 1.0)),
+    *((key, value) for key in (*VERDICTS, *WEIGHTS) for value in (None, True, 1, 1.0, "1")),
     *(("loss", value) for value in (0, 0.0, 2.5)),  # what it was, of some model
-    *(("training", value) for value in ("sft", "0")),
-    *((key, value) for key in (*MEDIA, "functions") for value in NOTHING),
-    *(("chat_template_kwargs", value) for value in (*NOTHING, {"a": None, "b": [], "c": ""})),
+    *(("training", value) for value in ("sft", "no")),
+    *(("label", value) for value in ("0", "negative", 0)),
+    *((key, value) for key in (*MEDIA, "functions") for value in (*NOTHING, "[]", "{}")),
+    *((key, value) for key in MEDIA for value in (False, [None], [""], [[]], {"path": None})),
+    *(("chat_template_kwargs", value) for value in (*NOTHING, "{}", {"a": None, "b": [], "c": ""})),
 ]
 
 

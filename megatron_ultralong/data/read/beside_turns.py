@@ -5,7 +5,8 @@ about pictures, that there are functions to call. A record whose key is passed o
 as if it said nothing.
 """
 
-from collections.abc import Callable, Collection, Mapping
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from megatron_ultralong.data.read import conversation as chat
@@ -30,6 +31,21 @@ class _Rule(NamedTuple):
     """Of a key and its value."""
 
 
+_NOTHING = ("", "[]", "{}", "null")
+"""Texts that stand for nothing, as columns of a table have them."""
+
+
+def _plain(value: Any) -> Any:
+    """A truth or number that a column of a table has as a text: ``"False" -> False``."""
+    if isinstance(value, str):
+        try:
+            plain = json.loads(value.strip().lower())
+        except ValueError:
+            return value
+        return plain if isinstance(plain, (bool, int, float)) else value
+    return value
+
+
 def _is_no(value: Any) -> bool:
     return isinstance(value, (bool, int, float)) and value == 0
 
@@ -38,7 +54,16 @@ def _says_something(value: Any) -> bool:
     """Whether an object has a value, be it false; ``{"a": None, "b": []} -> False``."""
     if isinstance(value, Mapping):
         return any(inner is not None and inner not in ("", []) for inner in value.values())
-    return bool(value)
+    return bool(value) and value not in _NOTHING
+
+
+def _is_named(value: Any) -> bool:
+    """Whether there is a picture: ``[None]`` and ``{"bytes": None, "path": ""}`` name none."""
+    if isinstance(value, Mapping):
+        return any(map(_is_named, value.values()))
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return any(map(_is_named, value))
+    return bool(value) and value not in _NOTHING
 
 
 _LEAVE_OUT = "leave those out with jq -c 'select(.{key} != {value})', or pass over the key, if it "
@@ -71,10 +96,11 @@ _RULES = (
     ),
     _Rule(
         MEDIA,
-        bool,
+        _is_named,
         "no text",
         "a record has {key}, and nothing but text can be written: leave those out with jq -c "
-        "'select(.{key} | length == 0)', or pass over the key, if it ",
+        """'select([.{key} | .. | strings, numbers | select(IN("", "[]", "{}", "null") | not)] """
+        "== [])', or pass over the key, if it ",
     ),
     _Rule(
         ("chat_template_kwargs",),
@@ -85,7 +111,7 @@ _RULES = (
     ),
     _Rule(
         ("functions",),
-        bool,
+        _says_something,
         "unknown keys",
         f"a record has {{key}}, {OLD_FORM}; or pass over the key, if it ",
     ),
@@ -105,10 +131,10 @@ def check_beside_turns(record: Mapping[str, Any], ignore_keys: Collection[str]) 
     for rule in _RULES:
         for key in rule.keys:
             value = record.get(key)
-            if value is None or key in ignore_keys or not rule.is_refused(value):
+            if value is None or key in ignore_keys or not rule.is_refused(_plain(value)):
                 continue
-            shown = str(value).lower() if isinstance(value, bool) else f"{value!r:.40}"
-            text = rule.text.replace("{key}", key).replace("{value}", shown)
+            text = json.dumps(value) if isinstance(value, (bool, str)) else repr(value)
+            told = rule.text.replace("{key}", key).replace("{value}", text[:40])
             raise chat.ConversationError(
-                rule.problem, f"{text}means something else, with --ignore-keys {key}"
+                rule.problem, f"{told}means something else, with --ignore-keys {key}"
             )

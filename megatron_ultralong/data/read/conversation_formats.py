@@ -286,7 +286,7 @@ def _builtin_tools_of(value: Any, texts: chat.JsonTexts) -> tuple[str, ...] | No
     Raises:
         ConversationError: they are no texts.
     """
-    value = texts.value("builtin_tools", value) if value else value
+    value = texts.value_or_none("builtin_tools", value)
     if value is None:
         return None
     names = chat.list_of("builtin_tools", value)

@@ -19,7 +19,9 @@ def gpu_of_this_rank() -> tuple[str, int]:
         return "", 0
     free, total = torch.cuda.mem_get_info()
     others = total - free - torch.cuda.memory_reserved() - OWN_GPU_BYTES
-    return f"GPU {torch.cuda.current_device()} of {socket.gethostname()}", max(0, others)
+    # numbers count within CUDA_VISIBLE_DEVICES, and nvidia-smi's do not
+    identity = torch.cuda.get_device_properties(torch.cuda.current_device()).uuid
+    return f"GPU-{identity} of {socket.gethostname()}", max(0, others)
 
 
 def shared_gpus(gpus: Sequence[tuple[str, int]]) -> tuple[str, ...]:
@@ -33,6 +35,7 @@ def shared_gpus(gpus: Sequence[tuple[str, int]]) -> tuple[str, ...]:
         return ()
     named = ", ".join(shared[:MOST_NAMED]) + ", ..." * (len(shared) > MOST_NAMED)
     return (
-        f"warning: other programs hold {named}: this run may be slow, all ranks wait for the "
-        "slowest, or may run out of memory; `nvidia-smi` there lists them",
+        f"warning: other programs, or a run that was just killed, hold {named}: this run may be "
+        "slow, all ranks wait for the slowest, or may run out of memory; `nvidia-smi -L` has the "
+        "numbers of the GPUs, and `nvidia-smi` lists what runs there",
     )
