@@ -34,12 +34,18 @@ LICENCES = {
 
 
 def module(name: str) -> ModuleType:
+    """A script, with its own neighbours: those of other examples have the same names."""
     spec = importlib.util.spec_from_file_location(f"smollm2_{name}", SCRIPTS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     made = importlib.util.module_from_spec(spec)
+    neighbours = {path.stem for path in SCRIPTS.glob("*.py")} & {*sys.modules}
+    others = {neighbour: sys.modules.pop(neighbour) for neighbour in neighbours}
     sys.modules[spec.name] = made
     spec.loader.exec_module(made)
+    for path in SCRIPTS.glob("*.py"):
+        sys.modules.pop(path.stem, None)
+    sys.modules.update(others)
     return made
 
 

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 import time
 import traceback
 from pathlib import Path
@@ -172,10 +171,11 @@ def killed(folder: Path, output: str) -> list[int]:
         pid = os.fork()
         if not pid:
             _run_and_leave(words(folder, output))
-        goal = noted[-1] + 5 if number < 3 else sys.maxsize
+        goal = noted[-1] + 5
         deadline = time.monotonic() + patience(120)
         while True:
-            if journal.is_file() and journal.read_bytes().count(b"\n") >= goal:
+            is_there = number < 3 and journal.is_file()  # the last one moves it when it ends
+            if is_there and journal.read_bytes().count(b"\n") >= goal:
                 os.kill(pid, signal.SIGKILL)
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:

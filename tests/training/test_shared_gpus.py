@@ -50,6 +50,7 @@ def test_a_run_tells_it_before_its_first_iteration(
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_what_another_program_holds_is_counted_and_what_this_one_holds_is_not() -> None:
     own = torch.empty(6 * 2**30, dtype=torch.uint8, device="cuda")
     _, before = shared_gpus.gpu_of_this_rank()
