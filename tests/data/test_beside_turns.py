@@ -21,7 +21,7 @@ NOTHING: tuple[Any, ...] = (None, "", [], {})
 NOT_LEARNT: list[tuple[str, Any]] = [(key, False) for key in (*VERDICTS, *WEIGHTS)]
 NOT_LEARNT += [(key, zero) for key in ("weight", "train", "training") for zero in (0, 0.0)]
 # as a column of a table has them
-NOT_LEARNT += [(key, text) for key in (*VERDICTS, *WEIGHTS) for text in ("false", "False")]
+NOT_LEARNT += [(key, text) for key in ("kto_tag", *WEIGHTS) for text in ("false", "False")]
 NOT_LEARNT += [(key, text) for key in ("weight", "train", "training") for text in ("0", "0.0")]
 REFUSED: list[tuple[str, Any, str]] = [
     *((key, value, "bad weight") for key, value in NOT_LEARNT),
@@ -35,7 +35,7 @@ TAKEN: list[tuple[str, Any]] = [
     *((key, value) for key in (*VERDICTS, *WEIGHTS) for value in (None, True, 1, 1.0, "1")),
     *(("loss", value) for value in (0, 0.0, 2.5)),  # what it was, of some model
     *(("training", value) for value in ("sft", "no")),
-    *(("label", value) for value in ("0", "negative", 0)),
+    *(("label", value) for value in ("0", "false", "negative", 0)),
     *((key, value) for key in (*MEDIA, "functions") for value in (*NOTHING, "[]", "{}")),
     *((key, value) for key in MEDIA for value in (False, [None], [""], [[]], {"path": None})),
     *(("chat_template_kwargs", value) for value in (*NOTHING, "{}", {"a": None, "b": [], "c": ""})),

@@ -35,15 +35,20 @@ _NOTHING = ("", "[]", "{}", "null")
 """Texts that stand for nothing, as columns of a table have them."""
 
 
-def _plain(value: Any) -> Any:
-    """A truth or number that a column of a table has as a text: ``"False" -> False``."""
-    if isinstance(value, str):
-        try:
-            plain = json.loads(value.strip().lower())
-        except ValueError:
-            return value
-        return plain if isinstance(plain, (bool, int, float)) else value
-    return value
+def _plain(key: str, value: Any) -> Any:
+    """A truth or number that a column of a table has as a text: ``"False" -> False``.
+
+    Texts of ``label`` are classes of any kind.
+    """
+    if not isinstance(value, str) or key == "label":
+        return value
+    text = value.strip().lower()
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return float(text)
+    except ValueError:
+        return value
 
 
 def _is_no(value: Any) -> bool:
@@ -131,7 +136,7 @@ def check_beside_turns(record: Mapping[str, Any], ignore_keys: Collection[str]) 
     for rule in _RULES:
         for key in rule.keys:
             value = record.get(key)
-            if value is None or key in ignore_keys or not rule.is_refused(_plain(value)):
+            if value is None or key in ignore_keys or not rule.is_refused(_plain(key, value)):
                 continue
             text = json.dumps(value) if isinstance(value, (bool, str)) else repr(value)
             told = rule.text.replace("{key}", key).replace("{value}", text[:40])
