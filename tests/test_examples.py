@@ -93,7 +93,7 @@ def test_what_a_late_step_needs_is_missed_before_the_first(
     programs = ("ultralong", "torchrun", "hf", "vllm", "curl")
     lacks = [f"the program {name}, " for name in programs]
     lacks += [f"the package {name}, " for name in ("transformers", "wonderwords")]
-    lacks += [f"{tmp_path}/work/{name}" for name in ("corpus/web", "corpus/books", "chats")]
+    lacks += [str(tmp_path / "work" / name) for name in ("corpus/web", "corpus/books", "chats")]
     for lack in lacks:
         assert sum(lack in line for line in done.stderr.splitlines()) == 1, done.stderr
     assert len(done.stderr.splitlines()) == len(lacks)

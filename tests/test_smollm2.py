@@ -42,7 +42,9 @@ def module(name: str) -> ModuleType:
     neighbours = {path.stem for path in SCRIPTS.glob("*.py")} & {*sys.modules}
     others = {neighbour: sys.modules.pop(neighbour) for neighbour in neighbours}
     sys.modules[spec.name] = made
+    sys.path.insert(0, str(SCRIPTS))
     spec.loader.exec_module(made)
+    sys.path.remove(str(SCRIPTS))
     for path in SCRIPTS.glob("*.py"):
         sys.modules.pop(path.stem, None)
     sys.modules.update(others)
@@ -233,8 +235,7 @@ def test_every_source_has_a_licence_and_none_is_on_both_sides() -> None:
     assert len(all_names) == len({*all_names})
 
 
-def test_conversations_are_of_two_people_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(SCRIPTS)
+def test_conversations_are_of_two_people_in_turns() -> None:
     told = [
         *(["q", "a"], [" q ", "a", "q2", "a2", "left over"]),  # the last turn has no answer
         *(["alone"], [], ["q", 7], ["q", ""]),

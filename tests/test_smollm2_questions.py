@@ -33,9 +33,8 @@ def corpus(tmp_path: Path) -> Path:
 
 
 def test_an_answer_stands_once_in_its_text_and_the_question_names_one_person(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.syspath_prepend(SCRIPTS)
     questions = module("questions")
     done = run("questions.py", corpus, tmp_path / "q.jsonl", "--number", 200)
     assert done.returncode == 0, done.stderr
@@ -64,8 +63,7 @@ def test_an_answer_stands_once_in_its_text_and_the_question_names_one_person(
     assert max(len(user["content"]) for _, user, _ in conversations) < questions.LONGEST + 1000
 
 
-def test_the_forms_are_not_those_of_the_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(SCRIPTS)
+def test_the_forms_are_not_those_of_the_evaluation() -> None:
     forms = " ".join(text for form in module("questions").FORMS for text in form).lower()
     for text in ("pass key", "passkey", "door code", "city hall", "magic number", "special"):
         assert text not in forms
@@ -117,8 +115,7 @@ def dictionary(entries: list[tuple[str, str, str, str]]) -> str:
     return "".join(ENTRY.format(**dict(zip(names, entry, strict=True))) for entry in entries)
 
 
-def test_definitions_are_clear_and_do_not_name_their_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(SCRIPTS)
+def test_definitions_are_clear_and_do_not_name_their_word() -> None:
     choices = module("choices")
     text = dictionary(
         [
@@ -142,8 +139,7 @@ def test_definitions_are_clear_and_do_not_name_their_word(monkeypatch: pytest.Mo
     ]
 
 
-def test_choices_are_four_of_one_kind_and_one_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(SCRIPTS)
+def test_choices_are_four_of_one_kind_and_one_is_right() -> None:
     choices = module("choices")
     words = [(f"{part}word{k}", part, f"Meaning {part}{k}") for part in "na" for k in range(30)]
     words += [("lone", "adv", "Meaning lone")]
@@ -164,13 +160,12 @@ def test_choices_are_four_of_one_kind_and_one_is_right(monkeypatch: pytest.Monke
 def test_the_words_are_of_a_part_that_nobody_trains_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(SCRIPTS)
     choices = module("choices")
     trained = dictionary([("Trained", "n", "", "A thing that stands in the corpus of step two.")])
     later = dictionary(
         [(f"Late{chr(97 + k)}", "n", "", f"A thing of some kind, number {k}.") for k in range(9)]
     )
-    filler = "x" * (choices.GCIDE.most_bytes + 1_000_000) + "\n"
+    filler = "x" * (choices.NOT_TRAINED) + "\n"
     monkeypatch.setattr(
         choices, "source_files", lambda source, packages: {"gcide": trained + filler + later}
     )

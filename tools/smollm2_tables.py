@@ -35,9 +35,12 @@ def interval(right: int, asked: int) -> tuple[float, float]:
     return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
 
 
-def counts(result: Result, length: int) -> tuple[int, int]:
-    """Prompts answered and asked at one length, over all depths."""
-    cells = [cell for cell in result.cells if cell.column == str(length)]
+def counts(result: Result, length: int, start: float = 0, stop: float = 101) -> tuple[int, int]:
+    """Prompts answered and asked at one length, over depths (per cent) from ``start`` to below
+    ``stop``.
+    """
+    at_length = [cell for cell in result.cells if cell.column == str(length)]
+    cells = [cell for cell in at_length if start <= float(cell.row) < stop]
     right = sum((cell.score or 0.0) * cell.num_samples / 100 for cell in cells)
     return round(right), sum(cell.num_samples for cell in cells)
 
@@ -91,19 +94,8 @@ def needles() -> Iterator[tuple[str, ...]]:
         ("second run, factor 16", second),
         ("third run, factor 32, tuned with questions on short texts", tuned),
     ):
-        halves = [_half(result, length, far=far) for far in (True, False)]
+        halves = [counts(result, length, *depths) for depths in ((0, 50), (50, 101))]
         yield name, _share(*counts(result, length)), *(_share(*half) for half in halves)
-
-
-def _half(result: Result, length: int, *, far: bool) -> tuple[int, int]:
-    """Prompts answered and asked whose needle is in the first half of the row, or in the last."""
-    cells = [
-        cell
-        for cell in result.cells
-        if cell.column == str(length) and (float(cell.row) < 50) == far
-    ]
-    right = sum((cell.score or 0.0) * cell.num_samples / 100 for cell in cells)
-    return round(right), sum(cell.num_samples for cell in cells)
 
 
 def losses(file: str) -> Iterator[tuple[str, ...]]:

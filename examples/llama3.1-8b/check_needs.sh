@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the steps need and bring not: programs, packages, documents and conversations. Days of training must
+# What the steps need and do not bring: programs, packages, documents and conversations. Days of training must
 # not end for one that only the last step misses. Exit status 2: something is not there; each has a line.
 set -euo pipefail
 # shellcheck source=examples/llama3.1-8b/settings.sh

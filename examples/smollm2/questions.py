@@ -21,8 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from conversations import SYSTEM
-
-from megatron_ultralong.program.aside import whole
+from json_lines import with_new_file, write
 
 SHORTEST, LONGEST = 400, 10_000
 """Characters of a passage: 100 to 3,000 tokens or so."""
@@ -61,22 +60,16 @@ def main() -> None:
     """Read passages, write conversations."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("corpus", type=Path, help="folder of step 2")
-    parser.add_argument("output", type=Path, help="new file")
     parser.add_argument("--number", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=1)
-    arguments = parser.parse_args()
-    output: Path = arguments.output
-    if output.exists():
-        sys.exit(f"{output} is there; name a new file, or remove it")
+    arguments = with_new_file(parser)
     files = sorted((arguments.corpus / "train").glob("*.jsonl"))
     if not files:
         sys.exit(f"{arguments.corpus / 'train'} has no .jsonl file; 02_get_corpus.sh writes them")
     drawn = random.Random(arguments.seed)
     texts = list(_some_texts(files, arguments.number, drawn))
-    with whole(output) as aside, aside.open("w", encoding="utf-8") as lines:
-        for text in texts:
-            lines.write(json.dumps({"messages": conversation(text, drawn)}) + "\n")
-    print(f"{len(texts):,} conversations: {output}")
+    count = write(arguments.output, ({"messages": conversation(text, drawn)} for text in texts))
+    print(f"{count:,} conversations: {arguments.output}")
 
 
 def _some_texts(files: list[Path], number: int, drawn: random.Random) -> Iterator[str]:

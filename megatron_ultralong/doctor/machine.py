@@ -76,8 +76,7 @@ def _caches() -> Finding:
     """Where kernels that are compiled here stay; torch's own are temporary files."""
     named = os.environ.get("TRITON_CACHE_DIR")
     folder = Path(named) if named else Path(os.path.expanduser("~")) / ".triton"
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+    if temporary.unwritable(folder) is None:
         return Finding("ok", "kernel cache", f"in {folder}")
     text = f"{folder} cannot be written to: Triton cannot compile, and slower kernels are used"
     return Finding("warning", "kernel cache", text, "set TRITON_CACHE_DIR to another folder")

@@ -21,6 +21,7 @@ from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.fields import check_ranges, check_required
 from megatron_ultralong.program.optional import check_optional_package
 from megatron_ultralong.program.output import check_output
+from megatron_ultralong.program.temporary import unwritable
 
 _MANIFESTS: dict[str, Callable[[str], Manifest | ChatManifest]] = {
     "loss": manifests.load_manifest,
@@ -93,10 +94,9 @@ def _check_cache() -> None:
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     home = Path(os.environ.get("HF_HOME") or home, "datasets")
     cache = Path(os.environ.get("HF_DATASETS_CACHE") or home).expanduser()
-    there = next(path for path in (cache, *cache.parents) if path.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+    if (refused := unwritable(cache)) is not None:
         raise InputError(
-            f"the data of tasks is read by copies in {cache}, and {there} cannot be written to: "
+            f"the data of tasks is read by copies in {cache}, and {refused} cannot be written to: "
             "set HF_DATASETS_CACHE to a folder that can, on a disk that has room for the data"
         )
 

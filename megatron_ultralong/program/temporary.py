@@ -1,7 +1,8 @@
-"""The folder of temporary files: without one libraries end in a trace, some after hours."""
+"""Folders that libraries write to: without them they end in a trace, some after hours."""
 
 import os
 import tempfile
+from pathlib import Path
 
 from megatron_ultralong.program.errors import InputError
 
@@ -25,3 +26,11 @@ def check_temporary_folder() -> str:
             f"nor another usual one, nor the current one: each is missing, full or read-only; "
             f"{WAY_OUT}"
         ) from error
+
+
+def unwritable(folder: Path) -> Path | None:
+    """Of a folder that may not be there yet, what keeps it from being made or written to, itself or
+    one above it; None: nothing.
+    """
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return None if there.is_dir() and os.access(there, os.W_OK | os.X_OK) else there

@@ -72,6 +72,7 @@ def _is_named(value: Any) -> bool:
 
 
 _LEAVE_OUT = "leave those out with jq -c 'select(.{key} != {value})', or pass over the key, if it "
+_NOT_LEARNT = "a record has {key} {value}, as a turn that is not learnt: " + _LEAVE_OUT
 _RULES = (
     _Rule(
         VERDICTS,
@@ -84,13 +85,13 @@ _RULES = (
         ("weight", "train", "training"),
         _is_no,
         "bad weight",
-        "a record has {key} {value}, as a turn that is not learnt: " + _LEAVE_OUT,
+        _NOT_LEARNT,
     ),
     _Rule(  # a number may be what a model's loss was
         ("loss",),
         lambda value: value is False,
         "bad weight",
-        "a record has {key} {value}, as a turn that is not learnt: " + _LEAVE_OUT,
+        _NOT_LEARNT,
     ),
     _Rule(
         ("weight",),
