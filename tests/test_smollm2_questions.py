@@ -63,6 +63,33 @@ def test_an_answer_stands_once_in_its_text_and_the_question_names_one_person(
     assert max(len(user["content"]) for _, user, _ in conversations) < questions.LONGEST + 1000
 
 
+def test_a_long_passage_is_asked_about_several_sentences(corpus: Path, tmp_path: Path) -> None:
+    questions = module("questions")
+    words = ("--number", 60, "--longest", 60_000)
+    run("questions.py", corpus, tmp_path / "q.jsonl", *words)
+    turns_of_lengths = set()
+    for line in (tmp_path / "q.jsonl").read_text().splitlines():
+        _, first, *turns = json.loads(line)["messages"]
+        text = first["content"].splitlines()
+        asked = [first["content"], *(turn["content"] for turn in turns[1::2])]
+        answers = [turn["content"] for turn in turns[::2]]
+        assert len(asked) == len(answers) <= questions.MOST_FACTS
+        assert [turn["role"] for turn in turns] == ["assistant", "user"] * (len(asked) - 1) + [
+            "assistant"
+        ]
+        assert all(text.count(answer) == 1 for answer in answers)
+        for question, answer in zip(asked, answers, strict=True):
+            people = [last for last in questions.LAST_NAMES if last in question.splitlines()[-1]]
+            assert len(people) == 1
+            assert people[0] in answer
+        assert len(set(answers)) == len(answers)
+        turns_of_lengths.add(len(asked))
+    assert {1, 2, 3} <= turns_of_lengths, "the corpus of this test has 25,000 characters a text"
+    refused = run("questions.py", corpus, tmp_path / "no", "--longest", 399)
+    assert refused.returncode == 2
+    assert "--longest 399: a passage has at least 400 characters" in refused.stderr
+
+
 def test_the_forms_are_not_those_of_the_evaluation() -> None:
     forms = " ".join(text for form in module("questions").FORMS for text in form).lower()
     for text in ("pass key", "passkey", "door code", "city hall", "magic number", "special"):

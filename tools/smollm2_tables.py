@@ -19,7 +19,7 @@ from tools.page_tables import page_with, table
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "results.md"
 RESULTS = ROOT / "docs" / "smollm2"
-FIRST, LATER = RESULTS / "first", RESULTS / "later"
+FIRST, FOURTH, LATER = RESULTS / "first", RESULTS / "fourth", RESULTS / "later"
 KINDS = ("passkey", "needle")
 POSITIONS = 8192
 """That the model was trained for."""
@@ -58,18 +58,21 @@ def runs() -> Iterator[tuple[str, ...]]:
         (RESULTS / "target", "16", 131_072, "130 iterations of short rows, 85 rows"),
         (RESULTS / "second", "16", 131_072, "34 iterations of short rows, 140 rows"),
         (RESULTS / "target", "32", 131_072, "100 iterations of short rows, 85 rows"),
+        (FOURTH, "64", 131_072, "100 iterations of short rows, 85 rows"),
         (RESULTS / "target", "64", 262_144, "60 iterations of short rows, 40 rows"),
     )
+    words = {1: "", 2: "twice ", 4: "four times "}
     for folder, factor, length, trained in files:
         found = read_results(folder / "passkey.json", "passkey")
         if folder == RESULTS / "target":
             (one,) = (result for result in found if result.checkpoint == f"factor {factor}")
+        elif folder == FOURTH:
+            one = found[1]
         else:
             one = found[-1]
-        needs = length // POSITIONS
         yield (
             f"{length:,}",
-            f"{factor}, {'twice ' if int(factor) > needs else ''}what it needs",
+            f"{factor}, {words[int(factor) // (length // POSITIONS)]}what it needs",
             trained,
             _share(*counts(one, length)),
         )
@@ -138,6 +141,20 @@ def second_run() -> Iterator[tuple[str, ...]]:
         yield f"{length:,}", *(_share(*counts(result, length)) for result in found)
 
 
+def fourth_run() -> Iterator[tuple[str, ...]]:
+    """Lengths, passkeys of the original model, of the fourth run, and of this run tuned."""
+    found = read_results(FOURTH / "passkey.json", "passkey")
+    for length in found[0].lengths:
+        yield f"{length:,}", *(_share(*counts(result, length)) for result in found)
+
+
+def choices() -> Iterator[tuple[str, ...]]:
+    """The measures of the multiple choice, of the same three models."""
+    found = read_results(RESULTS / "choices.json", "harness")
+    for cells in zip(*(result.cells for result in found), strict=True):
+        yield cells[0].column, *(f"{cell.score:.1f} ± {cell.error:.1f}" for cell in cells)
+
+
 def ruler() -> Iterator[tuple[str, ...]]:
     """Tasks of RULER and their mean, of the original model and of the third run."""
     found = read_results(RESULTS / "ruler.json", "ruler")
@@ -197,6 +214,15 @@ def tables() -> str:
         (
             "Passkeys of the second run, and of this run tuned on short chats:",
             table(("length", "second run", "second run, tuned"), second_run()),
+        ),
+        (
+            "Passkeys of the original model, of the fourth run, and of this run tuned on short "
+            "conversations:",
+            table(("length", "before", "fourth run", "fourth run, tuned"), fourth_run()),
+        ),
+        (
+            "Multiple choice, the same models, 500 questions, per cent ± one standard error:",
+            table(("measure", "before", "fourth run", "fourth run, tuned"), choices()),
         ),
         (
             "Rates, 25 iterations each, per cent of ten prompts of seed 99 a length:",

@@ -9,7 +9,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 kept "$WORK/questions.jsonl" ||
-    python "$here/questions.py" "$WORK/corpus" "$WORK/questions.jsonl" --number "$QUESTIONS"
+    python "$here/questions.py" "$WORK/corpus" "$WORK/questions.jsonl" --number "$QUESTIONS" \
+        --longest "$LONGEST_PASSAGE"
 kept "$WORK/chats-questions" || ultralong prepare chat --source short="$WORK/conversations.jsonl" \
     --source questions="$WORK/questions.jsonl" --tokenizer "$WORK/hf" --chat-template chatml \
     --seq-length "$CHAT_LENGTH" --max-length "$LONGEST_CHAT" --valid-fraction 0.05 --output "$WORK/chats-questions"

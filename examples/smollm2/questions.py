@@ -4,10 +4,11 @@
 
     python questions.py CORPUS OUTPUT.jsonl
 
-Each is a passage of a document in CORPUS/train, at most 10,000 characters long, with sentences
-about made-up people put between its lines, and the question about one of them; the answer is that
-sentence. They have neither the words nor the form of ``evaluate``'s passkeys and needles nor of
-RULER's, and no row as long as these: what step 7 finds far back was not learnt there.
+Each is a passage of a document in CORPUS/train with sentences about made-up people put between its
+lines, and the question about one of them; the answer is that sentence. A long passage is asked
+about several of them, one after the other. They have neither the words nor the form of
+``evaluate``'s passkeys and needles nor of RULER's, and no row as long as step 7's longest: what it
+finds far back was not learnt there.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from conversations import SYSTEM
 from json_lines import with_new_file, write
 
 SHORTEST, LONGEST = 400, 10_000
-"""Characters of a passage: 100 to 3,000 tokens or so."""
+"""Characters of a passage, unless --longest is given: 100 to 3,000 tokens or so."""
+CHARACTERS_A_QUESTION = 10_000
+"""A passage has one question, and one more for each of these."""
 MOST_FACTS = 8
 FIRST_NAMES = (
     "Ada", "Bela", "Carla", "Dmitri", "Edda", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Kaito",
@@ -61,25 +64,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("corpus", type=Path, help="folder of step 2")
     parser.add_argument("--number", type=int, default=4000)
+    parser.add_argument("--longest", type=int, default=LONGEST, help="characters of a passage")
     parser.add_argument("--seed", type=int, default=1)
     arguments = with_new_file(parser)
+    if arguments.longest < SHORTEST:
+        parser.error(f"--longest {arguments.longest}: a passage has at least {SHORTEST} characters")
     files = sorted((arguments.corpus / "train").glob("*.jsonl"))
     if not files:
         sys.exit(f"{arguments.corpus / 'train'} has no .jsonl file; 02_get_corpus.sh writes them")
     drawn = random.Random(arguments.seed)
-    texts = list(_some_texts(files, arguments.number, drawn))
+    texts = list(_some_texts(files, arguments.number, arguments.longest, drawn))
     count = write(arguments.output, ({"messages": conversation(text, drawn)} for text in texts))
     print(f"{count:,} conversations: {arguments.output}")
 
 
-def _some_texts(files: list[Path], number: int, drawn: random.Random) -> Iterator[str]:
+def _some_texts(
+    files: list[Path], number: int, longest: int, drawn: random.Random
+) -> Iterator[str]:
     """Passages, the same number of each file, of the documents in turn."""
     for place, path in enumerate(files):
         with path.open(encoding="utf-8") as lines:
             documents = [json.loads(line)["text"] for line in lines]
         for count in range(place, number, len(files)):
             text = documents[count // len(files) % len(documents)]
-            length = round(SHORTEST * math.exp(drawn.random() * math.log(LONGEST / SHORTEST)))
+            length = round(SHORTEST * math.exp(drawn.random() * math.log(longest / SHORTEST)))
             start = drawn.randrange(max(1, len(text) - length))
             yield text[start : start + length]
 
@@ -88,32 +96,39 @@ def conversation(passage: str, drawn: random.Random) -> list[dict[str, str]]:
     """A system turn, the passage with one to MOST_FACTS sentences in it and a question, the answer.
 
     Three of four other sentences are of the same form, about other people, and all numbers have as
-    many digits: a model that copies digits from the wrong one is told so.
+    many digits: a model that copies digits from the wrong one is told so. The first sentences are
+    asked for, each in a turn of its own; where each stands is drawn.
     """
-    sentence, question = drawn.choice(FORMS)
-    number, digits = drawn.randint(1, MOST_FACTS), drawn.randint(3, 7)
+    asked = min(MOST_FACTS, 1 + len(passage) // CHARACTERS_A_QUESTION)
+    form, number, digits = (
+        drawn.choice(FORMS),
+        drawn.randint(asked, MOST_FACTS),
+        drawn.randint(3, 7),
+    )
     names = [f"{drawn.choice(FIRST_NAMES)} {last}" for last in drawn.sample(LAST_NAMES, number)]
-    forms = [sentence if drawn.random() < 0.75 else drawn.choice(FORMS)[0] for _ in names[1:]]
+    forms = [form, *(form if drawn.random() < 0.75 else drawn.choice(FORMS) for _ in names[1:])]
     facts = [
-        form.format(
+        sentence.format(
             name=name,
             number=drawn.randrange(10 ** (digits - 1), 10**digits),
             place=drawn.choice(PLACES),
             day=drawn.choice(DAYS),
             thing=drawn.choice(THINGS),
         )
-        for form, name in zip((sentence, *forms), names, strict=True)
+        for (sentence, _), name in zip(forms, names, strict=True)
     ]
     lines = passage.strip().splitlines() or [""]
     for fact in facts:
         lines.insert(drawn.randint(0, len(lines)), fact)
-    text, asked = "\n".join(lines), question.format(name=names[0])
-    parts = (f"{text}\n\n{asked}", f"{asked}\n\n{text}\n\n{asked}")
-    return [
-        {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": drawn.choice(parts)},
-        {"role": "assistant", "content": facts[0]},
-    ]
+    text = "\n".join(lines)
+    questions = [ask.format(name=name) for (_, ask), name in zip(forms, names, strict=True)]
+    first = drawn.choice(
+        (f"{text}\n\n{questions[0]}", f"{questions[0]}\n\n{text}\n\n{questions[0]}")
+    )
+    turns = [{"role": "system", "content": SYSTEM}]
+    for question, answer in zip([first, *questions[1:asked]], facts, strict=False):
+        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return turns
 
 
 if __name__ == "__main__":

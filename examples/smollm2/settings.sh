@@ -46,8 +46,9 @@ MILLION_LENGTH=${MILLION_LENGTH:-1048576} MILLION_ITERS=${MILLION_ITERS:-6} MILL
 MILLION_FLAGS=${MILLION_FLAGS:-}
 CHAT_LENGTH=${CHAT_LENGTH:-16384} LONGEST_CHAT=${LONGEST_CHAT:-4096} # rows of conversations, and these
 QUESTIONS=${QUESTIONS:-4000}     # conversations about a sentence in a text
+LONGEST_PASSAGE=${LONGEST_PASSAGE:-10000} # characters of such a text; longer ones need longer chats and rows, too
 SFT_FLAGS=${SFT_FLAGS:---num-epochs 1}
-LENGTHS=${LENGTHS:-2048 8192 32768 $((SEQ_LENGTH / 2)) $SEQ_LENGTH}
+LENGTHS=${LENGTHS:-8192 $((SEQ_LENGTH / 4)) $SEQ_LENGTH}
 DEPTHS=${DEPTHS:-0 11 22 33 44 56 67 78 89 100}
 PROMPTS=${PROMPTS:-4}               # at every length and depth
 BEFORE_PROMPTS=${BEFORE_PROMPTS:-1} # the same for the original model

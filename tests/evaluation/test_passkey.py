@@ -149,11 +149,11 @@ def test_decoding_in_the_training_layout_finds_what_argmax_finds(half_trained, e
             map(json.loads, (tmp_path / by / "samples.jsonl").open()),
             key=lambda x: (x["length"], x["depth"], x["number"]),
         )
-        found[by] = [line["is_retrieved"] for line in lines]
+        found[by] = [(line["is_retrieved"], line["first_wrong"]) for line in lines]
     assert len(found["argmax"]) == 200
     assert found["argmax"] == found["decoding"]
     # Otherwise the comparison would not see hits and misses.
-    assert 20 <= sum(found["argmax"]) <= 180
+    assert 20 <= sum(is_retrieved for is_retrieved, _ in found["argmax"]) <= 180
 
 
 def evaluate(config: PasskeyConfig, model, encode, **limits: float) -> Result:

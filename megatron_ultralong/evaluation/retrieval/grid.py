@@ -103,6 +103,7 @@ def _sample(grid: Grid, length: int, depth: float, number: int) -> Sample[Any]:
             "answer": prompt.key,
             "num_answer_tokens": int(hit.size),
             "num_right": int(hit.sum()),
+            "first_wrong": None if hit.all() else int(hit.argmin()),
             "is_retrieved": bool(hit.all()),
         }
 
