@@ -296,6 +296,22 @@ def test_the_rate_is_of_what_is_done_now(
     assert rate * seconds > 0.2 * total
 
 
+def test_a_small_input_has_small_shards(tmp_path: Path) -> None:
+    """So that sixteen workers have a part of a corpus of 300 MB each."""
+    gib = 1 << 30
+    for num_bytes, mebibytes in ((0, 4), (gib, 4), (4 * gib, 16), (16 * gib, 64), (999 * gib, 64)):
+        assert shards.shard_bytes_of(num_bytes) == mebibytes << 20
+    line = json.dumps({"text": "tea " * 25_000}) + "\n"
+    (tmp_path / "a.jsonl").write_text(line * 100)
+    (tmp_path / "b.jsonl").write_text(line * 100)
+    found = [
+        find_files(Source(name, str(tmp_path / f"{name}.jsonl")), ReadOptions()) for name in "ab"
+    ]
+    plan = shards.plan_shards(found)
+    assert [shard.input for shard in plan] == [0, 0, 0, 1, 1, 1]
+    assert sum(shard.num_bytes for shard in plan) == 200 * len(line)
+
+
 def test_shards_are_kept_where_only_the_packing_must_change(
     plain_config: PrepareConfig,
     tmp_path: Path,

@@ -32,8 +32,11 @@ from megatron_ultralong.data.rows.manifest import FileSummary
 from megatron_ultralong.data.tokenize import engines, tokenising
 from megatron_ultralong.program.errors import InputError
 
-SHARD_BYTES = 64 << 20
-"""Input of a shard: what a killed run does again; some seconds."""
+SHARD_BYTES, LEAST_SHARD_BYTES = 64 << 20, 4 << 20
+"""Input of a shard of a large input, and of a small one: what a killed run does again."""
+
+NUM_SHARDS = 256
+"""Of an input between the two, so that many workers have a part of it, and end together."""
 
 BATCH_CHARACTERS = 1 << 20
 """Text tokenised at a time: the library takes up to a hundred bytes a character while it works."""
@@ -69,12 +72,23 @@ class Shard:
         return sum(part.size for part in self.parts)
 
 
-def plan_shards(found: Sequence[FoundFiles], shard_bytes: int = SHARD_BYTES) -> list[Shard]:
-    """Shards of about ``shard_bytes``, in the order of reading.
+def shard_bytes_of(num_bytes: int) -> int:
+    """Input of a shard, where there are ``num_bytes`` in all.
+
+    4 MiB of 1 GiB, 16 MiB of 4 GiB, 64 MiB from 16 GiB on.
+    """
+    return min(SHARD_BYTES, max(LEAST_SHARD_BYTES, num_bytes // NUM_SHARDS))
+
+
+def plan_shards(found: Sequence[FoundFiles], shard_bytes: int = 0) -> list[Shard]:
+    """Shards of about ``shard_bytes`` (0: :func:`shard_bytes_of` the input), in reading order.
 
     Small files share one, plain JSONL is cut at lines and parquet between row groups; a larger file
     of another kind is one shard, because its middle cannot be read without what stands before it.
     """
+    shard_bytes = shard_bytes or shard_bytes_of(
+        sum(part.size for source in found for part in source.files)
+    )
     shards: list[Shard] = []
     for index, source in enumerate(found):
         pieces = (piece for part in source.files for piece in _cut(part, shard_bytes))
