@@ -103,6 +103,7 @@ setup(
             "jieba>=0.42",
             "rouge>=1.0",
             "rouge-score>=0.1",
+            "grimp>=3.13",  # what imports what
             "llama-models>=0.3",  # the real Llama 3 vocabulary, under Meta's licence
         ],
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.29"],  # the site

@@ -22,15 +22,19 @@ from megatron_ultralong.checkpoint.disk.checksums import checksum, write_checksu
 from megatron_ultralong.checkpoint.formats import pickles
 from megatron_ultralong.checkpoint.formats.model_state import load_common
 from megatron_ultralong.checkpoint.formats.pickles import StandIn, UnsafeError, read_saved
+from megatron_ultralong.program.errors import InputError
 from tests.checkpoint.test_payloads import DATA, append_record
-from tests.checkpoint.verbs import OPENS, write_inputs
+from tests.checkpoint.verbs import OPENS, refusal, write_inputs
 
 LISTED = [name for name in pickles.RECORD_CLASSES if name.startswith("megatron.")]
 NEW = ["megatron.core.transformer.enums.ScopeOfTomorrow", "megatron.core.a.module_of.Tomorrow"]
 
 
-def written(path: Path, name: str, members: dict[str, int]) -> None:
-    """Save an enum's last member under a name, in a process where it is there."""
+def written(path: Path, name: str, members: dict[str, int], *, as_object: bool = False) -> None:
+    """Save an enum's last member under a name, in a process where it is there.
+
+    ``as_object``: in the list of one that Megatron-Core makes of an object.
+    """
     module_name, class_name = name.rsplit(".", 1)
     with pytest.MonkeyPatch.context() as patch:
         try:
@@ -40,7 +44,8 @@ def written(path: Path, name: str, members: dict[str, int]) -> None:
             patch.setitem(sys.modules, module_name, module)
         kind: Any = enum.Enum(class_name, members, module=module_name)
         patch.setattr(module, class_name, kind, raising=False)
-        torch.save({"args": Namespace(a=list(kind)[-1], b=3)}, path)
+        state = {"args": Namespace(a=list(kind)[-1], b=3)}
+        torch.save([state] if as_object else state, path)
 
 
 @pytest.mark.parametrize("name", [*LISTED, *NEW])
@@ -99,15 +104,38 @@ def test_a_checkpoint_without_a_common_file_is_read(
     """Megatron-Core 0.19 keeps its arguments as an object, with enums of its own."""
     shutil.copytree(inputs / "base", tmp_path / "base")
     folder = tmp_path / "base" / "release"
-    written(tmp_path / "args", name, {"none": 1, "layer": 2})
-    (folder / "common.pt").unlink()
-    common = (tmp_path / "args").read_bytes()
-    append_record(folder, common, MetadataIndex("common_state/shard_0_1"), is_object=True)
-    names = (DATA, ".metadata", "metadata.json")
-    write_checksums(folder, {each: checksum(folder / each) for each in names})
+    written(tmp_path / "args", name, {"none": 1, "layer": 2}, as_object=True)
+    give_common_object(folder, (tmp_path / "args").read_bytes())
     assert load_common(folder)["args"].b == 3
     for verb in ("convert verify", "evaluate loss", "pretrain"):
         cli.main(OPENS[verb](inputs, str(tmp_path / "base")))
+
+
+def give_common_object(folder: Path, common: object) -> None:
+    """Put an object in the place of ``common.pt``, with checksums that agree."""
+    (folder / "common.pt").unlink()
+    append_record(folder, common, MetadataIndex("common_state/shard_0_1"), is_object=True)
+    names = (DATA, ".metadata", "metadata.json")
+    write_checksums(folder, {each: checksum(folder / each) for each in names})
+
+
+@pytest.mark.parametrize("common", [{"iteration": 1}, [], [{}, {}], [3], 3], ids=str)
+def test_another_form_of_the_common_object_is_refused(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], common: object
+) -> None:
+    """Megatron-Core 0.19 takes the first of a list, whatever it is."""
+    shutil.copytree(inputs / "base", tmp_path / "base")
+    folder = tmp_path / "base" / "release"
+    give_common_object(folder, common)
+    with pytest.raises(
+        InputError, match=r"must be a list of one dict, not an? (dict|list|int)"
+    ) as found:
+        load_common(folder)
+    assert str(folder / DATA) in str(found.value)
+    for verb in ("convert verify", "pretrain"):
+        error = refusal(capsys, OPENS[verb](inputs, str(tmp_path / "base")))
+        assert "must be a list of one dict" in error
+        assert str(folder / DATA) in error
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ def in_common_object(folder: Path, payload: Payload) -> str:
     """Where Megatron-Core 0.19 keeps the same."""
     (folder / "common.pt").unlink()
     index = MetadataIndex("common_state/shard_0_1")
-    append_record(folder, {"args": payload, "iteration": 0}, index, is_object=True)
+    append_record(folder, [{"args": payload, "iteration": 0}], index, is_object=True)
     return DATA
 
 

@@ -111,13 +111,15 @@ def _read_metadata(self: filesystem.FileSystemReader, *_: Any, **__: Any) -> Met
             )
     assert metadata.storage_meta is not None
     metadata.storage_meta.load_id = self.load_id
+    metadata.storage_meta.checkpoint_id = str(self.path)  # where it is now, for messages
     return metadata
 
 
 def _load_bytes(self: Any, read_item: Any, value: io.BytesIO) -> None:
     """Torch's own, after a look at what it is given: here its place is known."""
     place = self.metadata.storage_data[read_item.storage_index]
-    check_object(value.getvalue(), read_item.storage_index.fqn, Path(place.relative_path))
+    path = Path(self.metadata.storage_meta.checkpoint_id) / place.relative_path
+    check_object(value.getvalue(), read_item.storage_index.fqn, path)
     _LOAD_BYTES(self, read_item, value)
 
 

@@ -66,13 +66,8 @@ def common_state(folder: Path) -> dict[str, Any] | None:
     if place is None:
         return None
     path = folder / place.relative_path
-    value = _read_object(path, place.offset, place.length, _COMMON_OBJECT)
-    state = value[0] if isinstance(value, list) and len(value) == 1 else value
-    if not isinstance(state, dict):
-        raise InputError(
-            f"{path}: object {_COMMON_OBJECT} must be a dict, not {named(type(state).__name__)}"
-        )
-    return state
+    (state,) = _read_object(path, place.offset, place.length, _COMMON_OBJECT)
+    return dict(state)
 
 
 def _read_object(path: Path, offset: int, length: int, key: str) -> Any:
@@ -95,6 +90,11 @@ def check_object(data: bytes, key: str, path: Path) -> Any:
                 pickles.check_extra_state(state)
     except pickles.UnsafeError as error:
         raise _refused(f"{path}: object {key} is not a plain value", error) from error
+    if key == _COMMON_OBJECT:  # Megatron-Core 0.19 takes the first of it without a look
+        inner = value[0] if isinstance(value, list) and len(value) == 1 else value
+        if inner is value or not isinstance(inner, dict):
+            kind = named(type(value).__name__)
+            raise InputError(f"{path}: object {key} must be a list of one dict, not {kind}")
     return value
 
 
