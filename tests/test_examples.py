@@ -6,6 +6,7 @@ import http.server
 import importlib.util
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -251,6 +252,21 @@ def test_a_server_without_an_answer_is_told(name: str, monkeypatch: pytest.Monke
     finally:
         server.shutdown()
         server.server_close()
+
+
+@pytest.mark.parametrize("length", [1024, 131_072, 262_144, 524_288, 1_048_577])
+def test_lengths_of_evaluations_are_different_ones_within_the_row(length: int) -> None:
+    """`evaluate` takes each once, and refuses what is beyond the positions after the training."""
+    done = subprocess.run(
+        ["bash", "-euc", 'source "$0" && echo "$LENGTHS" && echo "$RULER_LENGTHS"',
+         str(SCRIPTS / "settings.sh")],
+        env={"PATH": os.environ["PATH"], "SEQ_LENGTH": f"{length}"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lengths, ruler = ([*map(int, line.split())] for line in done.stdout.splitlines())
+    assert len({*lengths}) == len(lengths)
+    assert max(lengths) == length
+    assert ruler == [min(length, 131_072)]
 
 
 def test_other_words_are_refused(environment: dict[str, str]) -> None:

@@ -28,6 +28,10 @@ case "$TARGET" in # longer rows cost more: fewer of them in evaluations
     2m) SEQ_LENGTH=${SEQ_LENGTH:-2097152} PROMPTS=${PROMPTS:-2} LOSS_ROWS=${LOSS_ROWS:-4} ;;
     4m) SEQ_LENGTH=${SEQ_LENGTH:-4194304} PROMPTS=${PROMPTS:-1} LOSS_ROWS=${LOSS_ROWS:-2} ;;
 esac
+[[ $SEQ_LENGTH =~ ^[1-9][0-9]*$ ]] || {
+    echo "$0: SEQ_LENGTH must be a whole number of tokens, such as 1048576, not '$SEQ_LENGTH'" >&2
+    exit 2
+}
 RECIPE=${RECIPE:-llama3.1-8b-$TARGET}
 # Words for `prepare --source`: NAME=PATTERN for each source of documents.
 SOURCES=${SOURCES:-web=$WORK/corpus/web/*.jsonl.zst books=$WORK/corpus/books/*.parquet}
@@ -41,9 +45,16 @@ CHAT_LENGTH=${CHAT_LENGTH:-8192} # tokens of a row of conversations
 SFT_RECIPE=${SFT_RECIPE:-llama3.1-8b-sft}
 SFT_FLAGS=${SFT_FLAGS:-}
 LAYOUT_FLAGS=${LAYOUT_FLAGS:---tensor-model-parallel-size 8 --sequence-parallel} # of evaluations
-LENGTHS=${LENGTHS:-131072 $((SEQ_LENGTH / 4)) $((SEQ_LENGTH / 2)) $SEQ_LENGTH}
+lengths() { # LENGTH...: those up to the target's, each once
+    local length found=()
+    for length; do
+        [ "$length" -gt "$SEQ_LENGTH" ] || [[ " ${found[*]} " == *" $length "* ]] || found+=("$length")
+    done
+    echo "${found[*]}"
+}
+LENGTHS=${LENGTHS:-$(lengths 131072 $((SEQ_LENGTH / 4)) $((SEQ_LENGTH / 2)) "$SEQ_LENGTH")}
 DEPTHS=${DEPTHS:-0 11 22 33 44 56 67 78 89 100} # PROMPTS are at every length and depth
-RULER_LENGTHS=${RULER_LENGTHS:-131072}
+RULER_LENGTHS=${RULER_LENGTHS:-$((SEQ_LENGTH < 131072 ? SEQ_LENGTH : 131072))}
 RULER_SAMPLES=${RULER_SAMPLES:-25} # of every task
 # The tasks that need no files; docs/evaluation.md has those of the others.
 RULER_FLAGS=${RULER_FLAGS:---prompt-template chat
