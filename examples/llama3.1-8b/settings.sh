@@ -8,6 +8,7 @@
 # small stand-ins for the Hugging Face Hub and vLLM; the commands in the scripts are the same.
 
 TARGET=1m
+words=("$@")
 for word; do
     case "$word" in
         --mock) MOCK=1 ;;
@@ -75,4 +76,9 @@ SERVE_SECONDS=${SERVE_SECONDS:-0} # 0: until it is interrupted
 
 kept() { # FOLDER: whether a step has finished it before; nothing half-written has that name
     [ -e "$1" ] && echo "$1 is there: kept"
+}
+
+declare -F inside > /dev/null || inside() { "$@"; } # where the commands run: of a job of SLURM see its job.sh
+needs() { # STEP: what it takes is there, or one line for each that is not
+    STEPS=$1 inside bash "$here/check_needs.sh" "${words[@]}"
 }
