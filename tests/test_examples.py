@@ -6,6 +6,7 @@ import http.server
 import importlib.util
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -71,32 +72,63 @@ def test_the_whole_way_runs(environment: dict[str, str]) -> None:
         assert f"{work / folder} is there: kept" in run(environment, script, "--mock", "1m")
 
 
-def test_what_a_late_step_needs_is_missed_before_the_first(
-    environment: dict[str, str], tmp_path: Path
-) -> None:
-    """Each lack has a line, and no step begins."""
+def on_a_bare_machine(folder: Path, script: str, **environment: str) -> list[str]:
+    """What a script says that needs something, each lack in a line of its own."""
     python = Path(sys.executable).resolve()
     for name in ("bash", "env", "dirname", "basename", "nproc"):
-        (tmp_path / name).symlink_to(shutil.which(name) or name)
-    (tmp_path / "python3").write_text(f'#!/bin/sh\nexec {python} -I -S "$@"\n')
-    (tmp_path / "python3").chmod(0o755)
+        (folder / name).symlink_to(shutil.which(name) or name)
+    (folder / "python3").write_text(f'#!/bin/sh\nexec {python} -I -S "$@"\n')
+    (folder / "python3").chmod(0o755)
     done = subprocess.run(
-        ["bash", str(SCRIPTS / "run_all.sh"), "1m"],
-        env={"PATH": str(tmp_path), "WORK": str(tmp_path / "work")},
+        ["bash", str(SCRIPTS / script), "1m"],
+        env={"PATH": str(folder), "WORK": str(folder / "work"), **environment},
         capture_output=True,
         text=True,
         timeout=patience(60),
         check=False,
     )
-    assert done.returncode == 2
-    assert "== 0" not in done.stdout
+    assert done.returncode == 2, done.stderr
+    assert not done.stdout
+    return done.stderr.splitlines()
+
+
+PROGRAMS = {"4": ("torchrun",), "5": ("torchrun",), "6": ("torchrun",), "8": ("vllm", "curl")}
+PACKAGES = {"6": ("wonderwords",), "8": ("transformers",)}
+FOLDERS = {
+    "2": ("hf, of", "corpus/web", "corpus/books"),
+    "3": ("hf, of",),
+    "4": ("base, of", "rows-1m, of"),
+    "5": ("run-1m, of", "hf, of", "chats/"),
+    "6": ("base, of", "rows-1m, of", "run-1m, of", "tuned-1m, of"),
+    "7": ("tuned-1m, of",),
+    "8": ("Llama-3.1-8B-UltraLong-1m, of",),
+}
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("0*.sh")))
+def test_a_step_looks_first_for_what_its_last_command_needs(script: str, tmp_path: Path) -> None:
+    """The tuning waited for the conversations to be prepared, and had nothing to tune."""
+    lines = on_a_bare_machine(tmp_path, script)
+    step = script[1]
+    programs = ("ultralong", *PROGRAMS.get(step, ()), *(("hf",) if step == "1" else ()))
+    lacks = [f"the program {name}, " for name in programs]
+    lacks += [f"the package {name}, " for name in PACKAGES.get(step, ())]
+    lacks += [f"{tmp_path}/work/{name}" for name in FOLDERS.get(step, ())]
+    for lack in lacks:
+        assert sum(lack in line for line in lines) == 1, lines
+    assert len(lines) == len(lacks), lines
+
+
+def test_what_a_late_step_needs_is_missed_before_the_first(tmp_path: Path) -> None:
+    """Each lack has a line, and no step begins."""
+    lines = on_a_bare_machine(tmp_path, "run_all.sh")
     programs = ("ultralong", "torchrun", "hf", "vllm", "curl")
     lacks = [f"the program {name}, " for name in programs]
     lacks += [f"the package {name}, " for name in ("transformers", "wonderwords")]
     lacks += [str(tmp_path / "work" / name) for name in ("corpus/web", "corpus/books", "chats")]
     for lack in lacks:
-        assert sum(lack in line for line in done.stderr.splitlines()) == 1, done.stderr
-    assert len(done.stderr.splitlines()) == len(lacks)
+        assert sum(lack in line for line in lines) == 1, lines
+    assert len(lines) == len(lacks)
 
 
 @pytest.mark.slow
@@ -251,6 +283,21 @@ def test_a_server_without_an_answer_is_told(name: str, monkeypatch: pytest.Monke
     finally:
         server.shutdown()
         server.server_close()
+
+
+@pytest.mark.parametrize("length", [1024, 131_072, 262_144, 524_288, 1_048_577])
+def test_lengths_of_evaluations_are_different_ones_within_the_row(length: int) -> None:
+    """`evaluate` takes each once, and refuses what is beyond the positions after the training."""
+    done = subprocess.run(
+        ["bash", "-euc", 'source "$0" && echo "$LENGTHS" && echo "$RULER_LENGTHS"',
+         str(SCRIPTS / "settings.sh")],
+        env={"PATH": os.environ["PATH"], "SEQ_LENGTH": f"{length}"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lengths, ruler = ([*map(int, line.split())] for line in done.stdout.splitlines())
+    assert len({*lengths}) == len(lengths)
+    assert max(lengths) == length
+    assert ruler == [min(length, 131_072)]
 
 
 def test_other_words_are_refused(environment: dict[str, str]) -> None:

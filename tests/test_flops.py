@@ -32,7 +32,7 @@ def test_areas_of_long_rows_do_not_overflow() -> None:
 def test_flops_are_those_that_torch_counts(tmp_path: Path) -> None:
     judge = write_llama(tmp_path)
     judge.config._attn_implementation = "eager"
-    model = model_config(read_config(tmp_path), str(tmp_path))
+    model = model_config(read_config(tmp_path))
     length = 32
     tokens = torch.arange(length)[None]
     with FlopCounterMode(display=False) as counter:

@@ -56,12 +56,18 @@ def settings(*words: str, **environment: str) -> dict[str, str]:
     names = re.findall(r"\b([A-Z][A-Z_]+)=", (SCRIPTS / "settings.sh").read_text())
     names = sorted({*names} - {"CPU"})
     prints = "; ".join(f'echo "{name}=${name}"' for name in names)
+    lines = outputs(f'source "$0" && {prints}', *words, **environment)
+    return dict(line.split("=", 1) for line in lines)
+
+
+def outputs(command: str, *words: str, **environment: str) -> list[str]:
+    """Lines of a command of bash, whose name is that of settings.sh."""
     done = subprocess.run(
-        ["bash", "-euc", f'source "$0" && {prints}', str(SCRIPTS / "settings.sh"), *words],
+        ["bash", "-euc", command, str(SCRIPTS / "settings.sh"), *words],
         env={"PATH": os.environ["PATH"], **environment},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    return dict(line.split("=", 1) for line in done.stdout.splitlines())
+    return done.stdout.splitlines()
 
 
 def test_the_files_of_settings_are_those_of_the_scripts() -> None:
@@ -187,6 +193,37 @@ def test_a_factor_is_twice_what_its_length_needs(target: str) -> None:
     lengths = [*map(int, found["LENGTHS"].split())]
     assert lengths == sorted({*lengths})
     assert lengths[-1] == int(found["SEQ_LENGTH"])
+
+
+@pytest.mark.parametrize(
+    "length", [1, 256, 2048, 4095, 4096, 4097, 8191, 8192, 10_000, 16_384, 65_536, 131_073]
+)
+def test_a_factor_gives_room_for_any_length(length: int) -> None:
+    """Rounded down, rows of less than 4,096 tokens had the factor 0, and no first part had room."""
+    found = settings(SEQ_LENGTH=f"{length}", MILLION_LENGTH=f"{length}")
+    factor = int(found["FACTOR"])
+    assert factor >= 2
+    assert factor * POSITIONS >= 2 * length
+    assert factor == 2 or (factor - 1) * POSITIONS < 2 * length
+    for rows in ("FIRST_LENGTH", "CHAT_LENGTH"):
+        assert int(found[rows]) <= factor * POSITIONS, rows
+    lengths = [*map(int, found["LENGTHS"].split())]
+    assert len({*lengths}) == len(lengths), "evaluate takes each once"
+    assert max(lengths) == length
+    million = 'source "$0" && factor "$MILLION_LENGTH"'
+    (needed,) = outputs(million, MILLION_LENGTH=f"{length}")
+    assert int(needed) == max(2, -(-length // POSITIONS))
+
+
+@pytest.mark.parametrize("name", ["SEQ_LENGTH", "MILLION_LENGTH"])
+@pytest.mark.parametrize("value", ["0", "-1", "128K", "1.5", "x", "08"])
+def test_a_length_that_is_none_is_told(name: str, value: str) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        settings(**{name: value})
+    assert refused.value.returncode == 2
+    assert f"{name} must be a whole number of tokens, such as 131072, not '{value}'" in (
+        refused.value.stderr
+    )
 
 
 def test_only_the_first_two_steps_fetch() -> None:

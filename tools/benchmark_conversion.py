@@ -33,6 +33,7 @@ def make_source(args: argparse.Namespace, folder: Path) -> None:
     from megatron_ultralong.checkpoint.formats.hugging_face_config import model_config
     from megatron_ultralong.checkpoint.formats.tensor_file import TensorInfo
     from megatron_ultralong.checkpoint.formats.weight_map import model_weights
+    from megatron_ultralong.program.json_file import JsonObject
 
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -48,7 +49,7 @@ def make_source(args: argparse.Namespace, folder: Path) -> None:
     }
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
-    weights = model_weights(model_config(config, "config.json"))
+    weights = model_weights(model_config(JsonObject(config, "config.json")))
     shapes = [pair for w in weights for pair in zip(w.names, w.shapes, strict=True)]
     tensors = [(name, TensorInfo(torch.bfloat16, shape)) for name, shape in shapes]
     writer = SafetensorsWriter(folder, tensors, 5 * 10**9)

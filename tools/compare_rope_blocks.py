@@ -45,7 +45,8 @@ UNEXPLAINED = "otherwise, without a reason"
 def read_here(config: dict[str, Any]) -> Read | None:
     """Scaling and base; None: it is refused."""
     try:
-        return rope_scaling(config, "c"), rotary_base(JsonObject(config, "c"))
+        its = JsonObject(config, "c")
+        return rope_scaling(its), rotary_base(its)
     except InputError:
         return None
 

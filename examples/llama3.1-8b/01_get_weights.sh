@@ -9,6 +9,7 @@
 set -euo pipefail
 # shellcheck source=examples/llama3.1-8b/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+needs 1
 
 hf download "$MODEL_ID" --local-dir "$WORK/hf" --exclude "original/*"
 ultralong convert inspect "$WORK/hf"

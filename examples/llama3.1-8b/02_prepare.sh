@@ -9,6 +9,7 @@
 set -euo pipefail
 # shellcheck source=examples/llama3.1-8b/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+needs 2
 
 set -f # prepare expands the patterns itself
 sources=()

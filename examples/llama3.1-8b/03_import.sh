@@ -8,5 +8,6 @@
 set -euo pipefail
 # shellcheck source=examples/llama3.1-8b/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+needs 3
 
 kept "$WORK/base" || ultralong convert import "$WORK/hf" "$WORK/base"

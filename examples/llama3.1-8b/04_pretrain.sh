@@ -10,6 +10,7 @@
 set -euo pipefail
 # shellcheck source=examples/llama3.1-8b/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+needs 4
 
 # shellcheck disable=SC2086 # several words
 torchrun --nproc-per-node "$RANKS" -m megatron_ultralong pretrain "$RECIPE" \

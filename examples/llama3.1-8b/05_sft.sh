@@ -8,6 +8,7 @@
 set -euo pipefail
 # shellcheck source=examples/llama3.1-8b/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+needs 5
 
 set -f # prepare expands the pattern itself
 kept "$WORK/chats-$TARGET" || ultralong prepare chat --source "$CHATS" --tokenizer "$WORK/hf" \

@@ -10,6 +10,7 @@
 set -euo pipefail
 # shellcheck source=examples/llama3.1-8b/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+needs 6
 
 results=$WORK/results-$TARGET
 # shellcheck disable=SC2086 # several words

@@ -8,6 +8,7 @@
 set -euo pipefail
 # shellcheck source=examples/llama3.1-8b/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+needs 7
 
 exported=$WORK/Llama-3.1-8B-UltraLong-$TARGET
 kept "$exported" || ultralong convert export "$WORK/tuned-$TARGET" "$exported"

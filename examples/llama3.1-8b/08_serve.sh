@@ -9,6 +9,7 @@
 set -euo pipefail
 # shellcheck source=examples/llama3.1-8b/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
+needs 8
 
 exported=$WORK/Llama-3.1-8B-UltraLong-$TARGET
 # of one row, on each of the GPUs that share its heads; a word of what it comes to on standard error

@@ -8,6 +8,7 @@
 # small stand-ins for the Hugging Face Hub and vLLM; the commands in the scripts are the same.
 
 TARGET=1m
+words=("$@")
 for word; do
     case "$word" in
         --mock) MOCK=1 ;;
@@ -28,6 +29,10 @@ case "$TARGET" in # longer rows cost more: fewer of them in evaluations
     2m) SEQ_LENGTH=${SEQ_LENGTH:-2097152} PROMPTS=${PROMPTS:-2} LOSS_ROWS=${LOSS_ROWS:-4} ;;
     4m) SEQ_LENGTH=${SEQ_LENGTH:-4194304} PROMPTS=${PROMPTS:-1} LOSS_ROWS=${LOSS_ROWS:-2} ;;
 esac
+[[ $SEQ_LENGTH =~ ^[1-9][0-9]*$ ]] || {
+    echo "$0: SEQ_LENGTH must be a whole number of tokens, such as 1048576, not '$SEQ_LENGTH'" >&2
+    exit 2
+}
 RECIPE=${RECIPE:-llama3.1-8b-$TARGET}
 # Words for `prepare --source`: NAME=PATTERN for each source of documents.
 SOURCES=${SOURCES:-web=$WORK/corpus/web/*.jsonl.zst books=$WORK/corpus/books/*.parquet}
@@ -41,9 +46,16 @@ CHAT_LENGTH=${CHAT_LENGTH:-8192} # tokens of a row of conversations
 SFT_RECIPE=${SFT_RECIPE:-llama3.1-8b-sft}
 SFT_FLAGS=${SFT_FLAGS:-}
 LAYOUT_FLAGS=${LAYOUT_FLAGS:---tensor-model-parallel-size 8 --sequence-parallel} # of evaluations
-LENGTHS=${LENGTHS:-131072 $((SEQ_LENGTH / 4)) $((SEQ_LENGTH / 2)) $SEQ_LENGTH}
+lengths() { # LENGTH...: those up to the target's, each once
+    local length found=()
+    for length; do
+        [ "$length" -gt "$SEQ_LENGTH" ] || [[ " ${found[*]} " == *" $length "* ]] || found+=("$length")
+    done
+    echo "${found[*]}"
+}
+LENGTHS=${LENGTHS:-$(lengths 131072 $((SEQ_LENGTH / 4)) $((SEQ_LENGTH / 2)) "$SEQ_LENGTH")}
 DEPTHS=${DEPTHS:-0 11 22 33 44 56 67 78 89 100} # PROMPTS are at every length and depth
-RULER_LENGTHS=${RULER_LENGTHS:-131072}
+RULER_LENGTHS=${RULER_LENGTHS:-$((SEQ_LENGTH < 131072 ? SEQ_LENGTH : 131072))}
 RULER_SAMPLES=${RULER_SAMPLES:-25} # of every task
 # The tasks that need no files; docs/evaluation.md has those of the others.
 RULER_FLAGS=${RULER_FLAGS:---prompt-template chat
@@ -64,4 +76,9 @@ SERVE_SECONDS=${SERVE_SECONDS:-0} # 0: until it is interrupted
 
 kept() { # FOLDER: whether a step has finished it before; nothing half-written has that name
     [ -e "$1" ] && echo "$1 is there: kept"
+}
+
+declare -F inside > /dev/null || inside() { "$@"; } # where the commands run: of a job of SLURM see its job.sh
+needs() { # STEP: what it takes is there, or one line for each that is not
+    STEPS=$1 inside bash "$here/check_needs.sh" "${words[@]}"
 }

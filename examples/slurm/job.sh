@@ -280,6 +280,16 @@ stage() { # SCRIPT WORD...: a numbered script of an example; its commands become
         shift 4
         run "$@"
     }
+    inside() { # COMMAND WORD...: looks, where the steps run, for what the script needs
+        local looked=0
+        LOGS=${LOGS:-$PWD} set_container
+        srun --nodes=1 --ntasks=1 "${container[@]}" "$@" || looked=$?
+        case "$looked" in
+            0) ;;
+            2) finish 2 "bad input: the messages stand above" ;;
+            *) say "what this needs could not be looked for ($looked)" ;;
+        esac
+    }
     local script=$1
     shift
     # shellcheck disable=SC1090

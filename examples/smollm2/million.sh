@@ -8,7 +8,7 @@ set -euo pipefail
 # shellcheck source=examples/smollm2/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
-factor=$((MILLION_LENGTH / POSITIONS > 1 ? MILLION_LENGTH / POSITIONS : 2))
+factor=$(factor "$MILLION_LENGTH")
 layout="--ranks $GPUS --context-parallel-size $GPUS"
 yarn="--rope-scaling yarn --rope-scaling-factor $factor --original-max-position-embeddings $POSITIONS"
 rows "$WORK/rows-1m" train "$MILLION_LENGTH" --valid-fraction 0 --seed 1

@@ -30,25 +30,43 @@ case "$TARGET" in
     128k) SEQ_LENGTH=${SEQ_LENGTH:-131072} ;;
     256k) SEQ_LENGTH=${SEQ_LENGTH:-262144} ;;
 esac
-FACTOR=${FACTOR:-$((2 * SEQ_LENGTH / POSITIONS))} # twice what the length needs: docs/results.md says why
+MILLION_LENGTH=${MILLION_LENGTH:-1048576} # of million.sh
+for setting in SEQ_LENGTH MILLION_LENGTH; do
+    [[ ${!setting} =~ ^[1-9][0-9]*$ ]] || {
+        echo "$0: $setting must be a whole number of tokens, such as 131072, not '${!setting}'" >&2
+        exit 2
+    }
+done
+factor() { # POSITIONS_WANTED: the least whole factor that gives them; below 2 nothing would be extended
+    local needed=$((($1 + POSITIONS - 1) / POSITIONS))
+    echo $((needed > 2 ? needed : 2))
+}
+FACTOR=${FACTOR:-$(factor $((2 * SEQ_LENGTH)))} # twice what the length needs: docs/results.md says why
 CORPUS_FLAGS=${CORPUS_FLAGS:-} # such as --indexes pypi, where there is no apt-get
 VALID_FRACTION=${VALID_FRACTION:-0.05} # of the documents; the held-out packages are others
 WORKERS=${WORKERS:-$(nproc)}
 GPUS=${GPUS:-1} # for training: 1, 2 or 4; the first part is spread by rows, the second by context parallelism
 VERIFY_LENGTH=${VERIFY_LENGTH:-512} # tokens of the text whose logits are compared
-FIRST_LENGTH=${FIRST_LENGTH:-32768} # rows of the first part of the training
+FIRST_LENGTH=${FIRST_LENGTH:-$((SEQ_LENGTH < 32768 ? SEQ_LENGTH : 32768))} # rows of the training's first part
 FIRST_ITERS=${FIRST_ITERS:-100}     # of 131,072 tokens each
 TRAIN_ITERS=${TRAIN_ITERS:-85}      # of one row of the target's length each
 LR=${LR:-5e-4}                      # docs/results.md says how it was chosen
 PRETRAIN_FLAGS=${PRETRAIN_FLAGS:-}
 FROM=${FROM:-base} # of million.sh, in WORK
-MILLION_LENGTH=${MILLION_LENGTH:-1048576} MILLION_ITERS=${MILLION_ITERS:-6} MILLION_LR=${MILLION_LR:-3e-4}
+MILLION_ITERS=${MILLION_ITERS:-6} MILLION_LR=${MILLION_LR:-3e-4}
 MILLION_FLAGS=${MILLION_FLAGS:-}
 CHAT_LENGTH=${CHAT_LENGTH:-16384} LONGEST_CHAT=${LONGEST_CHAT:-4096} # rows of conversations, and these
 QUESTIONS=${QUESTIONS:-4000}     # conversations about a sentence in a text
 LONGEST_PASSAGE=${LONGEST_PASSAGE:-10000} # characters of such a text; longer ones need longer chats and rows, too
 SFT_FLAGS=${SFT_FLAGS:---num-epochs 1}
-LENGTHS=${LENGTHS:-8192 $((SEQ_LENGTH / 4)) $SEQ_LENGTH}
+lengths() { # LENGTH...: those up to the target's, each once
+    local length found=()
+    for length; do
+        [ "$length" -gt "$SEQ_LENGTH" ] || [[ " ${found[*]} " == *" $length "* ]] || found+=("$length")
+    done
+    echo "${found[*]}"
+}
+LENGTHS=${LENGTHS:-$(lengths 8192 $((SEQ_LENGTH / 4)) "$SEQ_LENGTH")}
 DEPTHS=${DEPTHS:-0 11 22 33 44 56 67 78 89 100}
 PROMPTS=${PROMPTS:-4}               # at every length and depth
 BEFORE_PROMPTS=${BEFORE_PROMPTS:-1} # the same for the original model

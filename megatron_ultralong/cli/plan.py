@@ -224,7 +224,7 @@ def source_of(command: PlanConfig, recipe: str) -> Source:
         return Source(name, metadata.model, metadata.rope_scaling)
     if (folder / hugging_face.CONFIG_FILE).is_file():
         values = hugging_face.read_config(folder)
-        return Source(name, hugging_face.model_config(values, name), rope_scaling(values, name))
+        return Source(name, hugging_face.model_config(values), rope_scaling(values))
     if folder.is_dir():
         raise InputError(
             f"{name} has neither {FILE_NAME} nor {hugging_face.CONFIG_FILE}"

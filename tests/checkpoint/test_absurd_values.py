@@ -27,7 +27,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 HUGE = 10**9
 NAN, INFINITY = "NaN", "Infinity"
 CONFIGS: dict[str, tuple[str, object]] = {
-    f"{key} {value!r:.12}": (key, value)
+    f"{key} {value!r:.70}": (key, value)
     for key, values in {
         "num_hidden_layers": (HUGE, 10**12, 0, -1, 2.5, "2", True, None, [2], 10**400),
         "hidden_size": (HUGE, 0, -64, {}),
@@ -50,6 +50,11 @@ CONFIGS: dict[str, tuple[str, object]] = {
             {"rope_type": "linear", "factor": "8"},
             {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 10**20},
             {"rope_type": "yarn", "factor": 2.0, "attention_factor": NAN},
+            {"rope_type": "longrope", "factor": 2.0},
+            {"rope_type": "linear", "factor": 2.0, "short_factor": [1.0]},
+            {"rope_type": "linear", "type": "yarn", "factor": 2.0},
+            {"rope_type": "default", "partial_rotary_factor": 0.5},
+            {"rope_type": "yarn", "factor": 2.0, "mscale": 1.0},
         ),
     }.items()
     for value in values
@@ -76,12 +81,31 @@ def test_configurations(
         values.pop("rope_parameters")
         path.write_text(json.dumps(values))
     write_values(path, **{key: value})
+    hf = str(tmp_path / "hf")
     for words in (
-        ["convert", "import", str(tmp_path / "hf"), str(tmp_path / "out")],
-        ["evaluate", "loss", "--load", str(tmp_path / "hf"), "--data-path", str(inputs / "rows")],
+        ["convert", "import", hf, str(tmp_path / "out")],
+        ["convert", "verify", str(inputs / "base"), hf],
+        OPENS["evaluate loss"](inputs, hf),
+        OPENS["evaluate passkey"](inputs, hf),
     ):
-        check_refused(capsys, words, tmp_path / "hf")
+        check_refused(capsys, words, tmp_path / "hf", "config.json")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("rope")])
+def test_rotary_embeddings_that_nothing_but_the_configuration_states(
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """No weights are compared with them, so the message names the file of the value."""
+    key, value = CONFIGS[name]
+    values = json.loads((inputs / "hf" / "config.json").read_text())
+    values.pop("rope_parameters")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values))
+    write_values(path, **{key: value})
+    plan = ["plan", "llama3.1-8b-1m", "--gpus", "64", "--model", str(tmp_path)]
+    for words in (["convert", "inspect", str(path)], plan):
+        check_refused(capsys, words, path)
 
 
 PARAMS: dict[str, dict[str, object]] = {
@@ -109,7 +133,7 @@ def test_parameters_of_meta(
     shutil.copytree(inputs / "meta", folder)
     write_values(folder / "params.json", **PARAMS[name])
     words = ["convert", "import", str(folder), str(tmp_path / "out"), "--no-tokenizer"]
-    check_refused(capsys, words, folder)
+    check_refused(capsys, words, folder, "params.json")
 
 
 METADATA: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -147,4 +171,4 @@ def test_metadata_of_ours(
     path.write_text("{}")
     write_values(path, **values)
     unseal(checkpoint)
-    check_refused(capsys, OPENS[verb](inputs, str(checkpoint)), checkpoint)
+    check_refused(capsys, OPENS[verb](inputs, str(checkpoint)), checkpoint, "ultralong.json")

@@ -229,7 +229,7 @@ BROKEN_MEGATRON: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another format": (
         lambda f: (f / "release" / "metadata.json").write_text('{"sharded_backend": "zarr"}'),
-        "has format 'zarr', 'torch_dist' is read",
+        r"metadata\.json: sharded_backend is 'zarr', 'torch_dist' is read",
     ),
 }
 

@@ -65,7 +65,8 @@ READ: dict[str, Values] = {
 @pytest.mark.parametrize("values", READ.values(), ids=READ)
 def test_keys_mean_what_transformers_makes_of_them(values: Values) -> None:
     values = {"max_position_embeddings": 8192, "head_dim": HEAD_DIM, **values}
-    scaling, base = rope_scaling(values, "c"), rotary_base(JsonObject(values, "c"))
+    config = JsonObject(values, "c")
+    scaling, base = rope_scaling(config), rotary_base(config)
     judge = LlamaRotaryEmbedding(LlamaConfig.from_dict(_copied(values)))
     actual = yarn.inv_freq(scaling, HEAD_DIM, base)
     # transformers computes frequencies in float32: pow and two products round, 2^-24 each
@@ -73,7 +74,8 @@ def test_keys_mean_what_transformers_makes_of_them(values: Values) -> None:
     assert yarn.attention_factor(scaling) == pytest.approx(judge.attention_scaling, rel=1e-12)
     # an export states it in a form that means the same
     for write in (yarn.hf_rope_scaling, export_block):
-        again = rope_scaling({"rope_scaling": write(scaling), "max_position_embeddings": 1}, "c")
+        config = JsonObject({"rope_scaling": write(scaling), "max_position_embeddings": 1}, "c")
+        again = rope_scaling(config)
         assert again == scaling
 
 
@@ -161,4 +163,4 @@ REFUSED: dict[str, tuple[Values, str]] = {
 def test_keys_that_disagree_are_refused(values: Values, message: str) -> None:
     values = {"max_position_embeddings": 8192, "head_dim": HEAD_DIM, **values}
     with pytest.raises(InputError, match=message):
-        rope_scaling(values, "c")
+        rope_scaling(JsonObject(values, "c"))

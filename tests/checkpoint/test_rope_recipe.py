@@ -74,7 +74,9 @@ def test_readings_of_the_published_model(
         assert found["temperature"] == temperature
         assert found["recipes"] == [recipe]
         assert found["positions"] == "1,073,152, where factor x original is 1,048,576"
-        scaling = rope_scaling({**ULTRALONG, key: block, "max_position_embeddings": 8}, "c")
+        scaling = rope_scaling(
+            JsonObject({**ULTRALONG, key: block, "max_position_embeddings": 8}, "c")
+        )
         assert of_flags(found["flags"]) == scaling
 
 
@@ -134,7 +136,8 @@ def judged(config: dict[str, Any]) -> tuple[np.ndarray, float] | None:
 def read_here(config: dict[str, Any]) -> tuple[yarn.RopeScaling, float] | str:
     """Scaling and base, or why they are refused."""
     try:
-        return rope_scaling(config, "c"), rotary_base(JsonObject(config, "c"))
+        its = JsonObject(config, "c")
+        return rope_scaling(its), rotary_base(its)
     except InputError as error:
         return str(error)
 

@@ -34,7 +34,7 @@ def test_a_forward_at_four_million_tokens_is_that_of_the_recipe() -> None:
 def test_prefill_and_decoding_are_what_torch_counts(tmp_path: Path) -> None:
     judge = write_llama(tmp_path)
     judge.config._attn_implementation = "eager"
-    model = model_config(read_config(tmp_path), str(tmp_path))
+    model = model_config(read_config(tmp_path))
     prompt, generated = 24, 8
     estimate = estimate_cost(model, [(prompt, generated)] * 3, CostConfig(estimated_tflops=1.0))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -69,7 +69,7 @@ def test_absent_keys_are_what_transformers_takes(tmp_path: Path, family: Any) ->
     stated = {**sizes, "architectures": [family.architecture], **family.stated}
     (tmp_path / "config.json").write_text(json.dumps(stated))
     values = read_config(tmp_path)
-    model = model_config(values, "c")
+    model = model_config(values)
     upstream = CONFIG_MAPPING[family.name](**sizes, **family.stated)
     head_dim = getattr(upstream, "head_dim", None) or 4096 // 64
     assert model.kv_channels == head_dim

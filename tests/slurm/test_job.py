@@ -333,3 +333,27 @@ def test_the_last_of_two_equal_flags_counts(shell: Shell) -> None:
     """As for the program."""
     status, said = shell.run("value_of --save --save a --save=b; value_of --save --save=b --save a")
     assert (status, said.split()) == (0, ["b", "a"])
+
+
+STEP = f"stage {SCRIPTS.parent}/llama3.1-8b/05_sft.sh 1m"
+
+
+def test_a_stage_looks_first_for_what_it_needs_where_its_steps_run(shell: Shell) -> None:
+    """Its last command would miss it after hours. Nobody's look is no refusal."""
+    work = shell.folder / "work"
+    status, said = shell.run(STEP, "echo began >> began", WORK=f"{work}")
+    assert status == 2, said
+    for lack in (f"{work}/run-1m, of step 5, is not there", f"no file is {work}/chats/"):
+        assert said.count(lack) == 1, said
+    assert "bad input: the messages stand above" in said
+    assert not (shell.folder / "began").exists()
+    for name in ("run-1m", "chats-1m"):
+        (work / name).mkdir(parents=True)
+    write_program(shell.folder / "bin" / "torchrun", ["false"])
+    status, said = shell.run(STEP, "echo began >> began; exit 2", WORK=f"{work}")
+    assert "is not there" not in said
+    assert (shell.folder / "began").exists(), said
+    (shell.folder / "began").unlink()
+    lost = "srun() { return 9; }\n"
+    status, said = shell.run(lost + STEP, "", WORK=f"{work}")
+    assert "what this needs could not be looked for (9)" in said

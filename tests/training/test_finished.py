@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,9 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ultralong.checkpoint.disk.folder import iterations, write_latest
+from megatron_ultralong.checkpoint.disk.folder import iteration_folder, iterations, write_latest
+from megatron_ultralong.checkpoint.disk.stored_iteration import COMMON_FILE, confirms
+from megatron_ultralong.checkpoint.formats.torch_dist import check_iteration
+from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.exit_status import STATUS_VARIABLE
 from megatron_ultralong.training.saving.finished import NOTHING_DONE, STATUS_FILE
+from tests.checkpoint.verbs import OPENS, refusal
 from tests.command_line import status_and_output
 from tests.models import TEXT, prepare_rows
 from tests.patience import patience
@@ -116,3 +121,76 @@ def test_a_stale_status_and_a_damaged_checkpoint(
     (status, said), there = call("ultralong", *words), iterations(save)
     assert (status, there) == (0, [1, 2])
     assert "resumed at iteration 1 of 2" in said
+
+
+@pytest.fixture(scope="module")
+def run(inputs: Path, warm_environment: dict[str, str]) -> Path:
+    """Of two iterations, with a checkpoint of each."""
+    save = inputs / "two"
+    words = [*words_of("pretrain", inputs, save), "--save-interval", "1"]
+    status, said = status_and_output(["ultralong", *words], 200, env=warm_environment)
+    assert status == 0, said
+    return save
+
+
+def renamed(run: Path, copy: Path, number: int = 5) -> Path:
+    """A copy whose latest checkpoint, of iteration 2, is called another one."""
+    shutil.copytree(run, copy)
+    iteration_folder(copy, 2).rename(iteration_folder(copy, number))
+    write_latest(copy, number)
+    return copy
+
+
+def message_of(copy: Path, number: int = 5) -> str:
+    return (
+        f"{iteration_folder(copy, number)} is named after iteration {number}, and iteration 2 was "
+        f"saved in it: name it iter_0000002 again, and write 2 into {copy}/latest_"
+    )
+
+
+@pytest.mark.parametrize("verb", OPENS)
+def test_a_checkpoint_that_was_renamed_is_not_believed(
+    verb: str, inputs: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = renamed(run, tmp_path / "copy")
+    assert message_of(copy) in refusal(capsys, OPENS[verb](inputs, str(copy)))
+
+
+@pytest.mark.parametrize("total", [2, 5, 9])
+def test_a_run_whose_checkpoint_was_renamed_is_not_resumed(
+    total: int, inputs: Path, run: Path, tmp_path: Path, call: Callable[..., Ended]
+) -> None:
+    """With iterations left or without: it said that nothing was left to do, by the name."""
+    copy = renamed(run, tmp_path / "copy")
+    words = words_of("pretrain", inputs, copy, total)
+    for more in ([], ["--ranks", "2"], ["--dry-run"]):
+        status, said = call("ultralong", *words, *more)
+        assert status == 2, said
+        assert said.count(message_of(copy)) == 1, said
+        assert NOTHING_DONE not in said
+    iteration_folder(copy, 5).rename(iteration_folder(copy, 2))
+    write_latest(copy, 2)
+    status, said = call("ultralong", *words_of("pretrain", inputs, copy))
+    assert (status, said.splitlines()[-1]) == (0, NOTHING_DONE), said
+
+
+def test_the_look_without_torch_says_what_the_reading_says(run: Path, tmp_path: Path) -> None:
+    """What does not confirm the name is left to the ranks, whatever it is."""
+    for number in (1, 2):
+        assert [i for i in range(4) if confirms(iteration_folder(run, number), i)] == [number]
+    check_iteration(iteration_folder(run, 2))
+    for number in (1, 3, 20):
+        folder = iteration_folder(tmp_path, number)
+        shutil.copytree(iteration_folder(run, 2), folder)
+        with pytest.raises(InputError, match=rf"named after iteration {number}, and iteration 2 "):
+            check_iteration(folder)
+    shutil.copytree(iteration_folder(run, 2), tmp_path / "release")  # weights without a run
+    check_iteration(tmp_path / "release")
+    file = iteration_folder(tmp_path, 20) / COMMON_FILE
+    content = file.read_bytes()
+    for cut in range(0, len(content), max(1, len(content) // 200)):
+        for damaged in (content[:cut], content[cut:], content[:cut] + b"\xff" + content[cut + 1 :]):
+            file.write_bytes(damaged)
+            assert not confirms(file.parent, 20)
+    file.unlink()
+    assert not confirms(file.parent, 20)

@@ -97,9 +97,8 @@ def _check_model(path: Path, iteration: int | None = None) -> None:
         _metadata(path, iteration)
     elif kind == "huggingface":
         values = hugging_face_config.read_config(path)
-        where = str(path / hugging_face_config.CONFIG_FILE)
-        hugging_face_config.model_config(values, where)
-        rope_block.rope_scaling(values, where)
+        hugging_face_config.model_config(values)
+        rope_block.rope_scaling(values)
 
 
 def _metadata(path: Path, iteration: int | None) -> CheckpointMetadata:

@@ -76,7 +76,7 @@ def inspect_config(path: Path) -> dict[str, Any]:
     why = "" if family else f"{refusal(architectures)}; the rope block is described as a Llama's"
     if family:
         try:
-            hugging_face_config.with_defaults(values, family, path)
+            hugging_face_config.with_defaults(values, family)
         except InputError as error:
             why = str(error)
     return {

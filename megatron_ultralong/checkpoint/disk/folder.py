@@ -28,7 +28,7 @@ def iterations(folder: Path) -> list[int]:
 
 def iteration_folders(folder: Path) -> list[int]:
     """Iterations with a folder of their name, whatever is in it, in order; 0 is ``release``."""
-    numbers = {_number(path.name) for path in Path(folder).iterdir() if path.is_dir()}
+    numbers = {named_iteration(path.name) for path in Path(folder).iterdir() if path.is_dir()}
     return sorted(number for number in numbers if number is not None)
 
 
@@ -82,7 +82,7 @@ def write_latest(folder: Path, iteration: int | Literal["release"]) -> None:
 
 
 def _resolve_itself(folder: Path, iteration: int | None) -> tuple[Path, int]:
-    number = _number(folder.resolve().name)
+    number = named_iteration(folder.resolve().name)
     if number is None or (iteration is not None and iteration != number):
         raise InputError(
             f"{folder} is itself one torch_dist checkpoint (iteration "
@@ -110,7 +110,8 @@ def _latest(folder: Path) -> int:
     return int(text)
 
 
-def _number(name: str) -> int | None:
+def named_iteration(name: str) -> int | None:
+    """``iter_0000100 -> 100``, ``release -> 0``; None: it is no name of a checkpoint."""
     if name == RELEASE:
         return 0
     digits = name.removeprefix("iter_")

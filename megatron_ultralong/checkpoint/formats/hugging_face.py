@@ -48,10 +48,9 @@ class HuggingFaceFolder:
         self.folder = Path(folder)
         if not self.folder.is_dir():
             raise InputError(f"model folder {missing(self.folder)}")
-        where = str(self.folder / hugging_face_config.CONFIG_FILE)
         self.config = hugging_face_config.read_config(self.folder)
-        self.model = hugging_face_config.model_config(self.config, where)
-        self.rope_scaling = rope_scaling(self.config, where)
+        self.model = hugging_face_config.model_config(self.config)
+        self.rope_scaling = rope_scaling(self.config)
         self.files, located = weight_files.open_weights(self.folder, self.config)
         self._known = {
             name for weight in weight_map.model_weights(self.model) for name in weight.names

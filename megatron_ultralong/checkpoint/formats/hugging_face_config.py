@@ -91,29 +91,31 @@ def read_config(folder: Path) -> JsonObject:
         raise InputError(f"{folder} has no {CONFIG_FILE}: it is not a Hugging Face model folder")
     check_inside(path, folder)
     values = read_json(path)
-    return with_defaults(values, family_of(values, str(path)), path)
+    return with_defaults(values, family_of(values))
 
 
-def with_defaults(stated: JsonObject, family: Family, path: Path) -> JsonObject:
+def with_defaults(stated: JsonObject, family: Family) -> JsonObject:
     """A configuration with its family's own defaults filled in.
 
     Raises:
         InputError: a key makes it another model than those of the family.
     """
-    values = JsonObject({**family.defaults, **stated}, stated.where)
+    where = stated.where
+    values = JsonObject({**family.defaults, **stated}, where)
     for key, expected in {**_FIXED, **family.fixed, **family.stated}.items():
         value = values.get(key, expected)
         many = isinstance(expected, list) and isinstance(value, list)
         is_known = all(one in expected for one in value) if many else value in (expected, None)
         if not is_known and not _is_idle(key, value, stated):
             wanted = "null" if expected is None else repr(expected)
+            absent = "" if key in stated else _ABSENT
             raise InputError(
-                f"{path}: {key} {shown(value)}{'' if key in stated else _ABSENT} is not supported: "
+                f"{where}: {key} {shown(value)}{absent} is not supported: "
                 f"it must be {wanted}, as in the {family.title} models that are known here"
             )
     if values.get("model_type", family.name) not in (family.name, None):
         raise InputError(
-            f"{path}: model_type {shown(values['model_type'])} is not that of its architecture, "
+            f"{where}: model_type {shown(values['model_type'])} is not that of its architecture, "
             f"{family.architecture}, which is {family.name!r}: correct one"
         )
     return values
@@ -136,7 +138,7 @@ def _is_idle(key: str, value: Any, stated: JsonObject) -> bool:
     return value in _SAME.get(key, ())
 
 
-def family_of(values: JsonObject, where: str) -> Family:
+def family_of(values: JsonObject) -> Family:
     """The family that a ``config.json`` names.
 
     Raises:
@@ -146,7 +148,7 @@ def family_of(values: JsonObject, where: str) -> Family:
     for name in architectures:
         if name in ARCHITECTURES:
             return ARCHITECTURES[name]
-    raise InputError(f"{where}: {refusal(architectures)}")
+    raise InputError(f"{values.where}: {refusal(architectures)}")
 
 
 def architectures_of(values: JsonObject) -> list[str]:
@@ -159,14 +161,13 @@ def architectures_of(values: JsonObject) -> list[str]:
     return named or [*its]
 
 
-def model_config(values: Mapping[str, Any], where: str) -> ModelConfig:
+def model_config(config: JsonObject) -> ModelConfig:
     """The model's shape; absent keys have the defaults of transformers.
 
     Raises:
         InputError: a key is missing, or the sizes do not fit each other.
     """
-    config = JsonObject(values, where)
-    family = family_of(config, where)
+    family = family_of(config)
     hidden = config.integer("hidden_size", minimum=1)
     heads = config.integer("num_attention_heads", minimum=1)
     model = ModelConfig(
@@ -185,7 +186,7 @@ def model_config(values: Mapping[str, Any], where: str) -> ModelConfig:
         untie_embeddings_and_output_weights=not config.boolean("tie_word_embeddings", False),
         model_type=family.name,
     )
-    model.check(where)
+    model.check(config.where)
     return model
 
 
@@ -253,8 +254,8 @@ def stated_rope(config: JsonObject, head_dim: int, family: str) -> Rope:
     Raises:
         InputError: it is none that is known here, or its numbers are those of no model.
     """
-    scaling = rope_block.rope_scaling(config, config.where)
-    block = rope_block.stated_block(config, config.where)
+    scaling = rope_block.rope_scaling(config)
+    block = rope_block.stated_block(config)
     positions, base = rope_block.max_positions(config), rope_block.rotary_base(config)
     in_parameters = rope_block.is_in_parameters(config)
     try:

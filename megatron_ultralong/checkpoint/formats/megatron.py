@@ -10,7 +10,11 @@ import torch.distributed as dist
 
 from megatron_ultralong.checkpoint.disk import checksums, metadata
 from megatron_ultralong.checkpoint.disk.folder import resolve
-from megatron_ultralong.checkpoint.formats.torch_dist import TorchDistReader, check_objects
+from megatron_ultralong.checkpoint.formats.torch_dist import (
+    TorchDistReader,
+    check_iteration,
+    check_objects,
+)
 from megatron_ultralong.checkpoint.formats.weight_map import Shape, Weight, model_weights
 from megatron_ultralong.program import rank_values, ranks
 from megatron_ultralong.program.ending import tell
@@ -120,6 +124,7 @@ class MegatronCheckpoint:
             self.tensors = TorchDistReader(self.path)
             if ranks.is_main_rank():  # the others read no object that is not vetted as it is read
                 check_objects(self.path, self.tensors.metadata)
+                check_iteration(self.path)
         except InputError as error:
             if damage is None or _fault(damage) == _fault(error):
                 raise

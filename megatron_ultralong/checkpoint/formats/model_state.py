@@ -19,8 +19,9 @@ from torch.distributed.checkpoint import api, default_planner, filesystem
 from torch.distributed.checkpoint.metadata import Metadata
 
 from megatron_ultralong.checkpoint.disk.large_files import Window
+from megatron_ultralong.checkpoint.disk.stored_iteration import COMMON_FILE
 from megatron_ultralong.checkpoint.formats import megatron, pickles, torch_dist_metadata
-from megatron_ultralong.checkpoint.formats.torch_dist import COMMON_FILE, check_object, common_state
+from megatron_ultralong.checkpoint.formats.torch_dist import check_object, common_state
 from megatron_ultralong.config.parallel import ParallelConfig
 from megatron_ultralong.config.rope import AnglePrecision
 from megatron_ultralong.mcore.model import build_model, transformer_config

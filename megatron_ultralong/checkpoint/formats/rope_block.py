@@ -44,21 +44,20 @@ def max_positions(config: JsonObject, *, extended: bool = False) -> int:
     """
     key = "max_position_embeddings"
     positions = int(config.integer(key, _DEFAULT_POSITIONS, minimum=1, maximum=MOST_POSITIONS))
-    scaling = rope_scaling(config, config.where) if extended else None
+    scaling = rope_scaling(config) if extended else None
     if isinstance(scaling, yarn.YarnConfig) and scaling.ramp == "dimensions":
         original = scaling.original_max_position_embeddings
         return max(positions, math.floor(scaling.scaling_factor * original))
     return positions
 
 
-def rope_scaling(values: Mapping[str, Any], where: str) -> yarn.RopeScaling:
+def rope_scaling(config: JsonObject) -> yarn.RopeScaling:
     """The rotary scaling that a ``config.json`` asks for.
 
     Raises:
         InputError: a rope type or key that is not known here, or keys that disagree.
     """
-    config = JsonObject(values, where)
-    block = _block(config)
+    block, where = _block(config), config.where
     del block["rope_theta"]
     _check_whole_heads(block, where)
     # tells whether such a model was trained with its scaling; no frequency depends on it
@@ -83,9 +82,8 @@ def is_in_parameters(config: Mapping[str, Any]) -> bool:
     return bool(its) and not in_words_of_4
 
 
-def stated_block(values: Mapping[str, Any], where: str) -> dict[str, Any] | None:
+def stated_block(config: JsonObject) -> dict[str, Any] | None:
     """The block of a ``config.json`` in the words of transformers 5, what it left out filled in."""
-    config = JsonObject(values, where)
     block = _block(config)
     del block["rope_theta"]
     if block["rope_type"] in ("llama3", "yarn"):

@@ -19,14 +19,20 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from megatron_ultralong.checkpoint.disk.folder import check_inside
+from megatron_ultralong.checkpoint.disk.folder import (
+    LATEST_FILE,
+    RELEASE,
+    check_inside,
+    iteration_folder,
+    named_iteration,
+)
 from megatron_ultralong.checkpoint.disk.large_files import Window, announce
+from megatron_ultralong.checkpoint.disk.stored_iteration import COMMON_FILE
+from megatron_ultralong.checkpoint.disk.stored_iteration import MAX_BYTES as MAX_COMMON_BYTES
 from megatron_ultralong.checkpoint.formats import pickles, torch_dist_metadata
 from megatron_ultralong.program.errors import InputError, named
 
-COMMON_FILE = "common.pt"
 _COMMON_OBJECT = "common_state/shard_0_1"
-_MAX_COMMON_BYTES = 16 * 2**20
 _EXTRA_STATE = "_extra_state"
 
 
@@ -37,7 +43,7 @@ def check_objects(folder: Path, metadata: dcp.Metadata) -> None:
         InputError: a file or record of it is damaged, or would run code.
     """
     if (folder / COMMON_FILE).is_file():  # Megatron-Core 0.19 keeps it with the other objects
-        _check_common(folder / COMMON_FILE)
+        _read_common(folder / COMMON_FILE)
     places: dict[tuple[str, int, int], str] = {}
     for key, entry in metadata.state_dict_metadata.items():
         if isinstance(entry, dcp.BytesStorageMetadata):
@@ -105,16 +111,41 @@ def _refused(what: str, error: pickles.UnsafeError) -> InputError:
     )
 
 
-def _check_common(path: Path) -> None:
+def check_iteration(folder: Path) -> None:
+    """Compare the name of an ``iter_XXXXXXX`` folder with the iteration that was saved in it.
+
+    A ``release`` is weights without a run, whatever run they are from.
+
+    Raises:
+        InputError: it holds another one, is damaged, or would run code.
+    """
+    name = folder.resolve().name
+    named_one = named_iteration(name)
+    if not named_one:
+        return
+    path = folder / COMMON_FILE
+    common = _read_common(path) if path.is_file() else common_state(folder) or {}
+    stored = common.get("iteration")
+    if type(stored) is int and stored != named_one:
+        right = iteration_folder(folder.parent, stored)
+        raise InputError(
+            f"{folder} is named after iteration {named_one}, and iteration {stored} was saved in "
+            f"it: name it {right.name} again, and write {stored or RELEASE} into "
+            f"{folder.parent / LATEST_FILE}, or copy the checkpoint of iteration {named_one} there"
+        )
+
+
+def _read_common(path: Path) -> dict[str, Any]:
     check_inside(path, path.parent)
-    if path.stat().st_size > _MAX_COMMON_BYTES:
-        raise InputError(f"{path} has more than {_MAX_COMMON_BYTES:,} bytes")
+    if path.stat().st_size > MAX_COMMON_BYTES:
+        raise InputError(f"{path} has more than {MAX_COMMON_BYTES:,} bytes")
     try:
         value = pickles.read_saved(path)
     except pickles.UnsafeError as error:
         raise _refused(f"{path} is not a file of plain values", error) from error
     if not isinstance(value, dict):
         raise InputError(f"{path} must hold a dict, not {named(type(value).__name__)}")
+    return value
 
 
 class ChunkIndex:

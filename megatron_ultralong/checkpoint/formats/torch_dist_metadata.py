@@ -70,7 +70,7 @@ def _check_format(folder: Path) -> None:
     backend = values.string("sharded_backend")
     if backend != "torch_dist":
         raise InputError(
-            f"{folder} has format {backend!r}, 'torch_dist' is read: save it with "
+            f"{path}: sharded_backend is {backend!r}, 'torch_dist' is read: save it with "
             "`--ckpt-format torch_dist`"
         )
     if values.string("common_backend", "torch") != "torch":

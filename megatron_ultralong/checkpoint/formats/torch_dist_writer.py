@@ -24,7 +24,8 @@ from torch.distributed.checkpoint import metadata as dcp
 from megatron_ultralong.checkpoint.disk import large_files
 from megatron_ultralong.checkpoint.disk.checksums import checksum, write_checksums
 from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE
-from megatron_ultralong.checkpoint.formats import torch_dist, torch_dist_metadata, weight_map
+from megatron_ultralong.checkpoint.disk.stored_iteration import COMMON_FILE
+from megatron_ultralong.checkpoint.formats import torch_dist_metadata, weight_map
 from megatron_ultralong.checkpoint.formats.tensor_file import read_ahead
 from megatron_ultralong.model.shape import ModelConfig
 from megatron_ultralong.program.errors import InputError
@@ -116,9 +117,9 @@ def write_torch_dist(
         # how the layers are keyed: stacked, not one by one
         "content_metadata": {"singleton_local_shards": False},
     }
-    large_files.save_values(common, folder / torch_dist.COMMON_FILE)
+    large_files.save_values(common, folder / COMMON_FILE)
     (folder / FORMAT_FILE).write_text(json.dumps(_FORMAT), encoding="utf-8")
-    small = (torch_dist_metadata.METADATA_FILE, torch_dist.COMMON_FILE, FORMAT_FILE)
+    small = (torch_dist_metadata.METADATA_FILE, COMMON_FILE, FORMAT_FILE)
     checksums = {name: checksum(folder / name) for name in small}
     write_checksums(folder, {**checksums, _DATA_FILE: hashing.checksum()})
 

@@ -141,7 +141,7 @@ def shape_and_weights(folder: Path) -> tuple[ModelConfig, int, Path]:
         InputError: the folder is of no known kind.
     """
     if is_hugging_face(folder):
-        model = model_config(read_config(folder), str(folder))
+        model = model_config(read_config(folder))
         return model, model.max_position_embeddings, folder
     metadata = load_metadata(folder)
     return metadata.model, metadata.trained_positions, resolve_readable(folder)[0]
@@ -151,7 +151,7 @@ def _rotary(folder: Path, model: ModelConfig) -> str:
     """How a model turns positions, which no file of weights says."""
     if not is_hugging_face(folder):
         return load_metadata(folder).rotary
-    scaling = rope_block.rope_scaling(read_config(folder), str(folder))
+    scaling = rope_block.rope_scaling(read_config(folder))
     return CheckpointMetadata(model, scaling, folder.name).rotary
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from megatron_ultralong.checkpoint.disk import checksums
+from megatron_ultralong.checkpoint.disk import checksums, stored_iteration
 from megatron_ultralong.checkpoint.disk import folder as folders
 from megatron_ultralong.program import aside, ranks
 from megatron_ultralong.program.progress import progress
@@ -50,6 +50,8 @@ def ends_here(run: RunInputs) -> bool:
     if not text or not done:
         return False
     folder = folders.iteration_folder(root, done)
+    if not stored_iteration.confirms(folder, done):  # the ranks say what it is
+        return False
     try:
         listed = checksums.read_checksums(folder)
     except checksums.DamagedError:

@@ -1,6 +1,7 @@
 """The folder of a run: its configuration, its metadata, and the checkpoint it continues from."""
 
 import contextlib
+import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from megatron_ultralong.checkpoint.convert.small_files import copy_once
 from megatron_ultralong.checkpoint.disk import folder as folders
 from megatron_ultralong.checkpoint.disk import metadata
+from megatron_ultralong.checkpoint.formats import torch_dist
 from megatron_ultralong.config.training import TrainingConfig
 from megatron_ultralong.data.tokenize.trained_template import TrainedTemplate
 from megatron_ultralong.model.shape import num_parameters
@@ -234,7 +236,8 @@ def newest_good(root: Path, rank: int, world_size: int) -> Resumed:
     rank calls it and reads its share of the files.
 
     Raises:
-        InputError: there are checkpoints, and all of them are damaged.
+        InputError: there are checkpoints, and all of them are damaged, or the newest has the name
+            of another iteration.
         FailingDiskError: the disk does not give the bytes of one. It is not passed over: later
             checkpoints would replace what may be whole.
     """
@@ -254,6 +257,8 @@ def newest_good(root: Path, rank: int, world_size: int) -> Resumed:
                 f"good, remove {folder}: the run then resumes from the checkpoint before it"
             )
         if not found:
+            check = functools.partial(torch_dist.check_iteration, folder)
+            rank_values.from_main_rank(check, is_main=rank == 0)
             return Resumed(folder, frozenset(damaged))
         error, _ = found[0]
         damaged[iteration] = error
