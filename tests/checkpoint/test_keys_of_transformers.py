@@ -76,6 +76,7 @@ def test_every_key_is_decided(family: str) -> None:
         ("is_causal", False),
         ("use_bidirectional_attention", True),
         ("kv_sharing_modes", ["first", "last"]),
+        ("num_kv_shared_layers", 2),
         ("text_config", {"hidden_size": 8}),
         ("layer_types", ["full_attention", "sliding_attention"]),
     ],

@@ -25,6 +25,7 @@ _TOKENIZERS = {
     "4.56.2": "0.22.2",
     "4.57.6": "0.22.2",
     "5.0.0": "0.22.2",
+    "5.20.2": "0.23.3",
     "5.23.0": "0.23.3",
 }
 assert tuple(_TOKENIZERS) == TRIED, "try what reports say is tried"
@@ -37,7 +38,7 @@ def packages(release: str) -> list[str]:
     """What pip is asked for: all else a release needs is as in this environment."""
     major = int(release.split(".")[0])
     hub = ["huggingface_hub==1.3.2"] if major > 4 else ["huggingface_hub==0.36.0", *_REQUESTS]
-    if release == TRIED[-1]:
+    if release in TRIED[-2:]:
         hub = ["huggingface_hub==2.4.0"]
     return [f"transformers=={release}", f"tokenizers=={_TOKENIZERS[release]}", *hub]
 

@@ -256,7 +256,7 @@ def _tensors(model: weight_map.WeightSource) -> list[dict[str, Any]]:
 
 TRIED = (
     *("4.43.4", "4.44.2", "4.45.2", "4.48.3", "4.50.3", "4.51.3", "4.52.4", "4.55.4", "4.56.2"),
-    *("4.57.6", "5.0.0", "5.23.0"),
+    *("4.57.6", "5.0.0", "5.20.2", "5.23.0"),  # 5.20.2: the last one for Python 3.10
 )
 """Releases of transformers that exports were loaded with: tests/checkpoint/test_releases.py."""
 

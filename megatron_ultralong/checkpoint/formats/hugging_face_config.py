@@ -45,12 +45,13 @@ _FIXED = {
     "is_causal": True,
     "use_bidirectional_attention": False,
     "kv_sharing_modes": None,
+    "num_kv_shared_layers": None,
     "layer_types": ["full_attention"],
 }
 """Keys that may be absent in every family; any other value is another model. Of every key that
 transformers reads in a model tests/checkpoint/test_keys_of_transformers.py wants a decision."""
 _EMPTY_IS_NONE = (
-    *("quantization_config", "per_layer_config", "kv_sharing_modes"),
+    *("quantization_config", "per_layer_config", "kv_sharing_modes", "num_kv_shared_layers"),
     "dual_chunk_attention_config",
 )
 """Keys whose empty value, or one that names nothing, is as none."""
