@@ -15,7 +15,6 @@ from megatron_ultralong.evaluation.local.options import FitConfig
 from megatron_ultralong.evaluation.models import facts
 from megatron_ultralong.evaluation.models.interface import check_trained
 from megatron_ultralong.evaluation.options import WITHOUT_TEMPLATE, HarnessConfig
-from megatron_ultralong.evaluation.results.file import is_finished
 from megatron_ultralong.generation.early_checks import check_template
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError, missing
@@ -61,9 +60,9 @@ def check_command(command: Any, num_ranks: int) -> None:
                 check_template(tokenizer.folder, WITHOUT_TEMPLATE)
         elif manifest:  # ids alone are compared, and a model needs no tokenizer
             _check_ids(config.data_path, manifest.tokenizer_sha256, load, folder)
-    for its_output in outputs(name, config, [its_name for its_name, _ in named]):
-        if not is_finished(its_output):  # else it is compared
-            check_output(its_output)
+    output = getattr(config, "output", "")
+    if len(models.load) == 1 and output:  # of several some may be finished
+        check_output(output)
     if manifest and config.split not in manifest.splits:
         raise InputError(
             f"{config.data_path} has no split {config.split!r}, only {', '.join(manifest.splits)}: "
@@ -79,15 +78,6 @@ def check_command(command: Any, num_ranks: int) -> None:
     if isinstance(config, HarnessConfig):
         check_optional_package("lm_eval", "evaluate harness")
         _check_cache()
-
-
-def outputs(name: str, config: Any, models: Sequence[str]) -> list[str]:
-    """Folders of results: several ``models`` have one each in ``output``, and one of `loss`."""
-    if not config.output:
-        return []
-    if name == "loss" or len(models) == 1:
-        return [config.output]
-    return [str(Path(config.output) / model) for model in models]
 
 
 def _check_files(config: Any) -> None:

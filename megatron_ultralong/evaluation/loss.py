@@ -49,7 +49,7 @@ def evaluate_loss(
             from megatron_ultralong.evaluation.results.pictures import draw
 
             with output.output_folder(config.output, "evaluate loss") as folder:
-                file.write_results(folder.path / file.LOSS_FILE, results)
+                file.write_results(folder.path / "loss.json", results)
             draw(results, Path(config.output) / "loss.png")
     return results
 

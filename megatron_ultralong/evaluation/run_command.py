@@ -3,14 +3,12 @@
 import dataclasses
 import functools
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from megatron_ultralong.data.rows.manifest import FILE_NAME as MANIFEST_FILE
 from megatron_ultralong.data.rows.manifest import load_manifest
 from megatron_ultralong.evaluation import chat, commands, loss
-from megatron_ultralong.evaluation.early_checks import outputs
 from megatron_ultralong.evaluation.harness.command import evaluate_harness
 from megatron_ultralong.evaluation.local import (
     graphwalks,
@@ -22,25 +20,22 @@ from megatron_ultralong.evaluation.local import (
 )
 from megatron_ultralong.evaluation.models import language_models
 from megatron_ultralong.evaluation.models.facts import ModelFacts, model_facts, tokenizer_folder
-from megatron_ultralong.evaluation.options import CostConfig, LossConfig, ModelsConfig
-from megatron_ultralong.evaluation.results import finished
-from megatron_ultralong.evaluation.results.file import file_sha256, is_finished
-from megatron_ultralong.evaluation.results.result import Result
+from megatron_ultralong.evaluation.report.report import load_results
+from megatron_ultralong.evaluation.results.result import plain_values
 from megatron_ultralong.evaluation.retrieval.grid import evaluate_grid, needle_grid, passkey_grid
 from megatron_ultralong.evaluation.ruler.evaluation import evaluate_ruler
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.program import rank_values
 from megatron_ultralong.program.ending import tell
-from megatron_ultralong.program.ranks import is_main_rank
+from megatron_ultralong.program.output import check_output
 
 
 def _retrieval(
     make_grid: Callable[..., Any], config: Any, subject: language_models.Subject[Any]
-) -> Result:
+) -> None:
     """A grid of prompts put to one model, which scores them or writes the answers."""
     tokenizer = subject.tokenizer
     grid = make_grid(config, lambda text: tokenizer.encode(text).tolist(), tokenizer.sha256)
-    return evaluate_grid(grid, subject)
+    evaluate_grid(grid, subject)
 
 
 _EVALUATE: dict[str, Callable[[Any, language_models.Subject[Any]], Any]] = {
@@ -71,70 +66,46 @@ def run(command: Any) -> None:
     (name, config), models = commands.benchmark_of(command), command.models
     facts = [model_facts(load, models.precision) for load in models.load]
     if name == "loss":
-        _run_loss(config, models, facts)
+        separator_ids = load_manifest(config.data_path).separator_ids
+        with language_models.open_scorers(models) as scorers:
+            loss.evaluate_loss(config, list(scorers), separator_ids, [one.record for one in facts])
         return
-    configs = [config] * len(facts)
-    if config.output:
-        folders = outputs(name, config, [one.name for one in facts])
-        configs = [dataclasses.replace(config, output=folder) for folder in folders]
+    configs = [_config_of(config, one.name, len(facts)) for one in facts]
     tokenizers = [PromptTokenizer(tokenizer_folder(load)) for load in models.load]
+    every = zip(models.load, configs, facts, tokenizers, strict=True)
+    todo = [one for one in every if len(facts) == 1 or not _is_done(name, one[1], one[2])]
+    if not todo:
+        return
+    wanted = dataclasses.replace(models, load=tuple(load for load, *_ in todo))
     by_scores = name == "chat" or getattr(config, "by", "") == "argmax"
-    writer = language_models.MegatronLanguageModel
-    of_megatron = language_models.MegatronScorer if by_scores else writer
-    with language_models.model_loaders(of_megatron, models) as loaders:
-        every = list(zip(loaders, configs, facts, tokenizers, strict=True))
-        # All that are there are compared before any model is asked for hours.
-        todo = [one for one in every if not _is_done(name, *one[1:], command.cost)]
-        for load, its_config, its_facts, tokenizer in todo:
-            subject = language_models.Subject(load(), its_facts, tokenizer, command.cost)
+    opened = language_models.open_scorers if by_scores else language_models.open_language_models
+    with opened(wanted) as in_turn:
+        for _, its_config, its_facts, tokenizer in todo:
+            subject = language_models.Subject(next(in_turn), its_facts, tokenizer, command.cost)
             _EVALUATE[name](its_config, subject)
             del subject  # the next one needs the memory
             gc.collect()
 
 
-def _run_loss(config: LossConfig, models: ModelsConfig, facts: Sequence[ModelFacts]) -> None:
-    """One table of all models; nothing where it is there."""
-    manifest = Path(config.data_path) / MANIFEST_FILE
-
-    def is_done() -> bool:
-        if not (config.output and is_finished(config.output)):
-            return False
-        material = {manifest.name: file_sha256(manifest)}
-        identities = [one.identity for one in facts]
-        finished.check_loss(Path(config.output), config, identities, material)
-        _tell_done(", ".join(one.name for one in facts), config.output)
-        return True
-
-    separator_ids = load_manifest(config.data_path).separator_ids
-    with language_models.open_scorers(models) as scorers:
-        if not rank_values.from_main_rank(is_done, is_main=is_main_rank()):
-            loss.evaluate_loss(config, list(scorers), separator_ids, [one.record for one in facts])
+def _config_of(config: Any, name: str, num_models: int) -> Any:
+    """The configuration of one model: several have a folder each in ``output``."""
+    if num_models == 1 or not config.output:
+        return config
+    return dataclasses.replace(config, output=str(Path(config.output) / name))
 
 
-def _is_done(
-    name: str, config: Any, facts: ModelFacts, tokenizer: PromptTokenizer, cost: CostConfig
-) -> bool:
-    """Whether a model's folder has its result, by a command that asked the same.
-
-    Every rank calls it; the main one compares. The benchmark runs on the answers that are there.
-
-    Raises:
-        InputError: on every rank, where another command wrote it.
+def _is_done(name: str, config: Any, facts: ModelFacts) -> bool:
+    """Whether the folder of one of several models has its result, by the same command; an
+    InputError where it holds something else.
     """
-
-    def compare() -> bool:
-        if not (config.output and is_finished(config.output)):
-            return False
-        evaluation = finished.FinishedEvaluation(config.output, name, config)
-        known = (facts.name, facts.max_positions, facts.model.vocab_size)
-        model: Any = language_models.UnloadedModel(*known)
-        subject = language_models.Subject(model, facts, tokenizer, cost, evaluation)
-        evaluation.check_result(_EVALUATE[name](config, subject))
-        _tell_done(facts.name, config.output)
-        return True
-
-    return rank_values.from_main_rank(compare, is_main=is_main_rank())
-
-
-def _tell_done(names: str, output: str) -> None:
-    tell(f"{names}: already evaluated, see {output}")
+    if not config.output:
+        return False
+    file = Path(config.output) / f"{name}.json"
+    if file.is_file():
+        for found in load_results(file):
+            is_its = found.model is not None and found.model.is_of(facts.record)
+            if found.config == plain_values(config) and is_its:
+                tell(f"{facts.name}: already evaluated, see {config.output}")
+                return True
+    check_output(config.output)
+    return False

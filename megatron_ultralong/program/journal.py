@@ -18,13 +18,7 @@ import numpy as np
 from megatron_ultralong.program import aside, json_file, rank_values
 from megatron_ultralong.program.ending import PROGRAM, tell
 from megatron_ultralong.program.errors import InputError, counted
-from megatron_ultralong.program.output import (
-    EVALUATION_FILE,
-    RECORDS_FILE,
-    SAMPLES_FILE,
-    OutputFolder,
-    output_folder,
-)
+from megatron_ultralong.program.output import RECORDS_FILE, OutputFolder, output_folder
 
 SYNC_BYTES = 512 * 2**20
 """Bytes of parts between two waits for the disk: what a kill costs at most, and one part."""
@@ -63,29 +57,12 @@ class Journal:
         self._parts = parts
         self._pending: dict[str, dict[str, Any]] = {}
         self._pending_bytes = 0
-        self.entries = self._take_up(output.path / RECORDS_FILE) if output else {}
+        self.entries = self._read(output.path / RECORDS_FILE) if output else {}
         """What is noted of each part, by its key."""
         self.num_resumed = len(self.entries)
         """Parts that an earlier process finished."""
         if output:
             output.go_on(self.num_resumed, parts)
-
-    @classmethod
-    def of_finished(cls, folder: Path) -> "Journal":
-        """What stands in the folder of an evaluation that is finished; nothing is written there.
-
-        Raises:
-            InputError: a line is damaged.
-        """
-        found, path = cls(), folder / SAMPLES_FILE
-        data = path.read_bytes() if path.is_file() else b""
-        found.entries, damaged = _read(data)
-        if damaged:
-            raise InputError(
-                f"{counted(damaged, 'line')} of {path} cannot be read: restore the file, or name "
-                "another --output"
-            )
-        return found
 
     @property
     def num_bytes(self) -> int:
@@ -136,35 +113,28 @@ class Journal:
         self._pending.clear()
         self._pending_bytes = 0
 
-    def _take_up(self, path: Path) -> dict[str, dict[str, Any]]:
+    def _read(self, path: Path) -> dict[str, dict[str, Any]]:
         """The lines of a file; what a kill tore at the end is cut off."""
         path.touch()
         with path.open("r+b") as file:
             data = file.read()
             complete = data[: data.rfind(b"\n") + 1]
             file.truncate(len(complete))
-        entries, damaged = _read(complete)
+        entries: dict[str, dict[str, Any]] = {}
+        lines, damaged = complete.splitlines(), 0
+        for line in lines:
+            try:
+                values = json_file.parse_json(line, "a line")
+                entries[values.pop("key")] = values
+            except (InputError, KeyError, AttributeError, TypeError):
+                damaged += 1
         if damaged:
-            lines = counted(len(complete.splitlines()), "line")
             tell(
-                f"{PROGRAM}: {damaged} of {lines} of {path} are damaged; "
+                f"{PROGRAM}: {damaged} of {counted(len(lines), 'line')} of {path} are damaged; "
                 "their "
                 f"{self._parts} are done again"
             )
         return entries
-
-
-def _read(data: bytes) -> tuple[dict[str, dict[str, Any]], int]:
-    """Entries by their keys, and how many lines are none."""
-    entries: dict[str, dict[str, Any]] = {}
-    damaged = 0
-    for line in data.splitlines():
-        try:
-            values = json_file.parse_json(line, "a line")
-            entries[values.pop("key")] = values
-        except (InputError, KeyError, AttributeError, TypeError):
-            damaged += 1
-    return entries, damaged
 
 
 @contextlib.contextmanager
@@ -205,5 +175,5 @@ def open_journal(
         journal.entries, journal.num_resumed = entries, len(entries)
         yield journal
         if journal.folder is not None:
-            aside.write_aside(journal.folder / EVALUATION_FILE, json.dumps(work, indent=2) + "\n")
-            shutil.copyfile(journal.folder / RECORDS_FILE, journal.folder / SAMPLES_FILE)
+            aside.write_aside(journal.folder / "evaluation.json", json.dumps(work, indent=2) + "\n")
+            shutil.copyfile(journal.folder / RECORDS_FILE, journal.folder / "samples.jsonl")

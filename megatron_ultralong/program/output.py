@@ -28,8 +28,6 @@ from megatron_ultralong.program.quantity import different, quantity
 WORK_FILE = "work.json"
 RECORDS_FILE = "finished.jsonl"
 """Records of finished parts, see :mod:`megatron_ultralong.program.journal`."""
-EVALUATION_FILE, SAMPLES_FILE = "evaluation.json", "samples.jsonl"
-"""Of a finished evaluation: what decides all of its samples, and the samples by their keys."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _OF_A_DISK = (*_FULL, errno.EIO, errno.ESTALE)
 """What a write or ``fsync`` says without a name of a file."""

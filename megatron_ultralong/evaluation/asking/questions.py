@@ -11,7 +11,7 @@ from megatron_ultralong.evaluation.models import interface, language_models
 from megatron_ultralong.evaluation.results import file, result, tables
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program import ending, terminal
-from megatron_ultralong.program.journal import Journal, sample_key
+from megatron_ultralong.program.journal import Journal, open_journal, sample_key
 
 Entries = Sequence[Mapping[str, Any]]
 """What the journal has of a benchmark's samples, in their order."""
@@ -44,9 +44,8 @@ def run_benchmark(
         InputError: an output folder in use, or a cost above the limit.
     """
     model, facts = subject.model, subject.facts
-    with subject.journal(config.output, kind.name, decides) as journal:
-        if subject.finished:
-            subject.finished.check_samples([one.key for one in asked], config, material)
+    identity = {**facts.identity, **decides}
+    with open_journal(config.output, kind.name, identity, is_main=model.is_main) as journal:
         entries = samples.ask(
             *(asked, put, model, journal),
             micro_batch_size=config.micro_batch_size,

@@ -29,7 +29,7 @@ from megatron_ultralong.generation.folder_tokenizer import FolderTokenizer
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError, counted
-from megatron_ultralong.program.journal import Journal
+from megatron_ultralong.program.journal import Journal, open_journal
 from megatron_ultralong.program.json_file import parse_json
 from megatron_ultralong.program.optional import check_optional_package, optional_package
 
@@ -61,9 +61,9 @@ def harness_model(
     if config.apply_chat_template:
         check_template(tokenizer.folder, WITHOUT_TEMPLATE)
     replicas = Replicas(RankWork(model, tokenizer), model.groups)
-    identity = {"tokenizer": subject.tokenizer.sha256}
+    identity = {**facts.identity, "tokenizer": subject.tokenizer.sha256}
     with (
-        subject.journal(config.output, "harness", identity) as journal,
+        open_journal(config.output, "harness", identity, is_main=model.is_main) as journal,
         replicas.asked() as is_asking,
     ):
         if not is_asking:
@@ -111,9 +111,8 @@ def evaluate_harness(config: HarnessConfig, subject: Subject[LanguageModel]) -> 
         }
         options = {"metrics": metrics, "notes": notes, "material": material}
         measured = subject.result(KINDS["harness"], config, scores, **options)
-        if not subject.finished:
-            questions.show(measured, journal)
-    if config.output and not subject.finished:
+        questions.show(measured, journal)
+    if config.output:
         questions.draw(measured, config.output)
     return measured
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -20,7 +20,6 @@ from megatron_ultralong.config.generate import DecodingConfig
 from megatron_ultralong.evaluation.models import interface
 from megatron_ultralong.evaluation.models.facts import ModelFacts, is_hugging_face, named_folders
 from megatron_ultralong.evaluation.options import CostConfig, ModelsConfig
-from megatron_ultralong.evaluation.results.finished import FinishedEvaluation
 from megatron_ultralong.evaluation.results.result import Kind, Result, ScoreCell, plain_values
 from megatron_ultralong.generation import continuation
 from megatron_ultralong.generation.end_scorer import EndScorer
@@ -30,7 +29,6 @@ from megatron_ultralong.mcore.batch import score_rows
 from megatron_ultralong.mcore.float32 import whole_products
 from megatron_ultralong.mcore.parallel import parallel_groups
 from megatron_ultralong.program.errors import InputError
-from megatron_ultralong.program.journal import Journal, open_journal
 from megatron_ultralong.program.optional import optional_package
 from megatron_ultralong.program.ranks import is_main_rank, world_size
 
@@ -251,10 +249,8 @@ M = TypeVar("M", bound=interface.Model, covariant=True)
 
 
 @contextlib.contextmanager
-def model_loaders(
-    of_megatron: type[MegatronScorer], config: ModelsConfig
-) -> Iterator[list[Callable[[], Any]]]:
-    """What loads each of the models of ``config.load``.
+def open_models(of_megatron: type[MegatronScorer], config: ModelsConfig) -> Iterator[Iterator[Any]]:
+    """The models of ``config.load``, each loaded when the iterator comes to it.
 
     Every rank of the job enters it. Process groups are for the Megatron checkpoints among them.
 
@@ -267,35 +263,16 @@ def model_loaders(
         groups = None
         if not all(is_hugging_face(folder) for _, folder in models):
             groups = stack.enter_context(parallel_groups(config.parallel, seed=0))
-        yield [
-            functools.partial(HuggingFaceModel, folder, name=name)
+        yield (
+            HuggingFaceModel(folder, name=name)
             if is_hugging_face(folder)
-            else functools.partial(of_megatron, folder, config, groups, dtype=dtype, name=name)
+            else of_megatron(folder, config, groups, dtype=dtype, name=name)
             for name, folder in models
-        ]
-
-
-@contextlib.contextmanager
-def open_models(of_megatron: type[MegatronScorer], config: ModelsConfig) -> Iterator[Iterator[Any]]:
-    """The models, each loaded when the iterator comes to it; see :func:`model_loaders`."""
-    with model_loaders(of_megatron, config) as loaders:
-        yield (load() for load in loaders)
+        )
 
 
 open_scorers = functools.partial(open_models, MegatronScorer)
 open_language_models = functools.partial(open_models, MegatronLanguageModel)
-
-
-@dataclasses.dataclass(frozen=True)
-class UnloadedModel:
-    """What is known of a model that is asked nothing: its evaluation is finished."""
-
-    name: str
-    max_positions: int
-    vocab_size: int
-    is_main: bool = False
-    """It prints and writes nothing."""
-    groups: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,21 +285,6 @@ class Subject(Generic[M]):
     tokenizer: PromptTokenizer
     cost: CostConfig
     """What asking it may cost."""
-    finished: FinishedEvaluation | None = None
-    """Where all is answered already: the model is an :class:`UnloadedModel`."""
-
-    def journal(
-        self, output: str, kind: str, identity: Mapping[str, Any]
-    ) -> contextlib.AbstractContextManager[Journal]:
-        """That of a benchmark of it; ``identity`` is what decides its samples beside the model.
-
-        Raises:
-            InputError: see :func:`open_journal`.
-        """
-        whole = {**self.facts.identity, **identity}
-        if self.finished is not None:
-            return contextlib.nullcontext(self.finished.journal(kind, whole))
-        return open_journal(output, kind, whole, is_main=self.model.is_main)
 
     def result(self, kind: Kind, config: Any, cells: Sequence[ScoreCell], **others: Any) -> Result:
         """What was found of it by a verb with the flags ``config``."""

@@ -12,7 +12,6 @@ from pydantic_core import to_jsonable_python
 from megatron_ultralong.evaluation.results import result
 from megatron_ultralong.program import aside, json_file
 from megatron_ultralong.program.errors import InputError, shown
-from megatron_ultralong.program.output import EVALUATION_FILE
 
 Values = Mapping[str, Any]
 
@@ -82,13 +81,7 @@ _MAX_BYTES = 64 * 2**20
 """Of a result: one of every task at every length has less than 1 MB."""
 _MARKS = (b'"format_version"', b'"cells"')
 """Of files that are damaged so far that they are no JSON."""
-LOSS_FILE = "loss.json"
 FIX = "evaluate again, or restore the file"
-
-
-def is_finished(output: str | Path) -> bool:
-    """Whether a folder is that of an evaluation, and no part of it is left to do."""
-    return any((Path(output) / name).is_file() for name in (EVALUATION_FILE, LOSS_FILE))
 
 
 def write_results(path: Path, results: Sequence[result.Result]) -> None:
