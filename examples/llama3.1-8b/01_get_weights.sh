@@ -11,5 +11,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 needs 1
 
-hf download "$MODEL_ID" --local-dir "$WORK/hf" --exclude "original/*"
-ultralong convert inspect "$WORK/hf"
+if [ ! -e "$WORK/hf" ] || ! ultralong convert inspect "$WORK/hf"; then # a whole model is taken as it is
+    hf download "$MODEL_ID" --local-dir "$WORK/hf" --exclude "original/*"
+    ultralong convert inspect "$WORK/hf"
+fi

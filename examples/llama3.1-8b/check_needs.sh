@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # What steps need and do not bring: programs, packages, documents, conversations, and what earlier steps make.
-# Every step looks for its own first, and run_all.sh for those of all: hours must not end for one that only the
-# last command misses. Exit status 2: something is not there; each has a line.
+# Every step looks for its own first, and run_all.sh for those of all, so that nothing that is missing ends a job
+# after hours. Exit status 2: something is not there; each has a line.
 #
-#   STEPS="5 6" bash examples/llama3.1-8b/check_needs.sh [--mock] [1m|2m|4m]    (by default all steps)
+#   NEEDED_STEPS="5 6" bash examples/llama3.1-8b/check_needs.sh [--mock] [1m|2m|4m]    (by default all steps)
 set -euo pipefail
 # shellcheck source=examples/llama3.1-8b/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
-steps=" ${STEPS:-1 2 3 4 5 6 7 8} " status=0 packages=()
+steps=" ${NEEDED_STEPS:-1 2 3 4 5 6 7 8} " status=0 packages=()
+for step in $steps; do
+    [[ $step == [1-8] ]] || { echo "$0: NEEDED_STEPS has '$step'; steps are 1 to 8" >&2; exit 2; }
+done
 does() { [[ $steps == *" $1 "* ]]; }
 lacks() { # WHAT WAY_OUT
     echo "$0: $1: $2" >&2
@@ -53,11 +56,14 @@ if does 5; then
     fi
 fi
 if does 6; then
-    needs_folder "$WORK/base" 6 3
-    needs_folder "$WORK/rows-$TARGET" 6 2
-    needs_folder "$WORK/run-$TARGET" 6 4
+    results=$WORK/results-$TARGET
+    if [ ! -e "$results/loss" ]; then
+        needs_folder "$WORK/base" 6 3
+        needs_folder "$WORK/rows-$TARGET" 6 2
+        needs_folder "$WORK/run-$TARGET" 6 4
+    fi
     needs_folder "$WORK/tuned-$TARGET" 6 5
-    packages+=(wonderwords) # some words of RULER
+    if [ ! -e "$results/ruler" ]; then packages+=(wonderwords); fi # some words of RULER
 fi
 if does 7; then needs_folder "$WORK/tuned-$TARGET" 7 5; fi
 if does 8; then

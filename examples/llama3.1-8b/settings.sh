@@ -80,5 +80,5 @@ kept() { # FOLDER: whether a step has finished it before; nothing half-written h
 
 declare -F inside > /dev/null || inside() { "$@"; } # where the commands run: of a job of SLURM see its job.sh
 needs() { # STEP: what it takes is there, or one line for each that is not
-    STEPS=$1 inside bash "$here/check_needs.sh" "${words[@]}"
+    NEEDED_STEPS=$1 inside bash "$here/check_needs.sh" "${words[@]}"
 }

@@ -48,7 +48,8 @@ pass_on() { # USR1 comes before the time is over (--signal), TERM where the job 
 
 set_container() { # the words between srun's options and a command that is to run in the container
     local mounts=${MOUNTS:-/shared:/shared},$PWD:$PWD,$LOGS:$LOGS # node.sh writes to LOGS
-    case "$scripts/" in "$PWD"/*) ;; *) mounts+=,$scripts:$scripts ;; esac
+    local examples=${scripts%/*} # check_needs.sh of an example is beside this folder
+    case "$scripts/" in "$PWD"/*) ;; *) mounts+=,$examples:$examples ;; esac
     case "${CONTAINER:=pyxis}" in
         pyxis)
             container=(--container-image="${IMAGE:?file made by enroot import, or a registry address}"
@@ -287,7 +288,7 @@ stage() { # SCRIPT WORD...: a numbered script of an example; its commands become
         case "$looked" in
             0) ;;
             2) finish 2 "bad input: the messages stand above" ;;
-            *) say "what this needs could not be looked for ($looked)" ;;
+            *) say "check_needs.sh did not run on the node (status $looked): the job continues without it" ;;
         esac
     }
     local script=$1

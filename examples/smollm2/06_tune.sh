@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Step 6: the recipe's second stage, instruction tuning on short conversations in the model's own chat template:
-# those of a package (sources.py), and questions about a sentence in a text of the corpus, at most 4,096 tokens
-# long (questions.py). The rotary embedding stays that of the long rows.
+# those of a package (sources.py), and questions about a sentence in a text of the corpus (questions.py), of at most
+# LONGEST_CHAT tokens. The rotary embedding stays that of the long rows.
 #
 # see: the validation loss on held-out conversations; in step 7, needles at the target's length as in a short text
 set -euo pipefail

@@ -27,7 +27,7 @@ from json_lines import with_new_file, write
 SHORTEST, LONGEST = 400, 10_000
 """Characters of a passage, unless --longest is given: 100 to 3,000 tokens or so."""
 CHARACTERS_A_QUESTION = 10_000
-"""A passage has one question, and one more for each of these."""
+"""A passage has one question, and one more for each of these, up to MOST_FACTS."""
 MOST_FACTS = 8
 FIRST_NAMES = (
     "Ada", "Bela", "Carla", "Dmitri", "Edda", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Kaito",
@@ -93,13 +93,13 @@ def _some_texts(
 
 
 def conversation(passage: str, drawn: random.Random) -> list[dict[str, str]]:
-    """A system turn, the passage with one to MOST_FACTS sentences in it and a question, the answer.
+    """A system turn, the passage with one to MOST_FACTS sentences in it, questions and answers.
 
     Three of four other sentences are of the same form, about other people, and all numbers have as
     many digits: a model that copies digits from the wrong one is told so. The first sentences are
     asked for, each in a turn of its own; where each stands is drawn.
     """
-    asked = min(MOST_FACTS, 1 + len(passage) // CHARACTERS_A_QUESTION)
+    asked = min(MOST_FACTS, 1 + max(0, len(passage) - 1) // CHARACTERS_A_QUESTION)
     form, number, digits = (
         drawn.choice(FORMS),
         drawn.randint(asked, MOST_FACTS),

@@ -156,6 +156,25 @@ def test_a_checkpoint_that_was_renamed_is_not_believed(
     assert message_of(copy) in refusal(capsys, OPENS[verb](inputs, str(copy)))
 
 
+@pytest.mark.parametrize("latest", [5, 1])
+@pytest.mark.parametrize("is_link", [False, True], ids=["copy", "link"])
+def test_a_copy_or_a_link_beside_the_right_one_is_told(
+    run: Path, tmp_path: Path, is_link: bool, latest: int
+) -> None:
+    """The way out names the file of the latest only where that names the wrong folder."""
+    copy = shutil.copytree(run, tmp_path / "copy")
+    wrong = iteration_folder(copy, 5)
+    if is_link:
+        wrong.symlink_to("iter_0000002")
+    else:
+        shutil.copytree(iteration_folder(copy, 2), wrong)
+    write_latest(copy, latest)
+    with pytest.raises(InputError, match="is there, too: move iter_0000005 away") as found:
+        check_iteration(wrong)
+    written = f"away, and write 2 into {copy}/latest_checkpointed_iteration.txt"
+    assert str(found.value).endswith(written if latest == 5 else "away")
+
+
 @pytest.mark.parametrize("total", [2, 5, 9])
 def test_a_run_whose_checkpoint_was_renamed_is_not_resumed(
     total: int, inputs: Path, run: Path, tmp_path: Path, call: Callable[..., Ended]
@@ -192,5 +211,11 @@ def test_the_look_without_torch_says_what_the_reading_says(run: Path, tmp_path: 
         for damaged in (content[:cut], content[cut:], content[:cut] + b"\xff" + content[cut + 1 :]):
             file.write_bytes(damaged)
             assert not confirms(file.parent, 20)
+    flipped = bytearray(content)
+    for bit in range(8 * len(content)):
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        assert not confirms(file.parent, 20)
+        flipped[bit // 8] ^= 1 << bit % 8
     file.unlink()
     assert not confirms(file.parent, 20)

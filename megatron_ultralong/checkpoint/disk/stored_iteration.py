@@ -3,6 +3,7 @@
 import io
 import pickletools
 import zipfile
+import zlib
 from pathlib import Path
 
 from megatron_ultralong.program.errors import InputError
@@ -13,6 +14,8 @@ MAX_BYTES = 16 * 2**20
 """Of ``common.pt``: plain values that all ranks have the same of."""
 _KEY = "iteration"
 _OPENS, _CLOSES = ("MARK",), ("SETITEMS", "APPENDS", "TUPLE", "LIST", "DICT", "POP_MARK")
+_DAMAGES = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
+"""What zipfile raises for damaged bytes; RuntimeError: as if encrypted, or of a later version."""
 _NOTES = ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE")
 """Opcodes that note a value for later, and change nothing."""
 
@@ -29,7 +32,7 @@ def confirms(folder: Path, iteration: int) -> bool:
             name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
             with archive.open(name) as file:
                 return _value(file.read(MAX_BYTES)) == iteration
-    except (InputError, OSError, ValueError, StopIteration, zipfile.BadZipFile):
+    except (InputError, OSError, ValueError, StopIteration, *_DAMAGES):
         return False
 
 

@@ -31,6 +31,7 @@ from megatron_ultralong.checkpoint.disk.stored_iteration import COMMON_FILE
 from megatron_ultralong.checkpoint.disk.stored_iteration import MAX_BYTES as MAX_COMMON_BYTES
 from megatron_ultralong.checkpoint.formats import pickles, torch_dist_metadata
 from megatron_ultralong.program.errors import InputError, named
+from megatron_ultralong.program.json_file import read_bounded
 
 _COMMON_OBJECT = "common_state/shard_0_1"
 _EXTRA_STATE = "_extra_state"
@@ -119,19 +120,22 @@ def check_iteration(folder: Path) -> None:
     Raises:
         InputError: it holds another one, is damaged, or would run code.
     """
-    name = folder.resolve().name
-    named_one = named_iteration(name)
+    named_one = named_iteration(folder.name)
     if not named_one:
         return
     path = folder / COMMON_FILE
     common = _read_common(path) if path.is_file() else common_state(folder) or {}
     stored = common.get("iteration")
     if type(stored) is int and stored != named_one:
-        right = iteration_folder(folder.parent, stored)
+        right, latest = iteration_folder(folder.parent, stored), folder.parent / LATEST_FILE
+        way_out = f"name it {right.name} again"
+        if right.exists():
+            way_out = f"{right.name} is there, too: move {folder.name} away"
+        if latest.is_file() and read_bounded(latest, 100).strip() == str(named_one).encode():
+            way_out += f", and write {stored or RELEASE} into {latest}"
         raise InputError(
             f"{folder} is named after iteration {named_one}, and iteration {stored} was saved in "
-            f"it: name it {right.name} again, and write {stored or RELEASE} into "
-            f"{folder.parent / LATEST_FILE}, or copy the checkpoint of iteration {named_one} there"
+            f"it: {way_out}"
         )
 
 
