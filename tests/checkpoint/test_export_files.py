@@ -68,10 +68,12 @@ def test_what_the_report_does_not_name_is_byte_equal(
     one, other = (AutoTokenizer.from_pretrained(path) for path in (source, tmp_path / "out"))
     ids = [expected.encode(text).ids for text in TEXTS]
     assert [other.encode(text) for text in TEXTS] == ids
-    if [one.encode(text) for text in TEXTS] != ids:
-        # transformers 5 makes a tokenizer of its own of such a source
-        assert kind == "bare" or (kind == "llama-class" and transformers.__version__ == "5.20.2")
+    if kind == "bare":  # transformers 5.23 makes a tokenizer of its own of such a source
         return
+    if kind == "llama-class" and transformers.__version__ == "5.20.2":  # the same
+        assert [one.encode(text) for text in TEXTS] != ids
+        return
+    assert [one.encode(text) for text in TEXTS] == ids
     assert one.get_vocab() == other.get_vocab()
     assert one.special_tokens_map == other.special_tokens_map
     assert one.all_special_tokens == other.all_special_tokens
