@@ -98,7 +98,7 @@ def test_the_whole_way_is_computed_with_its_own_settings() -> None:
         assert f"LOSS_ROWS:-{whole_way.LOSS_ROWS[target]}}}" in line
     depths = settings.split("DEPTHS:-")[1].split("}")[0].split()
     assert len(depths) == whole_way.NUM_DEPTHS
-    assert f"LENGTHS:-{whole_way.SHORTEST} " in settings
+    assert f"LENGTHS:-$(lengths {whole_way.SHORTEST} " in settings
 
 
 def test_the_tables_of_results_are_those_of_their_files() -> None:

@@ -161,7 +161,7 @@ def test_a_checkpoint_that_was_renamed_is_not_believed(
 def test_a_copy_or_a_link_beside_the_right_one_is_told(
     run: Path, tmp_path: Path, is_link: bool, latest: int
 ) -> None:
-    """The way out names the file of the latest only where that names the wrong folder."""
+    """The fix names the file of the latest only where that names the wrong folder."""
     copy = shutil.copytree(run, tmp_path / "copy")
     wrong = iteration_folder(copy, 5)
     if is_link:
