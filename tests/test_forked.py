@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -27,21 +28,21 @@ def forked(warm_environment: dict[str, str]) -> str:
 
 
 def test_code_has_its_words_descriptors_and_status(forked: str, tmp_path: Path) -> None:
-    """Also a descriptor that is its own number in the server."""
+    """Also a descriptor that is its own number in the server. Of this process none is replaced."""
     for number in (3, 9, 40):
         receiver, sender = os.pipe()
-        os.dup2(sender, number + 200, inheritable=True)
+        passed = fcntl.fcntl(sender, fcntl.F_DUPFD, number + 200)  # the next one that is free
         run = subprocess.run(
-            [forked, "-u", "-c", CODE, str(number + 200), "a", "-b"],
+            [forked, "-u", "-c", CODE, str(passed), "a", "-b"],
             input="a line\n",
             cwd=tmp_path,
             env={**os.environ, "SAID": "here"},
-            pass_fds=[number + 200],
+            pass_fds=[passed],
             capture_output=True,
             text=True,
             check=False,
         )
-        os.close(number + 200)
+        os.close(passed)
         os.close(sender)
         assert run.returncode == 7, run.stderr
         assert run.stdout == f"__main__ ['a', '-b'] {tmp_path} here True\na line\n"

@@ -78,11 +78,15 @@ def runs() -> Iterator[tuple[str, ...]]:
         )
 
 
-def retrieval() -> Iterator[tuple[str, ...]]:
-    """Lengths, before and after the first run."""
-    found = [result for kind in KINDS for result in read_results(FIRST / f"{kind}.json", kind)]
+def by_length(found: list[Result]) -> Iterator[tuple[str, ...]]:
+    """Lengths, and what each result has of their prompts."""
     for length in found[0].lengths:
         yield f"{length:,}", *(_share(*counts(result, length)) for result in found)
+
+
+def retrieval() -> Iterator[tuple[str, ...]]:
+    """Lengths, before and after the first run."""
+    return by_length([r for kind in KINDS for r in read_results(FIRST / f"{kind}.json", kind)])
 
 
 def needles() -> Iterator[tuple[str, ...]]:
@@ -133,19 +137,13 @@ def rates() -> Iterator[tuple[str, ...]]:
 
 def second_run() -> Iterator[tuple[str, ...]]:
     """Lengths, passkeys of the second run, and after its tuning."""
-    found = [
-        read_results(RESULTS / "second" / file, "passkey")[-1]
-        for file in ("passkey.json", "tuned.json")
-    ]
-    for length in found[0].lengths:
-        yield f"{length:,}", *(_share(*counts(result, length)) for result in found)
+    files = [RESULTS / "second" / file for file in ("passkey.json", "tuned.json")]
+    return by_length([read_results(file, "passkey")[-1] for file in files])
 
 
 def fourth_run() -> Iterator[tuple[str, ...]]:
     """Lengths, passkeys of the original model, of the fourth run, and of this run tuned."""
-    found = read_results(FOURTH / "passkey.json", "passkey")
-    for length in found[0].lengths:
-        yield f"{length:,}", *(_share(*counts(result, length)) for result in found)
+    return by_length([*read_results(FOURTH / "passkey.json", "passkey")])
 
 
 def choices() -> Iterator[tuple[str, ...]]:

@@ -17,6 +17,8 @@ for word; do
     esac
 done
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=examples/steps.sh
+source "$here/../steps.sh"
 if [ -n "${MOCK:-}" ]; then
     # shellcheck source=examples/llama3.1-8b/mock/settings.sh
     source "$here/mock/settings.sh"
@@ -29,10 +31,7 @@ case "$TARGET" in # longer rows cost more: fewer of them in evaluations
     2m) SEQ_LENGTH=${SEQ_LENGTH:-2097152} PROMPTS=${PROMPTS:-2} LOSS_ROWS=${LOSS_ROWS:-4} ;;
     4m) SEQ_LENGTH=${SEQ_LENGTH:-4194304} PROMPTS=${PROMPTS:-1} LOSS_ROWS=${LOSS_ROWS:-2} ;;
 esac
-[[ $SEQ_LENGTH =~ ^[1-9][0-9]*$ ]] || {
-    echo "$0: SEQ_LENGTH must be a whole number of tokens, such as 1048576, not '$SEQ_LENGTH'" >&2
-    exit 2
-}
+whole_number SEQ_LENGTH 1048576
 RECIPE=${RECIPE:-llama3.1-8b-$TARGET}
 # Words for `prepare --source`: NAME=PATTERN for each source of documents.
 SOURCES=${SOURCES:-web=$WORK/corpus/web/*.jsonl.zst books=$WORK/corpus/books/*.parquet}
@@ -46,13 +45,6 @@ CHAT_LENGTH=${CHAT_LENGTH:-8192} # tokens of a row of conversations
 SFT_RECIPE=${SFT_RECIPE:-llama3.1-8b-sft}
 SFT_FLAGS=${SFT_FLAGS:-}
 LAYOUT_FLAGS=${LAYOUT_FLAGS:---tensor-model-parallel-size 8 --sequence-parallel} # of evaluations
-lengths() { # LENGTH...: those up to the target's, each once
-    local length found=()
-    for length; do
-        [ "$length" -gt "$SEQ_LENGTH" ] || [[ " ${found[*]} " == *" $length "* ]] || found+=("$length")
-    done
-    echo "${found[*]}"
-}
 LENGTHS=${LENGTHS:-$(lengths 131072 $((SEQ_LENGTH / 4)) $((SEQ_LENGTH / 2)) "$SEQ_LENGTH")}
 DEPTHS=${DEPTHS:-0 11 22 33 44 56 67 78 89 100} # PROMPTS are at every length and depth
 RULER_LENGTHS=${RULER_LENGTHS:-$((SEQ_LENGTH < 131072 ? SEQ_LENGTH : 131072))}
@@ -73,10 +65,6 @@ CHECK_TOKENS=${CHECK_TOKENS:-9216}    # of a prompt, more than the original cont
 # Nats. Right engines differ by up to 2.4e-4 in float32, and wrong ones by 1.9 and more; bfloat16 rounds.
 CHECK_TOLERANCE=${CHECK_TOLERANCE:-0.5}
 SERVE_SECONDS=${SERVE_SECONDS:-0} # 0: until it is interrupted
-
-kept() { # FOLDER: whether a step has finished it before; nothing half-written has that name
-    [ -e "$1" ] && echo "$1 is there: kept"
-}
 
 declare -F inside > /dev/null || inside() { "$@"; } # where the commands run: of a job of SLURM see its job.sh
 needs() { # STEP: what it takes is there, or one line for each that is not

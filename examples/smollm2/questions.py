@@ -7,8 +7,8 @@
 Each is a passage of a document in CORPUS/train with sentences about made-up people put between its
 lines, and the question about one of them; the answer is that sentence. A long passage is asked
 about several of them, one after the other. They have neither the words nor the form of
-``evaluate``'s passkeys and needles nor of RULER's, and no row as long as step 7's longest: what it
-finds far back was not learnt there.
+``evaluate``'s passkeys and needles nor of RULER's. Unless --longest is given, none is as long as
+step 7's prompts: what it finds far back was not learnt there.
 """
 
 from __future__ import annotations
@@ -100,11 +100,8 @@ def conversation(passage: str, drawn: random.Random) -> list[dict[str, str]]:
     asked for, each in a turn of its own; where each stands is drawn.
     """
     asked = min(MOST_FACTS, 1 + max(0, len(passage) - 1) // CHARACTERS_A_QUESTION)
-    form, number, digits = (
-        drawn.choice(FORMS),
-        drawn.randint(asked, MOST_FACTS),
-        drawn.randint(3, 7),
-    )
+    form, number = drawn.choice(FORMS), drawn.randint(asked, MOST_FACTS)
+    digits = drawn.randint(3, 7)
     names = [f"{drawn.choice(FIRST_NAMES)} {last}" for last in drawn.sample(LAST_NAMES, number)]
     forms = [form, *(form if drawn.random() < 0.75 else drawn.choice(FORMS) for _ in names[1:])]
     facts = [

@@ -17,6 +17,8 @@ for word; do
     esac
 done
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=examples/steps.sh
+source "$here/../steps.sh"
 root=$(cd "$here/../.." && pwd)
 if [ -n "${CPU:-}" ]; then
     # shellcheck source=examples/smollm2/cpu.sh
@@ -31,12 +33,8 @@ case "$TARGET" in
     256k) SEQ_LENGTH=${SEQ_LENGTH:-262144} ;;
 esac
 MILLION_LENGTH=${MILLION_LENGTH:-1048576} # of million.sh
-for setting in SEQ_LENGTH MILLION_LENGTH; do
-    [[ ${!setting} =~ ^[1-9][0-9]*$ ]] || {
-        echo "$0: $setting must be a whole number of tokens, such as 131072, not '${!setting}'" >&2
-        exit 2
-    }
-done
+whole_number SEQ_LENGTH 131072
+whole_number MILLION_LENGTH 131072
 factor() { # POSITIONS_WANTED: the least whole factor that gives them; below 2 nothing would be extended
     local needed=$((($1 + POSITIONS - 1) / POSITIONS))
     echo $((needed > 2 ? needed : 2))
@@ -59,13 +57,6 @@ CHAT_LENGTH=${CHAT_LENGTH:-16384} LONGEST_CHAT=${LONGEST_CHAT:-4096} # rows of c
 QUESTIONS=${QUESTIONS:-4000}     # conversations about a sentence in a text
 LONGEST_PASSAGE=${LONGEST_PASSAGE:-10000} # characters of such a text; longer ones need longer chats and rows, too
 SFT_FLAGS=${SFT_FLAGS:---num-epochs 1}
-lengths() { # LENGTH...: those up to the target's, each once
-    local length found=()
-    for length; do
-        [ "$length" -gt "$SEQ_LENGTH" ] || [[ " ${found[*]} " == *" $length "* ]] || found+=("$length")
-    done
-    echo "${found[*]}"
-}
 LENGTHS=${LENGTHS:-$(lengths 8192 $((SEQ_LENGTH / 4)) "$SEQ_LENGTH")}
 DEPTHS=${DEPTHS:-0 11 22 33 44 56 67 78 89 100}
 PROMPTS=${PROMPTS:-4}               # at every length and depth
@@ -80,10 +71,6 @@ CHOICES_BATCH=${CHOICES_BATCH:-64} # questions at once, of choices.sh
 EVALUATE_FLAGS=${EVALUATE_FLAGS:-}
 QUESTION=${QUESTION:-What is the capital of France?}
 ANSWER_TOKENS=${ANSWER_TOKENS:-64}
-
-kept() { # FOLDER: whether a step has finished it before; nothing half-written has that name
-    [ -e "$1" ] && echo "$1 is there: kept"
-}
 
 rows() { # FOLDER PARTS_OF_THE_CORPUS SEQ_LENGTH [FLAG...]: prepared, unless it is there
     kept "$1" && return

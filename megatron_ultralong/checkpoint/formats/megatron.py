@@ -124,7 +124,7 @@ class MegatronCheckpoint:
             self.tensors = TorchDistReader(self.path)
             if ranks.is_main_rank():  # the others read no object that is not vetted as it is read
                 check_objects(self.path, self.tensors.metadata)
-                check_iteration(self.path)
+                check_iteration(self.path, self.tensors.metadata)
         except InputError as error:
             if damage is None or _fault(damage) == _fault(error):
                 raise

@@ -62,13 +62,15 @@ def check_objects(folder: Path, metadata: dcp.Metadata) -> None:
         _read_object(folder / name, offset, length, key)
 
 
-def common_state(folder: Path) -> dict[str, Any] | None:
+def common_state(folder: Path, metadata: dcp.Metadata | None = None) -> dict[str, Any] | None:
     """What Megatron-Core 0.19 keeps with the other objects, instead of ``common.pt``; or None.
+
+    ``metadata``: of the folder, where they have been read.
 
     Raises:
         InputError: it is damaged, or would run code.
     """
-    metadata = torch_dist_metadata.read_torch_dist_metadata(folder)
+    metadata = metadata or torch_dist_metadata.read_torch_dist_metadata(folder)
     place = torch_dist_metadata.place_of(metadata, _COMMON_OBJECT, None)
     if place is None:
         return None
@@ -97,11 +99,10 @@ def check_object(data: bytes, key: str, path: Path) -> Any:
                 pickles.check_extra_state(state)
     except pickles.UnsafeError as error:
         raise _refused(f"{path}: object {key} is not a plain value", error) from error
-    if key == _COMMON_OBJECT:  # Megatron-Core 0.19 takes the first of it without a look
-        inner = value[0] if isinstance(value, list) and len(value) == 1 else value
-        if inner is value or not isinstance(inner, dict):
-            kind = named(type(value).__name__)
-            raise InputError(f"{path}: object {key} must be a list of one dict, not {kind}")
+    is_one_dict = isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict)
+    if key == _COMMON_OBJECT and not is_one_dict:  # Megatron-Core 0.19 takes the first of it
+        kind = named(type(value).__name__)
+        raise InputError(f"{path}: object {key} must be a list of one dict, not {kind}")
     return value
 
 
@@ -112,29 +113,30 @@ def _refused(what: str, error: pickles.UnsafeError) -> InputError:
     )
 
 
-def check_iteration(folder: Path) -> None:
+def check_iteration(folder: Path, metadata: dcp.Metadata | None = None) -> None:
     """Compare the name of an ``iter_XXXXXXX`` folder with the iteration that was saved in it.
 
-    A ``release`` is weights without a run, whatever run they are from.
+    A ``release`` is weights without a run, whatever run they are from. ``metadata``: of the folder,
+    where they have been read.
 
     Raises:
         InputError: it holds another one, is damaged, or would run code.
     """
-    named_one = named_iteration(folder.name)
-    if not named_one:
+    number = named_iteration(folder.name)
+    if not number:
         return
     path = folder / COMMON_FILE
-    common = _read_common(path) if path.is_file() else common_state(folder) or {}
+    common = _read_common(path) if path.is_file() else common_state(folder, metadata) or {}
     stored = common.get("iteration")
-    if type(stored) is int and stored != named_one:
+    if type(stored) is int and stored != number:
         right, latest = iteration_folder(folder.parent, stored), folder.parent / LATEST_FILE
         way_out = f"name it {right.name} again"
         if right.exists():
             way_out = f"{right.name} is there, too: move {folder.name} away"
-        if latest.is_file() and read_bounded(latest, 100).strip() == str(named_one).encode():
+        if latest.is_file() and read_bounded(latest, 100).strip() == str(number).encode():
             way_out += f", and write {stored or RELEASE} into {latest}"
         raise InputError(
-            f"{folder} is named after iteration {named_one}, and iteration {stored} was saved in "
+            f"{folder} is named after iteration {number}, and iteration {stored} was saved in "
             f"it: {way_out}"
         )
 
