@@ -73,7 +73,7 @@ def test_a_long_passage_is_asked_about_several_sentences(corpus: Path, tmp_path:
         text = first["content"].splitlines()
         asked = [first["content"], *(turn["content"] for turn in turns[1::2])]
         answers = [turn["content"] for turn in turns[::2]]
-        assert len(asked) == len(answers) <= questions.MOST_FACTS
+        assert len(asked) == len(answers) <= questions.MOST_QUESTIONS
         assert [turn["role"] for turn in turns] == ["assistant", "user"] * (len(asked) - 1) + [
             "assistant"
         ]
@@ -85,9 +85,41 @@ def test_a_long_passage_is_asked_about_several_sentences(corpus: Path, tmp_path:
         assert len(set(answers)) == len(answers)
         turns_of_lengths.add(len(asked))
     assert {1, 2, 3} <= turns_of_lengths, "the corpus of this test has 25,000 characters a text"
-    refused = run("questions.py", corpus, tmp_path / "no", "--longest", 399)
+
+
+@pytest.mark.parametrize("words", [("--longest", 399), ("--shortest", 399), ("--shortest", 10_001)])
+def test_lengths_of_passages_are_checked(
+    corpus: Path, tmp_path: Path, words: tuple[str, int]
+) -> None:
+    refused = run("questions.py", corpus, tmp_path / "no", *words)
     assert refused.returncode == 2
-    assert "--longest 399: a passage has at least 400 characters" in refused.stderr
+    assert f"{words[0]} {words[1]}" in refused.stderr
+    assert "a passage has at least 400 characters, and the longest at least" in refused.stderr
+    assert not (tmp_path / "no").exists()
+
+
+def test_passages_have_at_least_as_many_characters_as_asked_for(
+    corpus: Path, tmp_path: Path
+) -> None:
+    words = ("--number", 40, "--shortest", 15_000, "--longest", 20_000)
+    run("questions.py", corpus, tmp_path / "q.jsonl", *words)
+    for line in (tmp_path / "q.jsonl").read_text().splitlines():
+        first = json.loads(line)["messages"][1]["content"]
+        assert 15_000 <= len(first) < 21_500, "sentences stand in it too"
+    words = ("--number", 4, "--shortest", 90_000, "--longest", 90_000)
+    done = run("questions.py", corpus, tmp_path / "whole.jsonl", *words)
+    assert done.returncode == 0, "no text is so long: whole ones"
+
+
+def test_the_longest_passages_have_names_for_all_their_sentences() -> None:
+    questions = module("questions")
+    assert questions.MOST_QUESTIONS + questions.MOST_OTHERS <= len(set(questions.LAST_NAMES))
+    drawn = random.Random(1)
+    for _ in range(20):
+        turns = questions.conversation("x\n" * 200_000, drawn)
+        assert len(turns) == 1 + 2 * questions.MOST_QUESTIONS
+    names = [*questions.FIRST_NAMES, *questions.LAST_NAMES]
+    assert not [(a, b) for a in names for b in names if a != b and a in b], "one stands in another"
 
 
 def test_the_forms_are_not_those_of_the_evaluation() -> None:

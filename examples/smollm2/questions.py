@@ -3,12 +3,12 @@
 ::
 
     python questions.py CORPUS OUTPUT.jsonl
+    python questions.py CORPUS OUTPUT.jsonl --number 64 --shortest 100_000 --longest 380_000
 
 Each is a passage of a document in CORPUS/train with sentences about made-up people put between its
 lines, and the question about one of them; the answer is that sentence. A long passage is asked
 about several of them, one after the other. They have neither the words nor the form of
-``evaluate``'s passkeys and needles nor of RULER's. Unless --longest is given, none is as long as
-step 7's prompts: what it finds far back was not learnt there.
+``evaluate``'s passkeys and needles nor of RULER's.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from conversations import SYSTEM
 from json_lines import with_new_file, write
 
 SHORTEST, LONGEST = 400, 10_000
-"""Characters of a passage, unless --longest is given: 100 to 3,000 tokens or so."""
+"""Characters of a passage, unless others are given: 100 to 3,000 tokens or so."""
 CHARACTERS_A_QUESTION = 10_000
-"""A passage has one question, and one more for each of these, up to MOST_FACTS."""
-MOST_FACTS = 8
+"""A passage has one question, and one more for each of these, up to MOST_QUESTIONS."""
+MOST_QUESTIONS = 32
+MOST_OTHERS = 7
+"""Sentences that nobody asks for."""
 FIRST_NAMES = (
     "Ada", "Bela", "Carla", "Dmitri", "Edda", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Kaito",
     "Lena", "Malik", "Nora", "Omar", "Petra", "Rosa", "Samir", "Tessa", "Viktor",
@@ -36,6 +38,9 @@ FIRST_NAMES = (
 LAST_NAMES = (
     "Abele", "Brandt", "Castro", "Dahl", "Eriksen", "Fischer", "Gallo", "Horvat", "Ito", "Jansen",
     "Kovacs", "Lindgren", "Moreau", "Novak", "Okafor", "Petrov", "Quist", "Rossi", "Silva", "Weber",
+    "Adeyemi", "Bianchi", "Cardoso", "Demir", "Engstrom", "Ferreira", "Grabowski", "Haddad",
+    "Ivanov", "Jovanovic", "Kimura", "Larsen", "Mancini", "Nguyen", "Ortega", "Popescu", "Ramirez",
+    "Suzuki", "Takala", "Vargas",
 )  # fmt: skip
 PLACES = (
     "the old mill", "the north gate", "the town library", "the river bank", "the market hall",
@@ -64,43 +69,52 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("corpus", type=Path, help="folder of step 2")
     parser.add_argument("--number", type=int, default=4000)
-    parser.add_argument("--longest", type=int, default=LONGEST, help="characters of a passage")
+    parser.add_argument("--shortest", type=int, default=SHORTEST, help="characters of a passage")
+    parser.add_argument("--longest", type=int, default=LONGEST, help="the same")
     parser.add_argument("--seed", type=int, default=1)
     arguments = with_new_file(parser)
-    if arguments.longest < SHORTEST:
-        parser.error(f"--longest {arguments.longest}: a passage has at least {SHORTEST} characters")
+    shortest, longest = arguments.shortest, arguments.longest
+    if not SHORTEST <= shortest <= longest:
+        parser.error(
+            f"--shortest {shortest} --longest {longest}: a passage has at least {SHORTEST} "
+            "characters, and the longest at least as many as the shortest"
+        )
     files = sorted((arguments.corpus / "train").glob("*.jsonl"))
     if not files:
         sys.exit(f"{arguments.corpus / 'train'} has no .jsonl file; 02_get_corpus.sh writes them")
     drawn = random.Random(arguments.seed)
-    texts = list(_some_texts(files, arguments.number, arguments.longest, drawn))
+    texts = list(_some_texts(files, arguments.number, (shortest, longest), drawn))
     count = write(arguments.output, ({"messages": conversation(text, drawn)} for text in texts))
     print(f"{count:,} conversations: {arguments.output}")
 
 
 def _some_texts(
-    files: list[Path], number: int, longest: int, drawn: random.Random
+    files: list[Path], number: int, characters: tuple[int, int], drawn: random.Random
 ) -> Iterator[str]:
-    """Passages, the same number of each file, of the documents in turn."""
+    """Passages, the same number of each file, of the documents in turn that are long enough, if
+    some are; the logarithms of their lengths are spread evenly.
+    """
+    shortest, longest = characters
     for place, path in enumerate(files):
         with path.open(encoding="utf-8") as lines:
-            documents = [json.loads(line)["text"] for line in lines]
+            texts = [json.loads(line)["text"] for line in lines]
+        documents = [text for text in texts if len(text) >= shortest] or texts
         for count in range(place, number, len(files)):
             text = documents[count // len(files) % len(documents)]
-            length = round(SHORTEST * math.exp(drawn.random() * math.log(longest / SHORTEST)))
+            length = round(shortest * math.exp(drawn.random() * math.log(longest / shortest)))
             start = drawn.randrange(max(1, len(text) - length))
             yield text[start : start + length]
 
 
 def conversation(passage: str, drawn: random.Random) -> list[dict[str, str]]:
-    """A system turn, the passage with one to MOST_FACTS sentences in it, questions and answers.
+    """A system turn, the passage with sentences in it, questions and answers.
 
     Three of four other sentences are of the same form, about other people, and all numbers have as
     many digits: a model that copies digits from the wrong one is told so. The first sentences are
     asked for, each in a turn of its own; where each stands is drawn.
     """
-    asked = min(MOST_FACTS, 1 + max(0, len(passage) - 1) // CHARACTERS_A_QUESTION)
-    form, number = drawn.choice(FORMS), drawn.randint(asked, MOST_FACTS)
+    asked = min(MOST_QUESTIONS, 1 + max(0, len(passage) - 1) // CHARACTERS_A_QUESTION)
+    form, number = drawn.choice(FORMS), asked + drawn.randint(0, MOST_OTHERS)
     digits = drawn.randint(3, 7)
     names = [f"{drawn.choice(FIRST_NAMES)} {last}" for last in drawn.sample(LAST_NAMES, number)]
     forms = [form, *(form if drawn.random() < 0.75 else drawn.choice(FORMS) for _ in names[1:])]

@@ -53,9 +53,10 @@ PRETRAIN_FLAGS=${PRETRAIN_FLAGS:-}
 FROM=${FROM:-base} # of million.sh, in WORK
 MILLION_ITERS=${MILLION_ITERS:-6} MILLION_LR=${MILLION_LR:-3e-4}
 MILLION_FLAGS=${MILLION_FLAGS:-}
-CHAT_LENGTH=${CHAT_LENGTH:-16384} LONGEST_CHAT=${LONGEST_CHAT:-4096} # rows of conversations, and these
-QUESTIONS=${QUESTIONS:-4000}     # conversations about a sentence in a text
-LONGEST_PASSAGE=${LONGEST_PASSAGE:-10000} # characters of such a text; longer ones need longer chats and rows, too
+CHAT_LENGTH=${CHAT_LENGTH:-$SEQ_LENGTH} # rows of conversations; none is longer
+QUESTIONS=${QUESTIONS:-400}         # conversations about a sentence in a short text
+FAR_QUESTIONS=${FAR_QUESTIONS:-64}  # about many in a long one, of so many characters:
+LONGEST_FAR=${LONGEST_FAR:-$((SEQ_LENGTH * 34 / 10))} SHORTEST_FAR=${SHORTEST_FAR:-$SEQ_LENGTH}
 SFT_FLAGS=${SFT_FLAGS:---num-epochs 1}
 LENGTHS=${LENGTHS:-$(lengths 8192 $((SEQ_LENGTH / 4)) "$SEQ_LENGTH")}
 DEPTHS=${DEPTHS:-0 11 22 33 44 56 67 78 89 100}
