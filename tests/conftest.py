@@ -67,6 +67,7 @@ NOT_QUICK = (
     "evaluation/test_benchmark.py",
     "evaluation/test_chat.py",
     "evaluation/test_damaged_results.py",
+    "evaluation/test_finished.py",
     "evaluation/test_format_1.py",
     "evaluation/test_generate.py",
     "evaluation/test_harness.py",

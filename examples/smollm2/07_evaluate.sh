@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Step 7: the results, compared with the original model: loss by position on packages that nobody trained on,
-# passkey and needle by length and depth. An evaluation that was interrupted continues where it was.
+# passkey and needle by length and depth. An evaluation that was interrupted continues where it was,
+# a finished one is kept, and refused if its settings or weights have changed since.
 #
 # see: loss that does not rise with the position; retrieval beyond 8,192 tokens
 set -euo pipefail
@@ -16,11 +17,11 @@ evaluate() { # VERB OUTPUT FLAG...; of several models each has a folder in OUTPU
 }
 # shellcheck disable=SC2086 # several words
 {
-    kept "$results/loss" || evaluate loss loss --load $before $trained --data-path "$WORK/rows-held-out-$TARGET" \
+    evaluate loss loss --load $before $trained --data-path "$WORK/rows-held-out-$TARGET" \
         --split train --num-samples "$LOSS_ROWS" $EVALUATE_FLAGS
     grid="--lengths $LENGTHS --depths $DEPTHS --seed $PROMPT_SEED $EVALUATE_FLAGS"
     for kind in passkey needle; do
-        kept "$results/$kind/before" || evaluate $kind $kind/before --load $before --num-samples "$BEFORE_PROMPTS" $grid
+        evaluate $kind $kind/before --load $before --num-samples "$BEFORE_PROMPTS" $grid
         evaluate $kind $kind --load $trained --num-samples "$PROMPTS" $grid
     done
 }

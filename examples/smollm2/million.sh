@@ -25,9 +25,9 @@ pretrain() { # [--dry-run]: which shows the plan for this machine
 {
     pretrain --dry-run
     pretrain
-    kept "$results/loss" || ultralong evaluate loss $layout --load "before=$WORK/$FROM" "after=$WORK/run-1m" \
+    ultralong evaluate loss $layout --load "before=$WORK/$FROM" "after=$WORK/run-1m" \
         --data-path "$WORK/rows-1m-held-out" --split train --num-samples 1 --beyond-trained-positions \
         --output "$results/loss" $EVALUATE_FLAGS
-    kept "$results/passkey" || ultralong evaluate passkey $layout --load "after=$WORK/run-1m" \
+    ultralong evaluate passkey $layout --load "after=$WORK/run-1m" \
         --lengths "$MILLION_LENGTH" --depths 0 50 100 --num-samples 1 --output "$results/passkey" $EVALUATE_FLAGS
 }

@@ -12,7 +12,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 kept "$WORK/essays.txt" || python "$here/essays.py" "$WORK/corpus" "$WORK/essays.txt"
 ruler() { # MODEL LENGTHS PROMPTS OUTPUT
     # shellcheck disable=SC2086 # several words
-    kept "$WORK/results-$TARGET/ruler/$4" || torchrun --standalone --nproc-per-node 1 -m megatron_ultralong \
+    torchrun --standalone --nproc-per-node 1 -m megatron_ultralong \
         evaluate ruler --load "$1" --lengths $2 --tasks $RULER_TASKS --essays "$WORK/essays.txt" --num-samples "$3" --micro-batch-size "$3" \
         --beyond-trained-positions --output "$WORK/results-$TARGET/ruler/$4" $EVALUATE_FLAGS
 }

@@ -216,9 +216,8 @@ def _checked(name: str, verb: Verb, words: list[str]) -> Any:
         options = _parse(
             verb, name, words, load(verb.default_of)(words) if verb.default_of else None
         )
-        if verb.check_early:
-            load(verb.check_early)(options, world_size())
-        return options
+        check = load(verb.check_early) if verb.check_early else lambda options, num_ranks: None
+        return None if check(options, world_size()) is True else options
     options, default, num_ranks, how = read_training(name, verb, words)
     with says_who_set(words, default):
         run = load(verb.check_early)(options, num_ranks)

@@ -47,7 +47,8 @@ class Verb:
     is_for_ranks: bool = False
     """Works on ranks, of torchrun or ``--ranks``, which are silent while they import."""
     check_early: str = ""
-    """Called with the options and the number of ranks, before seconds of imports."""
+    """Called with the options and the number of ranks, before seconds of imports. True: the verb
+    ends here, as there is nothing to do; of a training it is not asked."""
     default_of: str = ""
     """Called with the words: the options that its flags change, or None."""
 

@@ -10,6 +10,7 @@ from megatron_ultralong.checkpoint.formats.hugging_face_config import tokenizer_
 from megatron_ultralong.data.rows import manifest as manifests
 from megatron_ultralong.data.rows.manifest import ChatManifest, Manifest
 from megatron_ultralong.data.tokenize.tokenising import load_tokenizer
+from megatron_ultralong.evaluation import finished
 from megatron_ultralong.evaluation.commands import benchmark_of
 from megatron_ultralong.evaluation.local.options import FitConfig
 from megatron_ultralong.evaluation.models import facts
@@ -20,7 +21,6 @@ from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.fields import check_ranges, check_required
 from megatron_ultralong.program.optional import check_optional_package
-from megatron_ultralong.program.output import check_output
 from megatron_ultralong.program.temporary import unwritable
 
 _MANIFESTS: dict[str, Callable[[str], Manifest | ChatManifest]] = {
@@ -37,11 +37,14 @@ _FILES = {
 """What fields of benchmarks name."""
 
 
-def check_command(command: Any, num_ranks: int) -> None:
+def check_command(command: Any, num_ranks: int) -> bool:
     """Check flags, folders, layout, tokenizers, files and lengths of a command of ``evaluate``.
 
+    Returns:
+        Whether it ends here: all models are evaluated already, which is said.
+
     Raises:
-        InputError: one of them is wrong, or they do not fit.
+        InputError: one of them is wrong, or they do not fit, or the output holds something else.
     """
     models = command.models
     check_required(models)
@@ -60,15 +63,13 @@ def check_command(command: Any, num_ranks: int) -> None:
                 check_template(tokenizer.folder, WITHOUT_TEMPLATE)
         elif manifest:  # ids alone are compared, and a model needs no tokenizer
             _check_ids(config.data_path, manifest.tokenizer_sha256, load, folder)
-    output = getattr(config, "output", "")
-    if len(models.load) == 1 and output:  # of several some may be finished
-        check_output(output)
+    _check_files(config)
+    left = finished.unfinished(command)
     if manifest and config.split not in manifest.splits:
         raise InputError(
             f"{config.data_path} has no split {config.split!r}, only {', '.join(manifest.splits)}: "
             f"take that one with --split, or prepare one with a --{config.split}-fraction above 0"
         )
-    _check_files(config)
     longest, what = _asked_length(config)
     if name == "loss" and manifest:
         longest = longest or manifest.seq_length
@@ -78,6 +79,9 @@ def check_command(command: Any, num_ranks: int) -> None:
     if isinstance(config, HarnessConfig):
         check_optional_package("lm_eval", "evaluate harness")
         _check_cache()
+    if not left:
+        finished.tell_finished(command)
+    return not left
 
 
 def _check_files(config: Any) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,13 @@ def evaluate_loss(
     scorers: Sequence[interface.Scorer],
     separator_ids: Sequence[int] = (),
     records: Sequence[ModelRecord] = (),
+    asked: Sequence[Mapping[str, Any]] = (),
 ) -> list[result.Result]:
     """Measure the loss of ``scorers``, the base first, by position.
 
     Every rank calls this; the main one prints a table, and writes JSON and a picture, which state
-    the ``records`` of the scorers. ``document_mask: block`` needs ``separator_ids``.
+    the ``records`` of the scorers and what was ``asked`` of each. ``document_mask: block`` needs
+    ``separator_ids``.
 
     Raises:
         InputError: the output folder holds something, or as :func:`measure_position_loss`.
@@ -43,13 +45,16 @@ def evaluate_loss(
     if records:
         pairs = zip(results, records, strict=True)
         results = [dataclasses.replace(one, model=record) for one, record in pairs]
+    if asked:
+        both = zip(results, asked, strict=True)
+        results = [dataclasses.replace(one, asked=question) for one, question in both]
     if scorers[0].is_main:
         terminal.Console().print(tables.loss_table(results))
         if config.output:
             from megatron_ultralong.evaluation.results.pictures import draw
 
             with output.output_folder(config.output, "evaluate loss") as folder:
-                file.write_results(folder.path / "loss.json", results)
+                file.write_results(folder.path / file.LOSS_FILE, results)
             draw(results, Path(config.output) / "loss.png")
     return results
 

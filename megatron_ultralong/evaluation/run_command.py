@@ -4,11 +4,10 @@ import dataclasses
 import functools
 import gc
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from megatron_ultralong.data.rows.manifest import load_manifest
-from megatron_ultralong.evaluation import chat, commands, loss
+from megatron_ultralong.evaluation import chat, commands, finished, loss
 from megatron_ultralong.evaluation.harness.command import evaluate_harness
 from megatron_ultralong.evaluation.local import (
     graphwalks,
@@ -19,14 +18,11 @@ from megatron_ultralong.evaluation.local import (
     ruler2,
 )
 from megatron_ultralong.evaluation.models import language_models
-from megatron_ultralong.evaluation.models.facts import ModelFacts, model_facts, tokenizer_folder
-from megatron_ultralong.evaluation.report.report import load_results
-from megatron_ultralong.evaluation.results.result import plain_values
+from megatron_ultralong.evaluation.models.facts import model_facts, tokenizer_folder
 from megatron_ultralong.evaluation.retrieval.grid import evaluate_grid, needle_grid, passkey_grid
 from megatron_ultralong.evaluation.ruler.evaluation import evaluate_ruler
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.program.ending import tell
-from megatron_ultralong.program.output import check_output
+from megatron_ultralong.program.ranks import is_main_rank
 
 
 def _retrieval(
@@ -64,48 +60,40 @@ def run(command: Any) -> None:
         InputError: the benchmark's own, or an output folder holds something else.
     """
     (name, config), models = commands.benchmark_of(command), command.models
-    facts = [model_facts(load, models.precision) for load in models.load]
+    left = finished.unfinished(command)
+    finished.tell_finished(command, left)
+    if not left:
+        return
+    # The main rank writes results; the others need not read all files for it.
+    asked = finished.asked(command) if config.output and is_main_rank() else {}
+    facts = [model_facts(load, models.precision) for load in left]
+    questions = [asked.get(one.name, {}) for one in facts]
     if name == "loss":
         separator_ids = load_manifest(config.data_path).separator_ids
+        records = [one.record for one in facts]
         with language_models.open_scorers(models) as scorers:
-            loss.evaluate_loss(config, list(scorers), separator_ids, [one.record for one in facts])
+            loss.evaluate_loss(config, list(scorers), separator_ids, records, questions)
         return
-    configs = [_config_of(config, one.name, len(facts)) for one in facts]
-    tokenizers = [PromptTokenizer(tokenizer_folder(load)) for load in models.load]
-    every = zip(models.load, configs, facts, tokenizers, strict=True)
-    todo = [one for one in every if len(facts) == 1 or not _is_done(name, one[1], one[2])]
-    if not todo:
-        return
-    wanted = dataclasses.replace(models, load=tuple(load for load, *_ in todo))
+    configs = [_config_of(config, one.name, len(models.load)) for one in facts]
+    tokenizers = [PromptTokenizer(tokenizer_folder(load)) for load in left]
+    wanted = dataclasses.replace(models, load=left)
     by_scores = name == "chat" or getattr(config, "by", "") == "argmax"
     opened = language_models.open_scorers if by_scores else language_models.open_language_models
     with opened(wanted) as in_turn:
-        for _, its_config, its_facts, tokenizer in todo:
-            subject = language_models.Subject(next(in_turn), its_facts, tokenizer, command.cost)
+        for its_config, its_facts, tokenizer, question in zip(
+            *(configs, facts, tokenizers, questions), strict=True
+        ):
+            subject = language_models.Subject(
+                *(next(in_turn), its_facts, tokenizer, command.cost, question)
+            )
             _EVALUATE[name](its_config, subject)
             del subject  # the next one needs the memory
             gc.collect()
 
 
 def _config_of(config: Any, name: str, num_models: int) -> Any:
-    """The configuration of one model: several have a folder each in ``output``."""
-    if num_models == 1 or not config.output:
-        return config
-    return dataclasses.replace(config, output=str(Path(config.output) / name))
-
-
-def _is_done(name: str, config: Any, facts: ModelFacts) -> bool:
-    """Whether the folder of one of several models has its result, by the same command; an
-    InputError where it holds something else.
-    """
+    """The configuration of one model, with its own folder."""
     if not config.output:
-        return False
-    file = Path(config.output) / f"{name}.json"
-    if file.is_file():
-        for found in load_results(file):
-            is_its = found.model is not None and found.model.is_of(facts.record)
-            if found.config == plain_values(config) and is_its:
-                tell(f"{facts.name}: already evaluated, see {config.output}")
-                return True
-    check_output(config.output)
-    return False
+        return config
+    folder = finished.folder_of(config.output, name, num_models)
+    return dataclasses.replace(config, output=folder)

@@ -283,7 +283,7 @@ def test_bad_input_gets_one_message(tmp_path):
     torn = tmp_path / "torn" / "of_after.json"
     torn.parent.mkdir()
     torn.write_text(good.read_text()[:-40])
-    with pytest.raises(InputError, match=r"of_after\.json is not JSON \(.*line 90.*evaluate again"):
+    with pytest.raises(InputError, match=r"of_after\.json is not JSON \(.*line 91.*evaluate again"):
         gather([tmp_path])
     torn.unlink()
     (tmp_path / "torn" / "ruler.json").write_text("")  # a name of this project, and nothing in it

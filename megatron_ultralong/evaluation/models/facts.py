@@ -34,7 +34,7 @@ def named_folders(config: ModelsConfig, num_ranks: int) -> list[tuple[str, Path]
         InputError: a folder is missing or of no known kind, or the layout is none for evaluations.
     """
     check_required(config)
-    models = [_name_and_folder(argument) for argument in config.load]
+    models = [name_and_folder(argument) for argument in config.load]
     megatron_folders = [folder for _, folder in models if not is_hugging_face(folder)]
     if megatron_folders:
         config.parallel.check_forward_only()
@@ -62,11 +62,11 @@ def named_folders(config: ModelsConfig, num_ranks: int) -> list[tuple[str, Path]
 
 def tokenizer_folder(argument: str) -> Path:
     """Folder with the tokenizer of a model given as ``[NAME=]FOLDER``."""
-    _, folder = _name_and_folder(argument)
+    _, folder = name_and_folder(argument)
     return folder if is_hugging_face(folder) else folder / SOURCE_FOLDER
 
 
-def _name_and_folder(argument: str) -> tuple[str, Path]:
+def name_and_folder(argument: str) -> tuple[str, Path]:
     """The parts of ``[NAME=]FOLDER``; ``runs/lr=1e-5`` is a folder where there is one."""
     name, found, folder = argument.partition("=")
     if found and Path(argument).is_dir():
@@ -110,16 +110,16 @@ class ModelFacts:
         return {"checkpoint": self.name, **parts}
 
 
-def model_facts(argument: str, precision: str) -> ModelFacts:
+def model_facts(argument: str, precision: str, *, with_digest: bool = True) -> ModelFacts:
     """Facts of a model given as ``[NAME=]FOLDER``.
 
     Weights are told from others by the names, sizes and times of their files, and copies of them
-    by what the files hold.
+    by what the files hold; all of them are read for this, unless ``with_digest`` is off.
 
     Raises:
         InputError: the folder is missing or of no known kind.
     """
-    name, folder = _name_and_folder(argument)
+    name, folder = name_and_folder(argument)
     model, positions, weights = shape_and_weights(folder)
     engine = "megatron"
     if is_hugging_face(folder):
@@ -128,7 +128,7 @@ def model_facts(argument: str, precision: str) -> ModelFacts:
     stats = [(path.name, path.stat()) for path in files]
     listing = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
     stamp = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
-    digest = _digest(files, model)
+    digest = _digest(files, model) if with_digest else ""
     size, turned = num_parameters(model), _rotary(folder, model)
     record = ModelRecord(str(folder), engine, precision, stamp, size, digest, turned)
     return ModelFacts(name, model, positions, record)

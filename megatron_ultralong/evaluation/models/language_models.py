@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -285,12 +285,14 @@ class Subject(Generic[M]):
     tokenizer: PromptTokenizer
     cost: CostConfig
     """What asking it may cost."""
+    asked: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What its results state of the question, see ``finished.asked``; empty: nothing."""
 
     def result(self, kind: Kind, config: Any, cells: Sequence[ScoreCell], **others: Any) -> Result:
         """What was found of it by a verb with the flags ``config``."""
         name, facts = self.model.name, self.facts
         about = (kind, plain_values(config), name, facts.max_positions, tuple(cells))
-        return Result(*about, model=facts.record, **others)
+        return Result(*about, model=facts.record, asked=self.asked, **others)
 
 
 Answerer = Subject[interface.Generator]

@@ -81,6 +81,8 @@ _MAX_BYTES = 64 * 2**20
 """Of a result: one of every task at every length has less than 1 MB."""
 _MARKS = (b'"format_version"', b'"cells"')
 """Of files that are damaged so far that they are no JSON."""
+LOSS_FILE = "loss.json"
+"""Of the losses of all models."""
 FIX = "evaluate again, or restore the file"
 
 

@@ -34,7 +34,3 @@ class ModelRecord:
     rotary: Text = dataclasses.field(default="", compare=False)
     """How it turns positions, in words: models of the same weights may do so in several ways;
     empty: not known."""
-
-    def is_of(self, other: "ModelRecord") -> bool:
-        """Whether it states the same model, run in the same way, as far as both say how."""
-        return self == other and self.rotary in ("", other.rotary)

@@ -206,6 +206,8 @@ class Result:
     versions: Mapping[Name, Name] = dataclasses.field(default_factory=versions)
     model: ModelRecord | None = None
     """None: measured before results stated it."""
+    asked: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """All that decides the figures, for comparison with another command's; empty: not stated."""
 
     def __post_init__(self) -> None:
         """Raise ValueError where rows, columns and flags are not what the kind says."""

@@ -21,9 +21,6 @@ from megatron_ultralong.evaluation.ruler.fitting import Builder, fit
 from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer, prompt_parts
 from megatron_ultralong.program.errors import counted
 
-PROMPT_VERSION = 2
-"""Counts up when a prompt changes, so that no half-done evaluation mixes two."""
-
 
 @dataclasses.dataclass(frozen=True)
 class RulerSample(Prompt):
@@ -126,7 +123,9 @@ class RulerSamples:
         config = self._config
         names = ("essays", "squad", "hotpotqa", "english_words")
         found = {name: file_sha256(Path(file)) for name in names if (file := getattr(config, name))}
-        found["prompts"] = f"version {PROMPT_VERSION}, of NVIDIA/RULER at {config.ruler_release}"
+        found["prompts"] = (
+            f"version {parameters.PROMPT_VERSION}, of NVIDIA/RULER at {config.ruler_release}"
+        )
         if self._needs_words:
             found["words"] = self.words.source
         return found
@@ -163,7 +162,7 @@ def evaluate_ruler(config: parameters.RulerConfig, subject: Answerer) -> Result:
     material = samples.material()
     release = config.ruler_release
     decides = {
-        "version": PROMPT_VERSION,
+        "version": parameters.PROMPT_VERSION,
         "release": release,
         "seed": config.seed,
         **tokenizer.decides(config.prompt_template),

@@ -18,6 +18,8 @@ from megatron_ultralong.program.fields import UINT32, Range, Required
 from megatron_ultralong.program.json_file import read_json
 from megatron_ultralong.program.quantity import LENGTH
 
+PROMPT_VERSION = 2
+"""Counts up when a prompt changes, so that no evaluation mixes two."""
 Metric = Literal["string_match_all", "string_match_part"]
 NeedleType = Literal["words", "numbers", "uuids"]
 Release = Literal["c3f5e3b", "860f2bd"]
