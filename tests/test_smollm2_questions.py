@@ -106,9 +106,19 @@ def test_passages_have_at_least_as_many_characters_as_asked_for(
     for line in (tmp_path / "q.jsonl").read_text().splitlines():
         first = json.loads(line)["messages"][1]["content"]
         assert 15_000 <= len(first) < 21_500, "sentences stand in it too"
-    words = ("--number", 4, "--shortest", 90_000, "--longest", 90_000)
-    done = run("questions.py", corpus, tmp_path / "whole.jsonl", *words)
-    assert done.returncode == 0, "no text is so long: whole ones"
+
+
+def test_passages_longer_than_every_text_are_of_several(corpus: Path, tmp_path: Path) -> None:
+    file = corpus / "train" / "a.jsonl"
+    lines = file.read_text().splitlines()
+    assert len(json.loads(lines[0])["text"]) < 40_000
+    file.write_text("\n".join(5 * lines) + "\n")
+    words = ("--number", 10, "--shortest", 40_000, "--longest", 50_000)
+    run("questions.py", corpus, tmp_path / "q.jsonl", *words)
+    found = [json.loads(line)["messages"] for line in (tmp_path / "q.jsonl").open()]
+    lengths = [len(turns[1]["content"]) for turns in found]
+    assert all(40_000 <= length < 52_500 for length in lengths[:5]), "three texts at a time"
+    assert all(length < 40_000 for length in lengths[5:]), "all of the other file's is shorter"
 
 
 def test_the_longest_passages_have_names_for_all_their_sentences() -> None:

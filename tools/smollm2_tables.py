@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import runpy
-from collections.abc import Iterable, Iterator
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from megatron_ultralong.evaluation.results.file import read_results
@@ -19,7 +20,15 @@ from tools.page_tables import page_with, table
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "results.md"
 RESULTS = ROOT / "docs" / "smollm2"
-FIRST, FOURTH, LATER = RESULTS / "first", RESULTS / "fourth", RESULTS / "later"
+FIRST, FOURTH, FIFTH = RESULTS / "first", RESULTS / "fourth", RESULTS / "fifth"
+LATER = RESULTS / "later"
+"""Of ablations on rows that were prepared again."""
+ABLATIONS = runpy.run_path(str(ROOT / "examples" / "smollm2" / "ablations.py"))
+COMPARED = {
+    **dict.fromkeys(("short-eos", "short-none", "short-mask"), "short"),
+    "mixed-sampling": "mixed",
+}
+"""Arms that are compared with another one than the recipe."""
 KINDS = ("passkey", "needle")
 POSITIONS = 8192
 """That the model was trained for."""
@@ -58,6 +67,7 @@ def runs() -> Iterator[tuple[str, ...]]:
         (RESULTS / "target", "16", 131_072, "130 iterations of short rows, 85 rows"),
         (RESULTS / "second", "16", 131_072, "34 iterations of short rows, 140 rows"),
         (RESULTS / "target", "32", 131_072, "100 iterations of short rows, 85 rows"),
+        (FIFTH, "32", 131_072, "the same, again"),
         (FOURTH, "64", 131_072, "100 iterations of short rows, 85 rows"),
         (RESULTS / "target", "64", 262_144, "60 iterations of short rows, 40 rows"),
     )
@@ -66,7 +76,7 @@ def runs() -> Iterator[tuple[str, ...]]:
         found = read_results(folder / "passkey.json", "passkey")
         if folder == RESULTS / "target":
             (one,) = (result for result in found if result.checkpoint == f"factor {factor}")
-        elif folder == FOURTH:
+        elif folder in (FOURTH, FIFTH):
             (one,) = (result for result in found if result.checkpoint == "after")
         else:
             one = found[-1]
@@ -94,15 +104,75 @@ def needles() -> Iterator[tuple[str, ...]]:
     before, first = read_results(FIRST / "needle.json", "needle")
     (second,) = read_results(RESULTS / "second" / "needle.json", "needle")[-1:]
     (tuned,) = read_results(RESULTS / "target" / "needle-tuned.json", "needle")
+    _, fifth, far, farther = read_results(FIFTH / "needle.json", "needle")
     length = 131_072
     for name, result in (
         ("the original model", before),
         ("first run, factor 16", first),
         ("second run, factor 16", second),
         ("third run, factor 32, tuned with questions on short texts", tuned),
+        ("fifth run, factor 32, not tuned", fifth),
+        ("fifth run, tuned with questions on 64 long texts too", far),
+        ("fifth run, tuned with questions on 96 longer texts", farther),
     ):
         halves = [counts(result, length, *depths) for depths in ((0, 50), (50, 101))]
         yield name, _share(*counts(result, length)), *(_share(*half) for half in halves)
+
+
+def fifth_run(kind: str) -> Iterator[tuple[str, ...]]:
+    """Lengths, and what the models of the fifth run have found of the prompts."""
+    found = read_results(FIFTH / f"{kind}.json", kind)
+    for length in found[0].lengths:
+        every = (counts(result, length) for result in found)
+        yield f"{length:,}", *(_share(*one) if one[1] else "not run" for one in every)
+
+
+def fifth_losses() -> Iterator[tuple[str, ...]]:
+    """Positions, and the losses of the models of the fifth run."""
+    found = read_results(FIFTH / "loss.json", "position_loss")
+    for cells in zip(*(result.cells for result in found), strict=True):
+        start, stop = map(int, cells[0].row.split("-"))
+        yield f"{start:,}-{stop:,}", *(f"{cell.score:.3f} ± {cell.error:.3f}" for cell in cells)
+
+
+def long_ruler() -> Iterator[tuple[str, ...]]:
+    """Tasks of RULER and their mean, of the fifth run beyond 8,192 tokens."""
+    found = read_results(FIFTH / "ruler.json", "ruler")
+    for cells in zip(*(result.cells for result in found), strict=True):
+        yield cells[0].row, *(f"{cell.score:.1f} ± {cell.error:.1f}" for cell in cells)
+    yield "mean", *(f"{result.mean(result.cells[0].column):.1f}" for result in found)
+
+
+def differences() -> Iterator[tuple[str, ...]]:
+    """Arms, what they are compared with, and their figures less its, of the same rows and seed;
+    passkeys of both.
+    """
+    baselines = {"recipe", *COMPARED.values()}
+    for arm in ABLATIONS["ARMS"]:
+        if arm in baselines:
+            continue
+        other = COMPARED.get(arm, "recipe")
+        pairs = [
+            [ABLATIONS["figures"](work / "ablations" / "results" / f"{name}-{seed}")
+             for name in (arm, other)]
+            for work in (RESULTS, LATER)
+            for seed in ABLATIONS["SEEDS"]
+            if all((arms(f"{name}-{seed}", work).parent / "loss").exists() for name in (arm, other))
+        ]  # fmt: skip
+        if not pairs:
+            continue
+        losses = [[own[k] - base[k] for own, base in pairs] for k in (0, 1)]
+        asked = [(own[3], base[3]) for own, base in pairs if None not in (own[3], base[3])]
+        keys = ", ".join(f"{own:.0f} and {base:.0f}" for own, base in asked)
+        yield arm, other, *map(_each, losses), keys or "not run"
+
+
+def _each(values: Sequence[float]) -> str:
+    """The mean of differences, and each."""
+    mean, *each = (
+        f"{value:+.3f}".replace("-0.000", "+0.000") for value in (statistics.fmean(values), *values)
+    )
+    return f"{mean} ({', '.join(each)})" if len(each) > 1 else mean
 
 
 def losses(file: str) -> Iterator[tuple[str, ...]]:
@@ -147,10 +217,9 @@ def fourth_run() -> Iterator[tuple[str, ...]]:
 
 
 def choices() -> Iterator[tuple[str, ...]]:
-    """The measures of the multiple choice, of the same models and one tuned on fewer questions."""
-    found = read_results(RESULTS / "choices.json", "harness")
-    for cells in zip(*(result.cells for result in found), strict=True):
-        yield cells[0].column, *(f"{cell.score:.1f} ± {cell.error:.1f}" for cell in cells)
+    """Models, and the measures of their multiple choice."""
+    for result in read_results(RESULTS / "choices.json", "harness"):
+        yield result.checkpoint, *(f"{cell.score:.1f} ± {cell.error:.1f}" for cell in result.cells)
 
 
 def ruler() -> Iterator[tuple[str, ...]]:
@@ -167,7 +236,7 @@ def ruler() -> Iterator[tuple[str, ...]]:
 def tables() -> str:
     """All of them, each under its caption."""
     lengths = ("8,192", "32,768", "65,536")
-    ablations = runpy.run_path(str(ROOT / "examples" / "smollm2" / "ablations.py"))
+    of_fifth = ("before", "extended", "tuned, 64 long texts", "tuned, 96 longer texts")
     before_and_after = ("positions", "before", "after", "difference")
     captioned = (
         (
@@ -203,6 +272,20 @@ def tables() -> str:
             ),
         ),
         (
+            "RULER of the fifth run, extended and not tuned, 10 questions a cell:",
+            table(("task", "16,384", "32,768", "65,536"), long_ruler()),
+        ),
+        (
+            "Passkeys of the fifth run: the original model, extended, and tuned on questions on 64 "
+            "long texts or on 96 longer ones (prompts of seed 22, as all of this run):",
+            table(("length", *of_fifth), fifth_run("passkey")),
+        ),
+        ("Needles of the same models:", table(("length", *of_fifth), fifth_run("needle"))),
+        (
+            "Loss by position of the same models, eight held-out rows:",
+            table(("positions", *of_fifth), fifth_losses()),
+        ),
+        (
             "Retrieval of the original model and of the first run, at all lengths:",
             table(
                 ("length", *(f"{kind} {when}" for kind in KINDS for when in ("before", "after"))),
@@ -219,9 +302,9 @@ def tables() -> str:
             table(("length", "before", "fourth run", "fourth run, tuned"), fourth_run()),
         ),
         (
-            "Multiple choice, the same models, and tuned on 190 questions instead of 12,000; 500 "
-            "questions with four choices, per cent ± one standard error:",
-            table(("measure", "before", "fourth run", "fourth run, tuned", "on 190"), choices()),
+            "Multiple choice, models of the fourth and the fifth run; 500 questions with four "
+            "choices, per cent ± one standard error:",
+            table(("model", "acc", "acc_norm"), choices()),
         ),
         (
             "Rates, 25 iterations each, per cent of ten prompts of seed 99 a length:",
@@ -232,11 +315,25 @@ def tables() -> str:
         ),
         (
             "Ablations at 65,536 tokens, 32 rows each: the mean of the seeds, and each seed:",
-            _that_ran(ablations["table"](RESULTS)),
+            _that_ran(ABLATIONS["table"](RESULTS)),
         ),
         (
             "The same on 30 November, on rows with newer manuals:",
-            _that_ran(ablations["table"](LATER)),
+            _that_ran(ABLATIONS["table"](LATER)),
+        ),
+        (
+            "Each arm less the one that it is compared with, of the same rows and seed: the mean, "
+            "and each pair; passkeys at 65,536 of both:",
+            table(
+                (
+                    "arm",
+                    "compared with",
+                    "loss, first 8,192",
+                    "loss, 32,768-65,536",
+                    "passkeys, %",
+                ),
+                differences(),
+            ),
         ),
     )
     return "\n\n".join(f"{caption}\n\n{one}" for caption, one in captioned)

@@ -16,7 +16,7 @@ ask "$WORK/far-questions-$TARGET.jsonl" --number "$FAR_QUESTIONS" --shortest "$S
 kept "$WORK/chats-$TARGET" || ultralong prepare chat --source short="$WORK/conversations.jsonl" \
     --source near="$WORK/questions.jsonl" --source far="$WORK/far-questions-$TARGET.jsonl" \
     --tokenizer "$WORK/hf" --chat-template chatml --seq-length "$CHAT_LENGTH" --max-length "$CHAT_LENGTH" \
-    --valid-fraction 0.05 --output "$WORK/chats-$TARGET"
+    --valid-fraction 0.02 --output "$WORK/chats-$TARGET"
 # shellcheck disable=SC2086 # several words
 torchrun --standalone --nproc-per-node "$GPUS" -m megatron_ultralong sft --config "$here/tune.yaml" \
     --load "$WORK/run-$TARGET" --data-path "$WORK/chats-$TARGET" --save "$WORK/tuned-$TARGET" \

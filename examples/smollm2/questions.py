@@ -3,7 +3,7 @@
 ::
 
     python questions.py CORPUS OUTPUT.jsonl
-    python questions.py CORPUS OUTPUT.jsonl --number 64 --shortest 100_000 --longest 380_000
+    python questions.py CORPUS OUTPUT.jsonl --number 96 --shortest 260_000 --longest 440_000
 
 Each is a passage of a document in CORPUS/train with sentences about made-up people put between its
 lines, and the question about one of them; the answer is that sentence. A long passage is asked
@@ -91,19 +91,30 @@ def main() -> None:
 def _some_texts(
     files: list[Path], number: int, characters: tuple[int, int], drawn: random.Random
 ) -> Iterator[str]:
-    """Passages, the same number of each file, of the documents in turn that are long enough, if
-    some are; the logarithms of their lengths are spread evenly.
+    """Passages, the same number of each file, of the documents in turn that are long enough, or of
+    several behind each other; the logarithms of their lengths are spread evenly.
     """
     shortest, longest = characters
     for place, path in enumerate(files):
         with path.open(encoding="utf-8") as lines:
             texts = [json.loads(line)["text"] for line in lines]
-        documents = [text for text in texts if len(text) >= shortest] or texts
+        documents = [text for text in texts if len(text) >= shortest] or _joined(texts, longest)
         for count in range(place, number, len(files)):
             text = documents[count // len(files) % len(documents)]
             length = round(shortest * math.exp(drawn.random() * math.log(longest / shortest)))
             start = drawn.randrange(max(1, len(text) - length))
             yield text[start : start + length]
+
+
+def _joined(texts: list[str], longest: int) -> list[str]:
+    """Neighbours behind each other, of at least so many characters, or all if they have fewer."""
+    joined, part = [], ""
+    for text in texts:
+        part = f"{part}\n{text}" if part else text
+        if len(part) >= longest:
+            joined.append(part)
+            part = ""
+    return joined or [part]
 
 
 def conversation(passage: str, drawn: random.Random) -> list[dict[str, str]]:

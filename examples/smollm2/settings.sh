@@ -55,8 +55,8 @@ MILLION_ITERS=${MILLION_ITERS:-6} MILLION_LR=${MILLION_LR:-3e-4}
 MILLION_FLAGS=${MILLION_FLAGS:-}
 CHAT_LENGTH=${CHAT_LENGTH:-$SEQ_LENGTH} # rows of conversations; none is longer
 QUESTIONS=${QUESTIONS:-400}         # conversations about a sentence in a short text
-FAR_QUESTIONS=${FAR_QUESTIONS:-64}  # about many in a long one, of so many characters:
-LONGEST_FAR=${LONGEST_FAR:-$((SEQ_LENGTH * 34 / 10))} SHORTEST_FAR=${SHORTEST_FAR:-$SEQ_LENGTH}
+FAR_QUESTIONS=${FAR_QUESTIONS:-96}  # about many in a long one, of so many characters:
+LONGEST_FAR=${LONGEST_FAR:-$((SEQ_LENGTH * 34 / 10))} SHORTEST_FAR=${SHORTEST_FAR:-$((SEQ_LENGTH * 2))}
 SFT_FLAGS=${SFT_FLAGS:---num-epochs 1}
 LENGTHS=${LENGTHS:-$(lengths 8192 $((SEQ_LENGTH / 4)) "$SEQ_LENGTH")}
 DEPTHS=${DEPTHS:-0 11 22 33 44 56 67 78 89 100}
