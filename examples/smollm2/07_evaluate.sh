@@ -12,8 +12,8 @@ results=$WORK/results-$TARGET
 before="before=$WORK/base"
 trained="after=$WORK/run-$TARGET tuned=$WORK/tuned-$TARGET"
 evaluate() { # VERB OUTPUT FLAG...; of several models each has a folder in OUTPUT
-    torchrun --standalone --nproc-per-node 1 -m megatron_ultralong evaluate "$1" --beyond-trained-positions \
-        --output "$results/$2" "${@:3}"
+    torchrun --standalone --nproc-per-node "$GPUS" -m megatron_ultralong evaluate "$1" --beyond-trained-positions \
+        --context-parallel-size "$GPUS" --output "$results/$2" "${@:3}"
 }
 # shellcheck disable=SC2086 # several words
 {
