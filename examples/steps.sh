@@ -5,6 +5,42 @@ kept() { # FOLDER: whether a step has finished it before; nothing half-written h
     [ -e "$1" ] && echo "$1 is there: kept"
 }
 
+once() { # OUTPUT COMMAND [WORD...]: makes OUTPUT, unless it is there by this command; OUTPUT.made has its words
+    local output=$1 words word previous=
+    shift
+    words=$(for word; do
+        # how many workers share the work changes nothing
+        [ "$previous" = --workers ] || [ "$word" = --workers ] || recorded "$output" "$word"
+        previous=$word
+    done)
+    if ! [ -e "$output" ]; then
+        echo "$words" > "$output.made"
+        "$@"
+    elif ! [ -e "$output.made" ] || [ "$(cat "$output.made")" = "$words" ]; then
+        echo "$output is there: kept"
+    else
+        {
+            echo "$0: $output is there, but the settings, or what it is made of, have changed since:"
+            echo "  was: $(cat "$output.made")"
+            echo "  now: $words"
+            echo "Set them back, or remove $output, with what was made of it, to make it again. If it is right as it is,"
+            echo "remove $output.made alone."
+        } >&2
+        exit 1
+    fi
+}
+
+recorded() { # OUTPUT WORD: as OUTPUT.made has it: folders may move, and what an input was made by counts
+    local word=$2 path=${2#*=} # of --source NAME=FILE
+    [ -z "${CACHE:-}" ] || word=${word//"$CACHE"/CACHE}
+    word=${word//"$WORK"/WORK}
+    printf '%q ' "${word//"$here"/EXAMPLE}"
+    while [ "$path" != "$1" ] && [ "${path#"$WORK"/}" != "$path" ]; do
+        [ ! -f "$path.made" ] || echo -n "(made by $(cksum < "$path.made" | cut -d ' ' -f 1)) "
+        path=${path%/*}
+    done
+}
+
 whole_number() { # SETTING EXAMPLE: bad input unless it is one, of tokens
     [[ ${!1} =~ ^[1-9][0-9]*$ ]] || {
         echo "$0: $1 must be a whole number of tokens, such as $2, not '${!1}'" >&2

@@ -10,4 +10,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 needs 3
 
-kept "$WORK/base" || ultralong convert import "$WORK/hf" "$WORK/base"
+once "$WORK/base" ultralong convert import "$WORK/hf" "$WORK/base"

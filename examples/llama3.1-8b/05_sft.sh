@@ -11,7 +11,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 needs 5
 
 set -f # prepare expands the pattern itself
-kept "$WORK/chats-$TARGET" || ultralong prepare chat --source "$CHATS" --tokenizer "$WORK/hf" \
+once "$WORK/chats-$TARGET" ultralong prepare chat --source "$CHATS" --tokenizer "$WORK/hf" \
     --chat-template "$CHAT_TEMPLATE" --seq-length "$CHAT_LENGTH" --output "$WORK/chats-$TARGET"
 # shellcheck disable=SC2086 # several words
 torchrun --nproc-per-node "$RANKS" -m megatron_ultralong sft "$SFT_RECIPE" --load "$WORK/run-$TARGET" \

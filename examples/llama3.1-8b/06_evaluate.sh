@@ -15,20 +15,21 @@ needs 6
 results=$WORK/results-$TARGET
 # shellcheck disable=SC2086 # several words
 {
-    kept "$results/loss" || torchrun --nproc-per-node "$RANKS" -m megatron_ultralong evaluate loss \
+    torchrun --nproc-per-node "$RANKS" -m megatron_ultralong evaluate loss \
         --load "base=$WORK/base" "extended=$WORK/run-$TARGET" --beyond-trained-positions \
         --data-path "$WORK/rows-$TARGET" --num-samples "$LOSS_ROWS" $LAYOUT_FLAGS \
         --output "$results/loss"
-    kept "$results/passkey" || torchrun --nproc-per-node "$RANKS" -m megatron_ultralong evaluate passkey \
+    torchrun --nproc-per-node "$RANKS" -m megatron_ultralong evaluate passkey \
         --load "tuned=$WORK/tuned-$TARGET" --lengths $LENGTHS --depths $DEPTHS \
         --num-samples "$PROMPTS" $LAYOUT_FLAGS --output "$results/passkey"
-    kept "$results/needle" || torchrun --nproc-per-node "$RANKS" -m megatron_ultralong evaluate needle \
+    torchrun --nproc-per-node "$RANKS" -m megatron_ultralong evaluate needle \
         --load "tuned=$WORK/tuned-$TARGET" --lengths $LENGTHS --depths $DEPTHS \
         --num-samples "$PROMPTS" $LAYOUT_FLAGS --output "$results/needle"
-    kept "$results/ruler" || torchrun --nproc-per-node "$RANKS" -m megatron_ultralong evaluate ruler \
+    torchrun --nproc-per-node "$RANKS" -m megatron_ultralong evaluate ruler \
         --load "tuned=$WORK/tuned-$TARGET" --lengths $RULER_LENGTHS --num-samples "$RULER_SAMPLES" \
         $RULER_FLAGS $LAYOUT_FLAGS --output "$results/ruler"
     torchrun --nproc-per-node "$RANKS" -m megatron_ultralong generate --load "$WORK/tuned-$TARGET" \
         --chat --prompt "$QUESTION" --max-new-tokens "$ANSWER_TOKENS" $LAYOUT_FLAGS
 }
-kept "$WORK/report-$TARGET" || ultralong evaluate report "$results" --output "$WORK/report-$TARGET"
+rm -rf "$WORK/report-$TARGET" # of the results that are there now
+ultralong evaluate report "$results" --output "$WORK/report-$TARGET"

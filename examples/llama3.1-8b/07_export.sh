@@ -11,5 +11,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 needs 7
 
 exported=$WORK/Llama-3.1-8B-UltraLong-$TARGET
-kept "$exported" || ultralong convert export "$WORK/tuned-$TARGET" "$exported"
+once "$exported" ultralong convert export "$WORK/tuned-$TARGET" "$exported"
 ultralong convert verify "$WORK/tuned-$TARGET" "$exported"

@@ -26,8 +26,8 @@ case "$ENGINE" in
     llama.cpp)
         # its flash attention rounds to float16, whatever the cache is in
         case "$SERVE_DTYPE" in float32) dtype=fp32 cache=f32 flash=off ;; *) dtype=bf16 cache=f16 flash=on ;; esac
-        kept "$exported-gguf" \
-            || ultralong convert export "$WORK/tuned-$TARGET" "$exported-gguf" --format gguf --dtype "$dtype"
+        once "$exported-gguf" \
+            ultralong convert export "$WORK/tuned-$TARGET" "$exported-gguf" --format gguf --dtype "$dtype"
         # No flag of the rotary embedding: the file has it.
         # shellcheck disable=SC2086
         llama-server --model "$exported-gguf/model.gguf" --alias ultralong --port "$PORT" \

@@ -10,8 +10,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 # shellcheck disable=SC2086 # several words
-kept "$WORK/corpus" || python "$here/corpus.py" "$WORK/corpus" --packages "$CACHE/corpus" $CORPUS_FLAGS
-kept "$WORK/conversations.jsonl" ||
+once "$WORK/corpus" python "$here/corpus.py" "$WORK/corpus" --packages "$CACHE/corpus" $CORPUS_FLAGS
+once "$WORK/conversations.jsonl" \
     python "$here/conversations.py" "$WORK/conversations.jsonl" --packages "$CACHE/corpus"
-[ ! -d "$CACHE/corpus/dict-gcide" ] || kept "$WORK/choices.jsonl" || # a dictionary of Debian's
+[ ! -d "$CACHE/corpus/dict-gcide" ] || once "$WORK/choices.jsonl" \
     python "$here/choices.py" "$WORK/choices.jsonl" --packages "$CACHE/corpus"

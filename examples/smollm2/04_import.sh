@@ -7,9 +7,11 @@ set -euo pipefail
 # shellcheck source=examples/smollm2/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
-kept "$WORK/base" || {
-    ultralong convert import "$WORK/hf" "$WORK/base"
+[ -e "$WORK/base" ] || rm -f "$WORK/base.verified"
+once "$WORK/base" ultralong convert import "$WORK/hf" "$WORK/base"
+kept "$WORK/base.verified" || {
     ultralong convert verify "$WORK/hf" "$WORK/base" --logits --logits-seq-length "$VERIFY_LENGTH"
+    touch "$WORK/base.verified"
 }
-kept "$WORK/base-exported" || ultralong convert export "$WORK/base" "$WORK/base-exported"
+once "$WORK/base-exported" ultralong convert export "$WORK/base" "$WORK/base-exported"
 python "$here/same_model.py" "$WORK/hf" "$WORK/base-exported" --max-new-tokens "$ANSWER_TOKENS"

@@ -6,4 +6,5 @@ set -euo pipefail
 # shellcheck source=examples/smollm2/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
-kept "$WORK/report-$TARGET" || ultralong evaluate report "$WORK/results-$TARGET" --output "$WORK/report-$TARGET"
+rm -rf "$WORK/report-$TARGET" # of the results that are there now
+ultralong evaluate report "$WORK/results-$TARGET" --output "$WORK/report-$TARGET"

@@ -9,7 +9,7 @@ set -euo pipefail
 # shellcheck source=examples/smollm2/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
-kept "$WORK/essays.txt" || python "$here/essays.py" "$WORK/corpus" "$WORK/essays.txt"
+once "$WORK/essays.txt" python "$here/essays.py" "$WORK/corpus" "$WORK/essays.txt"
 ruler() { # MODEL LENGTHS PROMPTS OUTPUT
     # shellcheck disable=SC2086 # several words
     torchrun --standalone --nproc-per-node 1 -m megatron_ultralong \

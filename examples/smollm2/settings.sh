@@ -74,13 +74,12 @@ QUESTION=${QUESTION:-What is the capital of France?}
 ANSWER_TOKENS=${ANSWER_TOKENS:-64}
 
 rows() { # FOLDER PARTS_OF_THE_CORPUS SEQ_LENGTH [FLAG...]: prepared, unless it is there
-    kept "$1" && return
     local sources=() part file
     for part in $2; do
         for file in "$WORK/corpus/$part"/*.jsonl; do
             [ ! -e "$file" ] || sources+=(--source "$(basename "$file" .jsonl)=$file")
         done
     done
-    ultralong prepare "${sources[@]}" --tokenizer "$WORK/hf" --output "$1" --seq-length "$3" \
+    once "$1" ultralong prepare "${sources[@]}" --tokenizer "$WORK/hf" --output "$1" --seq-length "$3" \
         --length-sampling none --workers "$WORKERS" "${@:4}"
 }

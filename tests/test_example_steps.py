@@ -1,0 +1,103 @@
+"""`once` of examples/steps.sh: what is there is kept, unless another command would make it now."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.warm.programs import ROOT
+
+MAKE = 'make() { echo "$@" >> "$WORK/calls"; [ -z "${FAILS:-}" ] || return 3; echo made > "$2"; }'
+
+
+class Steps:
+    """A step that makes OUTPUT in a WORK."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        work.mkdir()
+
+    def once(self, output: str, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """``once WORK/OUTPUT make --output WORK/OUTPUT WORD...``, @ for WORK."""
+        quoted = " ".join(f"'{word}'".replace("@", str(self.work)) for word in words)
+        path = f"'{self.work}/{output}'"
+        script = f". {ROOT}/examples/steps.sh; {MAKE}; once {path} make --output {path} {quoted}"
+        environment = {"PATH": "/usr/bin:/bin", "WORK": str(self.work), "here": "/somewhere"}
+        return subprocess.run(
+            ["bash", "-euc", script],
+            env={**environment, **settings}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    @property
+    def num_calls(self) -> int:
+        """How often the command ran."""
+        return len((self.work / "calls").read_text().splitlines())
+
+
+@pytest.fixture
+def steps(tmp_path: Path) -> Steps:
+    return Steps(tmp_path / "work")
+
+
+def test_the_same_command_is_not_run_again(steps: Steps) -> None:
+    words = ("--seq-length", "256", "--name", "two words", "a=@/x")
+    assert steps.once("rows", *words).returncode == 0
+    again = steps.once("rows", *words)
+    assert again.returncode == 0
+    assert "rows is there: kept" in again.stdout
+    assert steps.num_calls == 1
+
+
+def test_another_command_is_refused_with_both_and_a_fix(steps: Steps) -> None:
+    steps.once("rows", "--seq-length", "256")
+    refused = steps.once("rows", "--seq-length", "512")
+    assert refused.returncode == 1
+    for part in ("WORK/rows --seq-length 256", "WORK/rows --seq-length 512", "Set them back"):
+        assert part in refused.stderr
+    assert steps.num_calls == 1
+    (steps.work / "rows.made").unlink()
+    assert steps.once("rows", "--seq-length", "512").returncode == 0, "it is right as it is"
+    (steps.work / "rows").unlink()
+    assert steps.once("rows", "--seq-length", "512").returncode == 0
+    assert steps.num_calls == 2
+
+
+@pytest.mark.parametrize("word", ["@/corpus", "code=@/corpus", "code=@/corpus/train/code.jsonl"])
+def test_what_was_made_of_another_input_is_refused(steps: Steps, word: str) -> None:
+    steps.once("corpus", "--most-bytes", "10")
+    steps.once("rows", "--source", word)
+    assert steps.once("rows", "--source", word).returncode == 0
+    (steps.work / "corpus").unlink()
+    steps.once("corpus", "--most-bytes", "20")
+    refused = steps.once("rows", "--source", word)
+    assert refused.returncode == 1
+    assert "what it is made of, have changed" in refused.stderr
+
+
+def test_workers_and_moved_folders_change_nothing(steps: Steps, tmp_path: Path) -> None:
+    words = ("--packages", "/cache/corpus", "/somewhere/corpus.py", "a=@/x")
+    steps.once("rows", *words, "--workers", "2", "--skip-bad", CACHE="/cache")
+    steps.work = steps.work.rename(tmp_path / "moved here")
+    words = ("--packages", "/other/corpus", "/elsewhere/corpus.py", "a=@/x")
+    moved = {"CACHE": "/other", "here": "/elsewhere"}
+    again = steps.once("rows", *words, "--workers", "16", "--skip-bad", **moved)
+    assert again.returncode == 0, again.stderr
+    assert "kept" in again.stdout
+    assert steps.once("rows", *words, "--workers", "16", **moved).returncode == 1
+
+
+def test_a_command_that_failed_is_run_again_with_other_words(steps: Steps) -> None:
+    assert steps.once("rows", "--seq-length", "255", FAILS="1").returncode == 3
+    assert not (steps.work / "rows").exists()
+    assert steps.once("rows", "--seq-length", "256").returncode == 0
+    assert "--seq-length 256" in (steps.work / "rows.made").read_text()
+
+
+def test_what_an_earlier_version_made_is_kept(steps: Steps) -> None:
+    (steps.work / "rows").mkdir()
+    kept = steps.once("rows", "--seq-length", "512")
+    assert kept.returncode == 0
+    assert "kept" in kept.stdout
+    assert not (steps.work / "calls").exists()
