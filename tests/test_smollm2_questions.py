@@ -114,11 +114,17 @@ def test_passages_longer_than_every_text_are_of_several(corpus: Path, tmp_path: 
     assert len(json.loads(lines[0])["text"]) < 40_000
     file.write_text("\n".join(5 * lines) + "\n")
     words = ("--number", 10, "--shortest", 40_000, "--longest", 50_000)
-    run("questions.py", corpus, tmp_path / "q.jsonl", *words)
+    done = run("questions.py", corpus, tmp_path / "q.jsonl", *words)
     found = [json.loads(line)["messages"] for line in (tmp_path / "q.jsonl").open()]
-    lengths = [len(turns[1]["content"]) for turns in found]
-    assert all(40_000 <= length < 52_500 for length in lengths[:5]), "three texts at a time"
-    assert all(length < 40_000 for length in lengths[5:]), "all of the other file's is shorter"
+    assert len(found) == 10
+    assert all(40_000 <= len(turns[1]["content"]) < 52_500 for turns in found), "three at a time"
+    assert "b.jsonl has " in done.stderr
+    assert "characters, fewer than --shortest 40,000: no passage is taken from it" in done.stderr
+    refused = run("questions.py", corpus, tmp_path / "no", *words[:2], "--shortest", 10**6,
+                  "--longest", 10**6)  # fmt: skip
+    assert refused.returncode == 1
+    assert "no file has so many characters: a smaller --shortest" in refused.stderr
+    assert not (tmp_path / "no").exists()
 
 
 def test_the_longest_passages_have_names_for_all_their_sentences() -> None:

@@ -11,10 +11,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 ask() { # FILE FLAG...: made, unless it is there
     once "$1" python "$here/questions.py" "$WORK/corpus" "$@"
 }
-ask "$WORK/questions.jsonl" --number "$QUESTIONS"
+ask "$WORK/near-questions.jsonl" --number "$QUESTIONS"
 ask "$WORK/far-questions-$TARGET.jsonl" --number "$FAR_QUESTIONS" --shortest "$SHORTEST_FAR" --longest "$LONGEST_FAR"
 once "$WORK/chats-$TARGET" ultralong prepare chat --source short="$WORK/conversations.jsonl" \
-    --source near="$WORK/questions.jsonl" --source far="$WORK/far-questions-$TARGET.jsonl" \
+    --source near="$WORK/near-questions.jsonl" --source far="$WORK/far-questions-$TARGET.jsonl" \
     --tokenizer "$WORK/hf" --chat-template chatml --seq-length "$CHAT_LENGTH" --max-length "$CHAT_LENGTH" \
     --valid-fraction 0.02 --output "$WORK/chats-$TARGET"
 # shellcheck disable=SC2086 # several words

@@ -7,5 +7,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 exported=$WORK/SmolLM2-135M-Instruct-$TARGET
-once "$exported" ultralong convert export "$WORK/run-$TARGET" "$exported"
-ultralong convert verify "$WORK/run-$TARGET" "$exported"
+once "$exported" ultralong convert export "$WORK/tuned-$TARGET" "$exported"
+ultralong convert verify "$WORK/tuned-$TARGET" "$exported"

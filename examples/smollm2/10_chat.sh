@@ -7,5 +7,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 # shellcheck disable=SC2086 # several words
-torchrun --standalone --nproc-per-node 1 -m megatron_ultralong generate --load "$WORK/run-$TARGET" --chat \
+torchrun --standalone --nproc-per-node 1 -m megatron_ultralong generate --load "$WORK/tuned-$TARGET" --chat \
     --prompt "$QUESTION" --max-new-tokens "$ANSWER_TOKENS" $EVALUATE_FLAGS

@@ -6,7 +6,7 @@ WORK=${WORK:-$PWD/smollm2-cpu}
 FACTOR=2 SEQ_LENGTH=256 FIRST_LENGTH=128 FIRST_ITERS=2 TRAIN_ITERS=2
 CORPUS_FLAGS="--indexes pypi --only nltk networkx sphinx --most-bytes 400000 --largest-document 20000"
 VALID_FRACTION=0.2 VERIFY_LENGTH=64
-PRETRAIN_FLAGS="--precision fp32 --global-batch-size 1 --lr-warmup-iters 1"
+PRETRAIN_FLAGS="--precision fp32 --global-batch-size ${GPUS:-1} --lr-warmup-iters 1"
 MILLION_LENGTH=512 MILLION_ITERS=2 MILLION_FLAGS="--precision fp32"
 CHAT_LENGTH=512 QUESTIONS=60 FAR_QUESTIONS=10 SHORTEST_FAR=800 LONGEST_FAR=1200 SFT_FLAGS="--precision fp32 --train-iters 2 --lr-warmup-iters 1 --eval-interval 0"
 LENGTHS="$SEQ_LENGTH" DEPTHS="50" PROMPTS=1 BEFORE_PROMPTS=1 LOSS_ROWS=1

@@ -82,6 +82,9 @@ def main() -> None:
     files = sorted((arguments.corpus / "train").glob("*.jsonl"))
     if not files:
         sys.exit(f"{arguments.corpus / 'train'} has no .jsonl file; 02_get_corpus.sh writes them")
+    files = _long_enough(files, shortest)
+    if not files:
+        sys.exit("no file has so many characters: a smaller --shortest takes shorter passages")
     drawn = random.Random(arguments.seed)
     texts = list(_some_texts(files, arguments.number, (shortest, longest), drawn))
     count = write(arguments.output, ({"messages": conversation(text, drawn)} for text in texts))
@@ -96,14 +99,29 @@ def _some_texts(
     """
     shortest, longest = characters
     for place, path in enumerate(files):
-        with path.open(encoding="utf-8") as lines:
-            texts = [json.loads(line)["text"] for line in lines]
+        texts = _texts(path)
         documents = [text for text in texts if len(text) >= shortest] or _joined(texts, longest)
         for count in range(place, number, len(files)):
             text = documents[count // len(files) % len(documents)]
             length = round(shortest * math.exp(drawn.random() * math.log(longest / shortest)))
             start = drawn.randrange(max(1, len(text) - length))
             yield text[start : start + length]
+
+
+def _texts(path: Path) -> list[str]:
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line)["text"] for line in lines]
+
+
+def _long_enough(files: list[Path], shortest: int) -> list[Path]:
+    """Files that hold so many characters; the others are named."""
+    sizes = {path: sum(map(len, _texts(path))) for path in files}
+    found = [path for path in files if sizes[path] >= shortest]
+    for path in files:
+        if path not in found:
+            text = f"{path} has {sizes[path]:,} characters, fewer than --shortest {shortest:,}"
+            print(f"{text}: no passage is taken from it", file=sys.stderr)
+    return found
 
 
 def _joined(texts: list[str], longest: int) -> list[str]:
