@@ -118,6 +118,8 @@ def test_data_count_however_they_are_named(
         data("../elsewhere"),
         data("https://example.com/rows"),
         data("7"),
+        "group: mine\ntask:\n- include: other.yaml",
+        "group: mine\ntask: [other.yaml]",
         "task: mine\ntask: twice",
         "task: [",
         "task: mine\ninclude: none.yaml",

@@ -117,6 +117,9 @@ def _mappings(values: Mapping[str, Any], depth: int = 0) -> Iterator[Mapping[str
     if depth > _MOST_NESTED:
         raise InputError(f"its tasks stand in each other more than {_MOST_NESTED} times")
     for task in tasks if isinstance(tasks, list) else ():
+        inner = task.get("include") if isinstance(task, dict) else task
+        if inner and str(inner).endswith(_SUFFIXES):
+            raise InputError(f"a group names the file {inner}, not a task")
         if isinstance(task, dict):
             outer = {key: value for key, value in values.items() if key != "task"}
             yield from _mappings({**outer, **task}, depth + 1)
@@ -138,7 +141,7 @@ def _named_by(task: Mapping[str, Any], data: str) -> Iterator[Path]:
     if path is None and not options:  # of its Python, or a group of tasks
         return
     if not isinstance(path, str | None) or not isinstance(options, dict):
-        raise InputError(f"dataset_path {path!r} is no text, or dataset_kwargs are no mapping")
+        raise InputError(f"dataset_path {path!r} or its dataset_kwargs have another type")
     yield from _data(path, options, data)
 
 
