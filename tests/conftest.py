@@ -68,6 +68,7 @@ NOT_QUICK = (
     "evaluation/test_chat.py",
     "evaluation/test_damaged_results.py",
     "evaluation/test_finished.py",
+    "evaluation/test_finished_ranks.py",
     "evaluation/test_format_1.py",
     "evaluation/test_generate.py",
     "evaluation/test_harness.py",

@@ -21,6 +21,7 @@ from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.fields import check_ranges, check_required
 from megatron_ultralong.program.optional import check_optional_package
+from megatron_ultralong.program.ranks import under_torchrun
 from megatron_ultralong.program.temporary import unwritable
 
 _MANIFESTS: dict[str, Callable[[str], Manifest | ChatManifest]] = {
@@ -64,7 +65,11 @@ def check_command(command: Any, num_ranks: int) -> bool:
         elif manifest:  # ids alone are compared, and a model needs no tokenizer
             _check_ids(config.data_path, manifest.tokenizer_sha256, load, folder)
     _check_files(config)
-    left = finished.unfinished(command)
+    # A rank sees its own files: which models are left, the main one says when all have met.
+    is_rank = under_torchrun() and num_ranks > 1
+    if not is_rank and not finished.unfinished(command):
+        finished.tell_finished(command)
+        return True
     if manifest and config.split not in manifest.splits:
         raise InputError(
             f"{config.data_path} has no split {config.split!r}, only {', '.join(manifest.splits)}: "
@@ -79,9 +84,7 @@ def check_command(command: Any, num_ranks: int) -> bool:
     if isinstance(config, HarnessConfig):
         check_optional_package("lm_eval", "evaluate harness")
         _check_cache()
-    if not left:
-        finished.tell_finished(command)
-    return not left
+    return False
 
 
 def _check_files(config: Any) -> None:

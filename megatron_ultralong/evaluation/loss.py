@@ -1,8 +1,9 @@
 """Loss by position on held-out rows: where in its context a model predicts how well."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from megatron_ultralong.evaluation.models import interface
 from megatron_ultralong.evaluation.options import LossConfig, check_num_samples
 from megatron_ultralong.evaluation.results import file, result, tables
 from megatron_ultralong.evaluation.results.model_record import ModelRecord
-from megatron_ultralong.program import journal, output, terminal
+from megatron_ultralong.program import journal, output, rank_values, terminal
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.sequence.position_bins import bin_edges, bin_sums
 
@@ -29,18 +30,21 @@ def evaluate_loss(
     separator_ids: Sequence[int] = (),
     records: Sequence[ModelRecord] = (),
     asked: Sequence[Mapping[str, Any]] = (),
+    is_finished: Callable[[], bool] = lambda: False,
 ) -> list[result.Result]:
     """Measure the loss of ``scorers``, the base first, by position.
 
     Every rank calls this; the main one prints a table, and writes JSON and a picture, which state
     the ``records`` of the scorers and what was ``asked`` of each. ``document_mask: block`` needs
-    ``separator_ids``.
+    ``separator_ids``. ``is_finished``: called where the output folder cannot be written, whether
+    another process has written the same meanwhile.
 
     Raises:
         InputError: the output folder holds something, or as :func:`measure_position_loss`.
     """
     if config.output:
-        output.check_output(config.output)
+        check = functools.partial(output.check_output, config.output)
+        rank_values.from_main_rank(check, is_main=scorers[0].is_main)
     results = measure_position_loss(config, scorers, separator_ids)
     if records:
         pairs = zip(results, records, strict=True)
@@ -53,8 +57,13 @@ def evaluate_loss(
         if config.output:
             from megatron_ultralong.evaluation.results.pictures import draw
 
-            with output.output_folder(config.output, "evaluate loss") as folder:
-                file.write_results(folder.path / file.LOSS_FILE, results)
+            try:
+                with output.output_folder(config.output, "evaluate loss") as folder:
+                    file.write_results(folder.path / file.LOSS_FILE, results)
+            except InputError:
+                if is_finished():
+                    return results
+                raise
             draw(results, Path(config.output) / "loss.png")
     return results
 

@@ -1,9 +1,10 @@
 """What ``evaluate``'s verbs run: open the models that a command names, and ask them."""
 
+import contextlib
 import dataclasses
 import functools
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from megatron_ultralong.data.rows.manifest import load_manifest
@@ -22,7 +23,9 @@ from megatron_ultralong.evaluation.models.facts import model_facts, tokenizer_fo
 from megatron_ultralong.evaluation.retrieval.grid import evaluate_grid, needle_grid, passkey_grid
 from megatron_ultralong.evaluation.ruler.evaluation import evaluate_ruler
 from megatron_ultralong.generation.prompt_tokenizer import PromptTokenizer
-from megatron_ultralong.program.ranks import is_main_rank
+from megatron_ultralong.mcore.parallel import joined_ranks
+from megatron_ultralong.program import rank_values
+from megatron_ultralong.program.ranks import is_main_rank, world_size
 
 
 def _retrieval(
@@ -59,20 +62,41 @@ def run(command: Any) -> None:
     Raises:
         InputError: the benchmark's own, or an output folder holds something else.
     """
-    (name, config), models = commands.benchmark_of(command), command.models
+    with contextlib.ExitStack() as stack:
+        if world_size() > 1:
+            stack.enter_context(joined_ranks(command.models.parallel))
+        # Others may see other files: folders of their own machine, or a server's of a while ago.
+        left, asked = rank_values.from_main_rank(lambda: _left(command), is_main=is_main_rank())
+        finished.tell_finished(command, left)
+        if left:
+            _evaluate(command, left, asked)
+
+
+def _left(command: Any) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
+    """The models that are to be evaluated, and what their results state of the question."""
+    _, config = commands.benchmark_of(command)
+    left = finished.unfinished(command)
+    return left, finished.asked(command) if left and config.output else {}
+
+
+def _is_finished(command: Any) -> bool:
+    """Whether the same command has finished meanwhile, which is said."""
     left = finished.unfinished(command)
     finished.tell_finished(command, left)
-    if not left:
-        return
-    # The main rank writes results; the others need not read all files for it.
-    asked = finished.asked(command) if config.output and is_main_rank() else {}
+    return not left
+
+
+def _evaluate(command: Any, left: tuple[str, ...], asked: Mapping[str, Any]) -> None:
+    """Ask the models ``left``, each of which is one of ``--load``."""
+    (name, config), models = commands.benchmark_of(command), command.models
     facts = [model_facts(load, models.precision) for load in left]
     questions = [asked.get(one.name, {}) for one in facts]
     if name == "loss":
         separator_ids = load_manifest(config.data_path).separator_ids
         records = [one.record for one in facts]
         with language_models.open_scorers(models) as scorers:
-            loss.evaluate_loss(config, list(scorers), separator_ids, records, questions)
+            about = (separator_ids, records, questions, functools.partial(_is_finished, command))
+            loss.evaluate_loss(config, list(scorers), *about)
         return
     configs = [_config_of(config, one.name, len(models.load)) for one in facts]
     tokenizers = [PromptTokenizer(tokenizer_folder(load)) for load in left]

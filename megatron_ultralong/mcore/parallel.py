@@ -71,6 +71,23 @@ def last_stage_output(
 
 
 @contextlib.contextmanager
+def joined_ranks(parallel: ParallelConfig) -> Iterator[None]:
+    """Inside, the ranks of this job have met: all enter it, and it may be entered again within.
+
+    Raises:
+        InputError: as :func:`parallel_groups`.
+    """
+    parallel.data_parallel_size(world_size())
+    _check_restarts()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(cpu_backend())
+        if not dist.is_initialized():
+            _initialize_process_group(parallel.distributed_timeout_minutes)
+            stack.callback(dist.destroy_process_group)
+        yield
+
+
+@contextlib.contextmanager
 def parallel_groups(parallel: ParallelConfig, seed: int) -> Iterator[ProcessGroupCollection]:
     """Start this rank's part of the job, and yield Megatron's process groups.
 
@@ -81,14 +98,9 @@ def parallel_groups(parallel: ParallelConfig, seed: int) -> Iterator[ProcessGrou
         InputError: the number of ranks does not divide into replicas, or torchrun is to restart
             ranks and cannot.
     """
-    parallel.data_parallel_size(world_size())
-    _check_restarts()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(cpu_backend())
+        stack.enter_context(joined_ranks(parallel))
         stack.enter_context(whole_products())
-        if not dist.is_initialized():
-            _initialize_process_group(parallel.distributed_timeout_minutes)
-            stack.callback(dist.destroy_process_group)
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=parallel.tensor_model_parallel_size,
             pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,

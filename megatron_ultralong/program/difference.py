@@ -29,7 +29,7 @@ def value_difference(name: str, old: Any, new: Any) -> tuple[str, str, str]:
     if isinstance(old, dict) and isinstance(new, dict):
         key = next(key for key in [*old, *new] if _is_other(key, old, new))
         return value_difference(f"{name}, {key}", old.get(key), new.get(key))
-    return name, _quoted(old), _quoted(new)
+    return _short(name), _quoted(old), _quoted(new)
 
 
 def _is_other(key: str, old: dict[str, Any], new: dict[str, Any]) -> bool:

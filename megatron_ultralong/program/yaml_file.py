@@ -57,6 +57,17 @@ _Loader.yaml_implicit_resolvers = {
 }
 
 
+class Function(str):
+    """What stands behind the tag ``!function``: the name of a Python function."""
+
+
+class _TaggedLoader(_Loader):
+    """The same, of files that name functions, which are not looked up."""
+
+
+_TaggedLoader.add_constructor("!function", lambda loader, node: Function(node.value))
+
+
 class _Dumper(yaml.SafeDumper):
     """PyYAML's, which puts quotes around texts that are numbers in YAML 1.2 alone (``1e-5``)."""
 
@@ -98,10 +109,11 @@ def yaml_text(values: Mapping[str, Any]) -> str:
     return text
 
 
-def read_yaml(path: Path, what: str) -> dict[str, Any]:
+def read_yaml(path: Path, what: str, *, has_functions: bool = False) -> dict[str, Any]:
     """The mapping that a file holds.
 
-    ``what`` it is called in messages: ``configuration``.
+    ``what`` it is called in messages: ``configuration``. ``has_functions``: the tag ``!function``
+    is allowed, and makes a :class:`Function`.
 
     Raises:
         InputError: no such file, or it does not hold one mapping.
@@ -118,7 +130,9 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
             "is another file"
         )
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        values = yaml.load(
+            path.read_text(encoding="utf-8"), _TaggedLoader if has_functions else _Loader
+        )
     except (yaml.YAMLError, *_OF_CONSTRUCTORS) as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

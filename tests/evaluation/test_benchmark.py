@@ -199,13 +199,13 @@ def test_the_same_output_is_refused_to_other_flags_and_models(
                 dataclasses.replace(config, **changes),
                 Subject(Mortal(generator), facts, tokenizer, COST),
             )
-    (folder / "notes.txt").write_text("other weights, to all appearances")
+    (folder / "notes.bin").write_text("other weights, to all appearances")
     with pytest.raises(InputError, match="its weights was '"):
         evaluate_ruler(
             config,
             Subject(Mortal(generator), model_facts(f"tiny={folder}", "bf16"), tokenizer, COST),
         )
-    (folder / "notes.txt").unlink()
+    (folder / "notes.bin").unlink()
     # More samples and lengths are the same evaluation, and what is done is not done again.
     more = dataclasses.replace(config, num_samples=4, lengths=(1024,))
     asked = Mortal(generator)

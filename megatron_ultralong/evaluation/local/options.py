@@ -9,6 +9,9 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.fields import UINT32, Range, Required
 from megatron_ultralong.program.quantity import LENGTH
 
+PROMPT_VERSION = 2
+"""Counts up when a prompt of messages changes: half-done and finished evaluations mix no two."""
+
 
 @dataclasses.dataclass(frozen=True)
 class CutConfig(AskingConfig):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from megatron_ultralong.evaluation.asking.samples import Prompt
+from megatron_ultralong.evaluation.local.options import PROMPT_VERSION
 from megatron_ultralong.generation import prompt_tokenizer
 from megatron_ultralong.generation.prompt_template import PromptTemplate
 from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer
@@ -22,10 +23,6 @@ _BYTES_A_TOKEN = 3
 def estimated_tokens(text: str, room: int) -> int:
     """About how many tokens a text has, at most ``room``."""
     return min(room, max(len(text.encode("utf-8", "surrogatepass")) // _BYTES_A_TOKEN, 1))
-
-
-VERSION = 2
-"""Counts up when a prompt of messages changes, so that no half-done evaluation mixes two."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +48,7 @@ class PromptForm:
 
     def decides(self, **others: Any) -> Mapping[str, Any]:
         """What a prompt depends on, beside its text and ``others``."""
-        return {"version": VERSION, **self.tokenizer.decides(self.template), **others}
+        return {"version": PROMPT_VERSION, **self.tokenizer.decides(self.template), **others}
 
 
 def prompt_ids(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from megatron_ultralong.checkpoint.disk.checksums import FILE_NAME as CHECKSUMS
+from megatron_ultralong.checkpoint.disk import checksums
 from megatron_ultralong.checkpoint.disk.folder import resolve_readable
 from megatron_ultralong.checkpoint.disk.metadata import (
     SOURCE_FOLDER,
@@ -25,6 +25,13 @@ from megatron_ultralong.model.shape import ModelConfig, num_parameters
 from megatron_ultralong.program.aside import files_in
 from megatron_ultralong.program.errors import InputError, missing
 from megatron_ultralong.program.fields import check_required
+
+_WEIGHTS = (".safetensors", ".bin")
+"""How files of weights end in Hugging Face folders."""
+_READERS = 8
+"""Threads that read a checkpoint."""
+_STATED = ("config.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+"""Files there that say how the weights are read."""
 
 
 def named_folders(config: ModelsConfig, num_ranks: int) -> list[tuple[str, Path]]:
@@ -125,6 +132,8 @@ def model_facts(argument: str, precision: str, *, with_digest: bool = True) -> M
     if is_hugging_face(folder):
         engine, precision = "transformers", "fp32"
     files = files_in(weights)  # results of evaluations may stand in a folder below
+    if is_hugging_face(folder):  # and beside them what decides no figure: pages, pictures
+        files = [path for path in files if path.suffix in _WEIGHTS or path.name in _STATED]
     stats = [(path.name, path.stat()) for path in files]
     listing = [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats]
     stamp = hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:16]
@@ -132,6 +141,27 @@ def model_facts(argument: str, precision: str, *, with_digest: bool = True) -> M
     size, turned = num_parameters(model), _rotary(folder, model)
     record = ModelRecord(str(folder), engine, precision, stamp, size, digest, turned)
     return ModelFacts(name, model, positions, record)
+
+
+def is_copy(argument: str, precision: str, digest: str) -> bool:
+    """Whether the weights of ``[NAME=]FOLDER`` have the ``digest`` that a result states.
+
+    All files of weights are read for it.
+
+    Raises:
+        InputError: as :func:`model_facts`.
+    """
+    if not digest or model_facts(argument, precision).record.digest != digest:
+        return False
+    _, folder = name_and_folder(argument)
+    if is_hugging_face(folder):
+        return True
+    _, _, weights = shape_and_weights(folder)
+    try:  # the digest is of what checksums.json says
+        checksums.check_files(weights, checksums.read_checksums(weights), num_threads=_READERS)
+    except checksums.DamagedError:
+        return False
+    return True
 
 
 def shape_and_weights(folder: Path) -> tuple[ModelConfig, int, Path]:
@@ -160,8 +190,8 @@ def _digest(files: Sequence[Path], model: ModelConfig) -> str:
 
     Of a Megatron checkpoint ``checksums.json`` says it.
     """
-    of_weights = [path for path in files if path.name == CHECKSUMS]
-    of_weights = of_weights or [p for p in files if p.suffix in (".safetensors", ".bin")]
+    of_weights = [path for path in files if path.name == checksums.FILE_NAME]
+    of_weights = of_weights or [p for p in files if p.suffix in _WEIGHTS]
     if not of_weights:
         return ""
     with ThreadPoolExecutor() as pool:

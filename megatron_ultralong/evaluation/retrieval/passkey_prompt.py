@@ -18,6 +18,8 @@ from megatron_ultralong.sequence.documents import unit_hash
 Encode = Callable[[str], list[int]]
 """Text to token ids, without special tokens."""
 
+PROMPT_VERSION = 1
+"""Counts up when the prompt changes."""
 INTRODUCTION = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. "
     "I will quiz you about the important information there.\n"
