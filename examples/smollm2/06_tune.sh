@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Step 6: the recipe's second stage, instruction tuning on conversations in the model's own chat template: short
-# those of a package (sources.py), and questions about a sentence in a text of the corpus (questions.py), near in short
-# texts and far back in long ones. The rotary embedding stays that of the long rows.
+# Step 6: the recipe's second stage, instruction tuning on conversations in the model's own chat template: short ones
+# of a package (sources.py), and questions about sentences in texts of the corpus (questions.py), near in short texts
+# and far back in long ones. The rotary embedding stays that of the long rows.
 #
 # see: the validation loss on held-out conversations; in step 7, needles at the target's length as in a short text
 set -euo pipefail

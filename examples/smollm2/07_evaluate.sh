@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Step 7: the results, compared with the original model: loss by position on packages that nobody trained on,
-# passkey and needle by length and depth. An evaluation that was interrupted continues where it was,
-# a finished one is kept, and refused if its settings or weights have changed since.
+# passkey and needle by length and depth. An evaluation that was interrupted continues where it was;
+# a finished one is kept, or refused if its settings or weights have changed since.
 #
 # see: loss that does not rise with the position; retrieval beyond 8,192 tokens
 set -euo pipefail
