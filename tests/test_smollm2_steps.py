@@ -77,8 +77,9 @@ def check_million(environment: dict[str, str], work: Path) -> None:
         env=environment, cwd=work, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stdout[-5000:]}\n{done.stderr[-5000:]}"
-    (passkey,) = read_results(work / "results-1m" / "passkey" / "passkey.json", "passkey")
-    assert passkey.lengths == (int(settings("--cpu")["MILLION_LENGTH"]),)
-    found = read_results(work / "results-1m" / "loss" / "loss.json", "position_loss")
-    assert [result.checkpoint for result in found] == ["before", "after"]
-    assert len({repr(result.cells) for result in found}) == 2, "it was trained"
+    for kind in ("passkey", "needle"):
+        (found,) = read_results(work / "results-1m" / kind / f"{kind}.json", kind)
+        assert found.lengths == (int(settings("--cpu")["MILLION_LENGTH"]),), kind
+    losses = read_results(work / "results-1m" / "loss" / "loss.json", "position_loss")
+    assert [result.checkpoint for result in losses] == ["before", "after"]
+    assert len({repr(result.cells) for result in losses}) == 2, "it was trained"

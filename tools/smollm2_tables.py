@@ -20,7 +20,7 @@ from tools.page_tables import page_with, table
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "results.md"
 RESULTS = ROOT / "docs" / "smollm2"
-FIRST, FOURTH, FIFTH = RESULTS / "first", RESULTS / "fourth", RESULTS / "fifth"
+FIRST, FOURTH, FIFTH, SIXTH = (RESULTS / name for name in ("first", "fourth", "fifth", "sixth"))
 LATER = RESULTS / "later"
 """Of ablations on rows that were prepared again."""
 ABLATIONS = runpy.run_path(str(ROOT / "examples" / "smollm2" / "ablations.py"))
@@ -70,6 +70,7 @@ def runs() -> Iterator[tuple[str, ...]]:
         (FIFTH, "32", 131_072, "the same, again"),
         (FOURTH, "64", 131_072, "100 iterations of short rows, 85 rows"),
         (RESULTS / "target", "64", 262_144, "60 iterations of short rows, 40 rows"),
+        (SIXTH, "64", 262_144, "the same, again, then tuned"),
     )
     words = {1: "", 2: "twice ", 4: "four times "}
     for folder, factor, length, trained in files:
@@ -100,12 +101,12 @@ def retrieval() -> Iterator[tuple[str, ...]]:
 
 
 def needles() -> Iterator[tuple[str, ...]]:
-    """Needles in 131,072 tokens, of the models that were asked."""
+    """Needles at the full length of the runs, of the models that were asked."""
     before, first = read_results(FIRST / "needle.json", "needle")
     (second,) = read_results(RESULTS / "second" / "needle.json", "needle")[-1:]
     (tuned,) = read_results(RESULTS / "target" / "needle-tuned.json", "needle")
     _, fifth, far, farther = read_results(FIFTH / "needle.json", "needle")
-    length = 131_072
+    (sixth,) = read_results(SIXTH / "needle.json", "needle")
     for name, result in (
         ("the original model", before),
         ("first run, factor 16", first),
@@ -114,7 +115,9 @@ def needles() -> Iterator[tuple[str, ...]]:
         ("fifth run, factor 32, not tuned", fifth),
         ("fifth run, tuned with questions on 64 long texts too", far),
         ("fifth run, tuned with questions on 96 longer texts", farther),
+        ("sixth run, 262,144 tokens, factor 64, tuned with questions on 48 long texts", sixth),
     ):
+        length = max(result.lengths)
         halves = [counts(result, length, *depths) for depths in ((0, 50), (50, 101))]
         yield name, _share(*counts(result, length)), *(_share(*half) for half in halves)
 
@@ -253,7 +256,8 @@ def tables() -> str:
             table(before_and_after, losses("loss-256k.json")),
         ),
         (
-            "Needles in 131,072 tokens, and by the half of the row that they stand in:",
+            "Needles in 131,072 tokens, in the last line in 262,144, and by the half of the row "
+            "that they stand in:",
             table(("model", "needles", "first half", "last half"), needles()),
         ),
         (
@@ -351,7 +355,7 @@ def page(text: str) -> str:
 
 def _share(right: int, asked: int) -> str:
     low, high = interval(right, asked)
-    return f"{100 * right / asked:g} % ({low:.0f}-{high:.0f}), {right} of {asked}"
+    return f"{100 * right / asked:.3g} % ({low:.0f}-{high:.0f}), {right} of {asked}"
 
 
 def main() -> None:

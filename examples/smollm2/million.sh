@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Rows of 1,048,576 tokens, after steps 1, 2 and 4: GPUS=4 bash examples/smollm2/million.sh [--cpu]. Six iterations
 # of one step of YaRN by 128, each row over all GPUs; then the loss by position on a held-out row, before and
-# after, and three passkeys. FROM=run-128k starts from step 5's run. Again after an interruption: it continues.
+# after, and three passkeys and needles. FROM=run-128k starts from step 5's run, FROM=tuned-256k from step 6's.
+# Again after an interruption: it continues.
 #
 # see: the plan first, then its step and memory beside those of the run; docs/results.md has two runs
 set -euo pipefail
@@ -28,6 +29,8 @@ pretrain() { # [--dry-run]: which shows the plan for this machine
     ultralong evaluate loss $layout --load "before=$WORK/$FROM" "after=$WORK/run-1m" \
         --data-path "$WORK/rows-1m-held-out" --split train --num-samples 1 --beyond-trained-positions \
         --output "$results/loss" $EVALUATE_FLAGS
-    ultralong evaluate passkey $layout --load "after=$WORK/run-1m" \
-        --lengths "$MILLION_LENGTH" --depths 0 50 100 --num-samples 1 --output "$results/passkey" $EVALUATE_FLAGS
+    for kind in passkey needle; do
+        ultralong evaluate $kind $layout --load "after=$WORK/run-1m" --lengths "$MILLION_LENGTH" \
+            --depths 0 50 100 --num-samples 1 --seed "$PROMPT_SEED" --output "$results/$kind" $EVALUATE_FLAGS
+    done
 }

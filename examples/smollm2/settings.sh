@@ -29,8 +29,8 @@ WORK=${WORK:-$PWD/smollm2}
 CACHE=${CACHE:-$WORK/cache} # what is fetched; one folder serves several WORKs
 POSITIONS=8192 # that the model was trained for
 case "$TARGET" in
-    128k) SEQ_LENGTH=${SEQ_LENGTH:-131072} ;;
-    256k) SEQ_LENGTH=${SEQ_LENGTH:-262144} ;;
+    128k) SEQ_LENGTH=${SEQ_LENGTH:-131072} iterations="100 85" far=96 ;;
+    256k) SEQ_LENGTH=${SEQ_LENGTH:-262144} iterations="60 40" far=52 ;; # a row takes four times as long
 esac
 MILLION_LENGTH=${MILLION_LENGTH:-1048576} # of million.sh
 whole_number SEQ_LENGTH 131072
@@ -46,8 +46,8 @@ WORKERS=${WORKERS:-$(nproc)}
 GPUS=${GPUS:-1} # for training and step 7: 1, 2 or 4; the first part is spread by rows, the others by context parallelism
 VERIFY_LENGTH=${VERIFY_LENGTH:-512} # tokens of the text whose logits are compared
 FIRST_LENGTH=${FIRST_LENGTH:-$((SEQ_LENGTH < 32768 ? SEQ_LENGTH : 32768))} # rows of the training's first part
-FIRST_ITERS=${FIRST_ITERS:-100}     # of 131,072 tokens each
-TRAIN_ITERS=${TRAIN_ITERS:-85}      # of one row of the target's length each
+FIRST_ITERS=${FIRST_ITERS:-${iterations% *}} # of 131,072 tokens each
+TRAIN_ITERS=${TRAIN_ITERS:-${iterations#* }} # of one row of the target's length each
 LR=${LR:-5e-4}                      # docs/results.md says how it was chosen
 PRETRAIN_FLAGS=${PRETRAIN_FLAGS:-}
 FROM=${FROM:-base} # of million.sh, in WORK
@@ -55,7 +55,7 @@ MILLION_ITERS=${MILLION_ITERS:-6} MILLION_LR=${MILLION_LR:-3e-4}
 MILLION_FLAGS=${MILLION_FLAGS:-}
 CHAT_LENGTH=${CHAT_LENGTH:-$SEQ_LENGTH} # rows of conversations; none is longer
 QUESTIONS=${QUESTIONS:-400}         # conversations about a sentence in a short text
-FAR_QUESTIONS=${FAR_QUESTIONS:-96}  # about many in a long one, of so many characters:
+FAR_QUESTIONS=${FAR_QUESTIONS:-$far} # about many in a long one, of so many characters:
 LONGEST_FAR=${LONGEST_FAR:-$((SEQ_LENGTH * 34 / 10))} SHORTEST_FAR=${SHORTEST_FAR:-$((SEQ_LENGTH * 2))}
 SFT_FLAGS=${SFT_FLAGS:---num-epochs 1}
 LENGTHS=${LENGTHS:-$(lengths 8192 $((SEQ_LENGTH / 4)) "$SEQ_LENGTH")}
