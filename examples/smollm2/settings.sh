@@ -33,6 +33,7 @@ case "$TARGET" in
     256k) SEQ_LENGTH=${SEQ_LENGTH:-262144} iterations="60 40" far=52 ;; # a row takes four times as long
 esac
 MILLION_LENGTH=${MILLION_LENGTH:-1048576} # of million.sh
+[[ ${GPUS:-1} == [124] ]] || { echo "$0: GPUS must be 1, 2 or 4, not '$GPUS'" >&2; exit 2; }
 whole_number SEQ_LENGTH 131072
 whole_number MILLION_LENGTH 131072
 factor() { # POSITIONS_WANTED: the least whole factor that gives them; below 2 nothing would be extended
