@@ -31,10 +31,16 @@ once() { # OUTPUT COMMAND [WORD...]: makes OUTPUT, unless it is there by this co
 }
 
 recorded() { # OUTPUT WORD: as OUTPUT.made has it: folders may move, and what an input was made by counts
-    local word=$2 path=${2#*=} # of --source NAME=FILE
-    [ -z "${CACHE:-}" ] || word=${word//"$CACHE"/CACHE}
-    word=${word//"$WORK"/WORK}
-    printf '%q ' "${word//"$here"/EXAMPLE}"
+    local path=$2 name='' folder shown
+    [[ $path != *="$WORK"/* ]] || name=${path%%="$WORK"/*}= # of --source NAME=FILE
+    path=${path#"$name"} shown=$path
+    for folder in CACHE WORK here; do # at the beginning alone: WORK=a would be in every word
+        [ -z "${!folder:-}" ] || [ "${path#"${!folder}"/}" = "$path" ] || {
+            shown=${folder/here/EXAMPLE}/${path#"${!folder}"/}
+            break
+        }
+    done
+    printf '%q ' "$name$shown"
     while [ "$path" != "$1" ] && [ "${path#"$WORK"/}" != "$path" ]; do
         [ ! -f "$path.made" ] || echo -n "(made by $(cksum < "$path.made" | cut -d ' ' -f 1)) "
         path=${path%/*}

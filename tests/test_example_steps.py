@@ -64,8 +64,11 @@ def test_another_command_is_refused_with_both_and_a_fix(steps: Steps) -> None:
     assert steps.num_calls == 2
 
 
+@pytest.mark.parametrize("work", ["work", "lr=5e-4", "two words", "a=b=c"])
 @pytest.mark.parametrize("word", ["@/corpus", "code=@/corpus", "code=@/corpus/train/code.jsonl"])
-def test_what_was_made_of_another_input_is_refused(steps: Steps, word: str) -> None:
+def test_what_was_made_of_another_input_is_refused(tmp_path: Path, work: str, word: str) -> None:
+    """In a WORK called `lr=5e-4`, what is behind the `=` was taken for the path of the input."""
+    steps = Steps(tmp_path / work)
     steps.once("corpus", "--most-bytes", "10")
     steps.once("rows", "--source", word)
     assert steps.once("rows", "--source", word).returncode == 0
@@ -74,6 +77,26 @@ def test_what_was_made_of_another_input_is_refused(steps: Steps, word: str) -> N
     refused = steps.once("rows", "--source", word)
     assert refused.returncode == 1
     assert "what it is made of, have changed" in refused.stderr
+
+
+@pytest.mark.parametrize("work", ["smollm2", "a", "./smollm2", "x/../smollm2"])
+def test_a_folder_counts_as_the_same_however_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
+    """With `WORK=smollm2`, `examples/smollm2` was written as `examples/WORK`."""
+    monkeypatch.chdir(tmp_path)
+    Path("x").mkdir()
+    steps = Steps(Path(work))
+    words = ("--name", "smollm2", "a=@/x", "b=@/corpus")
+    first = {"here": "/root/examples/smollm2", "CACHE": f"{work}/cache"}
+    script = ("/root/examples/smollm2/corpus.py", "--packages", f"{work}/cache/corpus")
+    assert steps.once("rows", *words, *script, **first).returncode == 0
+    steps.work = (tmp_path / work).resolve()
+    moved = {"here": "/data/examples/smollm2", "CACHE": f"{steps.work}/cache"}
+    script = ("/data/examples/smollm2/corpus.py", "--packages", f"{steps.work}/cache/corpus")
+    again = steps.once("rows", *words, *script, **moved)
+    assert again.returncode == 0, again.stderr
+    assert "kept" in again.stdout
 
 
 def test_workers_and_moved_folders_change_nothing(steps: Steps, tmp_path: Path) -> None:
