@@ -6,13 +6,20 @@ kept() { # FOLDER: whether a step has finished it before; nothing half-written h
 }
 
 once() { # OUTPUT COMMAND [WORD...]: makes OUTPUT, unless it is there by this command; OUTPUT.made has its words
-    local output=$1 words word previous=
+    local output=$1 words word previous= lock
     shift
     words=$(for word; do
         # how many workers share the work changes nothing
         [ "$previous" = --workers ] || [ "$word" = --workers ] || recorded "$output" "$word"
         previous=$word
     done)
+    if ! [ -e "$output" ]; then # one process at a time; the lock is the command's, too, and lasts as long as it does
+        exec {lock}>> "$output.made"
+        flock --nonblock "$lock" || {
+            echo "$output is being made by another process: waiting"
+            flock "$lock"
+        }
+    fi
     if ! [ -e "$output" ]; then
         echo "$words" > "$output.made"
         "$@"
@@ -28,6 +35,7 @@ once() { # OUTPUT COMMAND [WORD...]: makes OUTPUT, unless it is there by this co
         } >&2
         exit 1
     fi
+    [ -z "${lock:-}" ] || exec {lock}>&-
 }
 
 recorded() { # OUTPUT WORD: as OUTPUT.made has it: folders may move, and what an input was made by counts

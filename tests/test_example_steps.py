@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
 from tests.warm.programs import ROOT
 
+SLOWLY = """
+. {root}/examples/steps.sh
+once "$WORK/rows" bash -c 'echo run >> "$WORK/calls"; until [ -e "$WORK/go" ]; do sleep 0.05; done
+    echo made > "$WORK/rows"' {words}
+"""
+"""A command that is a process of its own, and waits for WORK/go."""
 MAKE = 'make() { echo "$@" >> "$WORK/calls"; [ -z "${FAILS:-}" ] || return 3; echo made > "$2"; }'
 
 
@@ -124,3 +133,44 @@ def test_what_an_earlier_version_made_is_kept(steps: Steps) -> None:
     assert kept.returncode == 0
     assert "kept" in kept.stdout
     assert not (steps.work / "calls").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "kills", "status"), [("", False, 0), ("", True, 0), ("--seed 2", False, 1)]
+)
+def test_one_process_makes_it_and_others_wait(
+    tmp_path: Path, words: str, kills: bool, status: int
+) -> None:
+    """Two at once wrote into one unfinished corpus, and the first had documents of both. A killed
+    script leaves its command running, which is no different.
+    """
+
+    def start(log: str, words: str) -> subprocess.Popen[str]:
+        with (tmp_path / log).open("w") as file:
+            return subprocess.Popen(
+                ["bash", "-euc", SLOWLY.format(root=ROOT, words=words)],
+                env={"PATH": "/usr/bin:/bin", "WORK": str(tmp_path), "here": "/somewhere"},
+                stdout=file, stderr=file, text=True,
+            )  # fmt: skip
+
+    def wait_for(text: str, file: str) -> None:
+        end = time.monotonic() + patience(20)
+        while not (tmp_path / file).exists() or text not in (tmp_path / file).read_text():
+            assert time.monotonic() < end, f"no {text!r} in {file}"
+            time.sleep(0.02)
+
+    first = start("1", "")
+    try:
+        wait_for("run", "calls")
+        if kills:
+            first.kill()
+        second = start("2", words)
+        wait_for("rows is being made by another process: waiting", "2")
+    finally:
+        (tmp_path / "go").touch()
+    assert second.wait(patience(20)) == status
+    assert first.wait(patience(20)) == (-signal.SIGKILL if kills else 0)
+    wait_for("have changed since" if status else "is there: kept", "2")
+    assert (tmp_path / "calls").read_text() == "run\n"
+    assert (tmp_path / "rows").read_text() == "made\n"
+    assert "--seed" not in (tmp_path / "rows.made").read_text()
