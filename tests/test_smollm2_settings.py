@@ -1,0 +1,71 @@
+"""Steps of examples/smollm2 that are stopped, moved or set in other ways: what they run then.
+
+The programs that they call write down their words here, and do nothing else.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.test_smollm2 import SCRIPTS
+
+RECORD = """#!/bin/sh
+for word in "$(basename "$0")" "$@"; do printf '%s\\t' "$word"; done >> "$CALLS"
+echo >> "$CALLS"
+"""
+
+
+class Machine:
+    """Where every program of the steps writes its words down."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.work = folder, folder / "work"
+        (folder / "bin").mkdir()
+        for name in ("python", "torchrun", "ultralong"):
+            (folder / "bin" / name).write_text(RECORD)
+            (folder / "bin" / name).chmod(0o755)
+
+    def run(self, script: str, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """A step, with ``settings`` in its environment."""
+        return subprocess.run(
+            ["bash", str(SCRIPTS / script), *words],
+            env={
+                "PATH": f"{self.folder / 'bin'}:/usr/bin:/bin", "WORK": str(self.work),
+                "CALLS": str(self.folder / "calls"), **settings,
+            },
+            cwd=self.folder, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    def calls(self) -> list[list[str]]:
+        """Words of each program that ran since the last time."""
+        path = self.folder / "calls"
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return [line.rstrip("\t").split("\t") for line in lines]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["work", "two words", "a*"])
+@pytest.mark.parametrize(
+    "script", sorted(path.name for path in SCRIPTS.glob("*.sh") if "torchrun" in path.read_text())
+)
+def test_a_work_with_spaces_is_one_folder(machine: Machine, script: str, name: str) -> None:
+    """Step 7 took `my work` for two models, after the training."""
+    machine.work = machine.folder / name
+    (machine.work / "corpus" / "train").mkdir(parents=True)
+    for file in ("choices.jsonl", "corpus/train/code.jsonl", "run_all"):
+        (machine.work / file).touch()
+    done = machine.run(script)
+    assert done.returncode == 0, done.stderr
+    found = machine.calls()
+    assert found
+    for words in found:
+        for word in words:
+            assert str(machine.folder) not in word or f"{machine.work}/" in word, words
