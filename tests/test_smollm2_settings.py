@@ -52,6 +52,22 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
+@pytest.mark.parametrize("leads_nowhere", [True, False])
+def test_the_weights_of_a_folder_that_was_moved_are_found(
+    machine: Machine, leads_nowhere: bool
+) -> None:
+    """The link in it led to the old place, and step 1 ended with `ln: File exists`."""
+    weights = machine.work / "cache" / "SmolLM2-135M-Instruct"
+    weights.mkdir(parents=True)
+    if leads_nowhere:
+        (machine.work / "hf").symlink_to(machine.folder / "before" / "cache" / weights.name)
+    done = machine.run("01_get_weights.sh")
+    assert done.returncode == 0, done.stderr
+    assert (machine.work / "hf").resolve() == weights
+    assert machine.calls()[-1] == ["ultralong", "convert", "inspect", str(machine.work / "hf")]
+    assert "kept" in machine.run("01_get_weights.sh").stdout
+
+
 @pytest.mark.parametrize("name", ["work", "two words", "a*"])
 @pytest.mark.parametrize(
     "script", sorted(path.name for path in SCRIPTS.glob("*.sh") if "torchrun" in path.read_text())
