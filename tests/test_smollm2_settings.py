@@ -5,6 +5,7 @@ The programs that they call write down their words here, and do nothing else.
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -85,3 +86,39 @@ def test_a_work_with_spaces_is_one_folder(machine: Machine, script: str, name: s
     for words in found:
         for word in words:
             assert str(machine.folder) not in word or f"{machine.work}/" in word, words
+
+
+@pytest.mark.parametrize(
+    ("example", "name", "word"), [("smollm2", "CPU", "--cpu"), ("llama3.1-8b", "MOCK", "--mock")]
+)
+def test_small_values_are_asked_for_by_a_word_alone(
+    tmp_path: Path, example: str, name: str, word: str
+) -> None:
+    """Some systems set CPU=x86_64 for every program: all steps ran with the values of --cpu."""
+    script = SCRIPTS.parent / example / "settings.sh"
+    command = 'source "$0" && echo "$SEQ_LENGTH"'
+    found = [
+        subprocess.run(
+            ["bash", "-euc", command, str(script), *words],
+            env={"PATH": os.environ["PATH"], "WORK": str(tmp_path), **environment},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for environment, words in (({}, ()), ({name: "x86_64"}, ()), ({}, (word,)))
+    ]  # fmt: skip
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    ("example", "words"),
+    [("smollm2", ("128k", "256k")), ("smollm2", ("256k", "--cpu", "128k")),
+     ("llama3.1-8b", ("1m", "2m"))],
+)  # fmt: skip
+def test_two_targets_are_refused(example: str, words: tuple[str, ...]) -> None:
+    """The last one counted, and the other was not made."""
+    command = ["bash", "-euc", 'source "$0"', str(SCRIPTS.parent / example / "settings.sh")]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    targets = [word for word in words if word != "--cpu"]
+    assert f"one target at a time, not {targets[0]} and {targets[1]}" in done.stderr
+    done = subprocess.run([*command, words[0], words[0]], capture_output=True, check=False)
+    assert done.returncode == 0, "the same twice is one"

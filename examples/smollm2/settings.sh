@@ -8,19 +8,23 @@
 # 256 tokens, two iterations. The commands in the scripts are the same.
 # shellcheck disable=SC2034 # the scripts use what is set here
 
-TARGET=128k
+CPU='' TARGET='' # some systems set CPU for every program
 for word; do
     case "$word" in
         --cpu) CPU=1 ;;
-        128k | 256k) TARGET=$word ;;
+        128k | 256k)
+            [ "${TARGET:-$word}" = "$word" ] || { echo "$0: one target at a time, not $TARGET and $word" >&2; exit 2; }
+            TARGET=$word
+            ;;
         *) echo "$0: '$word' is not known; known: --cpu, 128k, 256k" >&2; exit 2 ;;
     esac
 done
+TARGET=${TARGET:-128k}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=examples/steps.sh
 source "$here/../steps.sh"
 root=$(cd "$here/../.." && pwd)
-if [ -n "${CPU:-}" ]; then
+if [ -n "$CPU" ]; then
     # shellcheck source=examples/smollm2/cpu.sh
     source "$here/cpu.sh"
 fi
