@@ -6,13 +6,8 @@ kept() { # FOLDER: whether a step has finished it before; nothing half-written h
 }
 
 once() { # OUTPUT COMMAND [WORD...]: makes OUTPUT, unless it is there by this command; OUTPUT.made has its words
-    local output=$1 words word previous= lock
+    local output=$1 lock
     shift
-    words=$(for word; do
-        # how many workers share the work changes nothing
-        [ "$previous" = --workers ] || [ "$word" = --workers ] || recorded "$output" "$word"
-        previous=$word
-    done)
     if ! [ -e "$output" ]; then # one process at a time; the lock is the command's, too, and lasts as long as it does
         exec {lock}>> "$output.made"
         flock --nonblock "$lock" || {
@@ -21,21 +16,48 @@ once() { # OUTPUT COMMAND [WORD...]: makes OUTPUT, unless it is there by this co
         }
     fi
     if ! [ -e "$output" ]; then
-        echo "$words" > "$output.made"
+        words_of "$output" "$@" > "$output.made"
         "$@"
-    elif ! [ -e "$output.made" ] || [ "$(cat "$output.made")" = "$words" ]; then
-        echo "$output is there: kept"
     else
-        {
-            echo "$0: $output is there, but the settings, or what it is made of, have changed since:"
-            echo "  was: $(cat "$output.made")"
-            echo "  now: $words"
-            echo "Set them back, or remove $output, with what was made of it, to make it again. If it is right as it is,"
-            echo "remove $output.made alone."
-        } >&2
-        exit 1
+        made_by "$output" "$@"
+        echo "$output is there: kept"
     fi
     [ -z "${lock:-}" ] || exec {lock}>&-
+}
+
+continued() { # FOLDER COMMAND [WORD...]: trains in FOLDER, which it goes on with if it is there by this command
+    local folder=$1
+    shift
+    [ ! -e "$folder" ] || made_by "$folder" "$@"
+    [ -e "$folder" ] || words_of "$folder" "$@" > "$folder.made"
+    "$@"
+}
+
+made_by() { # OUTPUT COMMAND [WORD...]: ends here if OUTPUT was made by other words, as far as OUTPUT.made tells
+    local output=$1 words
+    words=$(words_of "$@")
+    ! [ -e "$output.made" ] || [ "$(cat "$output.made")" = "$words" ] || {
+        echo "$0: $output is there, but the settings, or what it is made of, have changed since:"
+        echo "  was: $(cat "$output.made")"
+        echo "  now: $words"
+        echo "Set them back, or remove $output, with what was made of it, to make it again. If it is right as it is,"
+        echo "remove $output.made alone."
+        exit 1
+    } >&2
+}
+
+words_of() { # OUTPUT COMMAND [WORD...]: what OUTPUT.made has of them
+    local output=$1 word previous=
+    shift
+    for word; do
+        case "$previous $word" in # how many workers or GPUs share the work changes nothing
+            *" --workers" | "--workers "* | *" --nproc-per-node" | "--nproc-per-node "*) ;;
+            *" --context-parallel-size" | "--context-parallel-size "* | *" --ranks" | "--ranks "*) ;;
+            *) recorded "$output" "$word" ;;
+        esac
+        previous=$word
+    done
+    echo
 }
 
 recorded() { # OUTPUT WORD: as OUTPUT.made has it: folders may move, and what an input was made by counts

@@ -1,6 +1,6 @@
 """Steps of examples/smollm2 that are stopped, moved or set in other ways: what they run then.
 
-The programs that they call write down their words here, and do nothing else.
+The programs that they call write down their words here, and make the folder of --save.
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ from tests.test_smollm2 import SCRIPTS
 RECORD = """#!/bin/sh
 for word in "$(basename "$0")" "$@"; do printf '%s\\t' "$word"; done >> "$CALLS"
 echo >> "$CALLS"
+case " $* " in *" --dry-run "*) exit ;; esac
+while [ $# -gt 0 ]; do
+    case "$1" in --save) mkdir -p "$2" ;; esac
+    shift
+done
 """
 
 
@@ -122,3 +127,40 @@ def test_two_targets_are_refused(example: str, words: tuple[str, ...]) -> None:
     assert f"one target at a time, not {targets[0]} and {targets[1]}" in done.stderr
     done = subprocess.run([*command, words[0], words[0]], capture_output=True, check=False)
     assert done.returncode == 0, "the same twice is one"
+
+
+TRAINING = {
+    "05_train.sh": [{"LR": "1e-3"}, {"FACTOR": "16"}, {"FIRST_ITERS": "5"},
+                    {"TRAIN_ITERS": "5"}, {"PRETRAIN_FLAGS": "--seed 2"}],
+    "06_tune.sh": [{"SFT_FLAGS": "--num-epochs 2"}],
+    "million.sh": [{"FROM": "run-128k"}, {"MILLION_LR": "1e-3"}, {"MILLION_FLAGS": "--seed 2"}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", TRAINING)
+def test_a_run_of_other_settings_is_refused(machine: Machine, script: str) -> None:
+    """A finished run said that nothing was left to do, and figures of another rate followed."""
+    machine.work.mkdir()
+    for _ in range(2):
+        assert machine.run(script).returncode == 0
+        assert any("--save" in words for words in machine.calls()), "it goes on, or says it is done"
+    for settings in TRAINING[script]:
+        refused = machine.run(script, **settings)
+        assert refused.returncode == 1, settings
+        assert "is there, but the settings, or what it is made of, have changed" in refused.stderr
+        for value in settings.values():
+            assert value.replace("run-", "/run-").split()[-1] in refused.stderr
+    assert machine.run(script, GPUS="2").returncode == 0, "the same work on others"
+
+
+def test_a_run_from_another_first_part_is_refused(machine: Machine) -> None:
+    machine.work.mkdir()
+    assert machine.run("05_train.sh").returncode == 0
+    (machine.work / "first-128k").rmdir()
+    machine.calls()
+    refused = machine.run("05_train.sh", PRETRAIN_FLAGS="--seed 2")
+    assert len(machine.calls()) == 1, "the first part is made again"
+    assert refused.returncode == 1
+    assert "run-128k is there, but the settings, or what it is made of" in refused.stderr
+    (machine.work / "run-128k").rmdir()
+    assert machine.run("05_train.sh", PRETRAIN_FLAGS="--seed 2").returncode == 0

@@ -18,6 +18,7 @@ once "$WORK/chats-$TARGET" ultralong prepare chat --source short="$WORK/conversa
     --tokenizer "$WORK/hf" --chat-template chatml --seq-length "$CHAT_LENGTH" --max-length "$CHAT_LENGTH" \
     --valid-fraction 0.02 --output "$WORK/chats-$TARGET"
 # shellcheck disable=SC2086 # several words
-torchrun --standalone --nproc-per-node "$GPUS" -m megatron_ultralong sft --config "$here/tune.yaml" \
+continued "$WORK/tuned-$TARGET" \
+    torchrun --standalone --nproc-per-node "$GPUS" -m megatron_ultralong sft --config "$here/tune.yaml" \
     --load "$WORK/run-$TARGET" --data-path "$WORK/chats-$TARGET" --save "$WORK/tuned-$TARGET" \
     --context-parallel-size "$GPUS" $SFT_FLAGS
