@@ -98,6 +98,15 @@ def test_lengths_of_passages_are_checked(
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.parametrize("number", [0, -3])
+def test_a_number_of_none_is_refused(corpus: Path, tmp_path: Path, number: int) -> None:
+    """An empty file was written, and `prepare chat` did not know what it was."""
+    refused = run("questions.py", corpus, tmp_path / "no", "--number", number)
+    assert refused.returncode == 2
+    assert f"--number {number} must be 1 or more" in refused.stderr
+    assert not (tmp_path / "no").exists()
+
+
 def test_passages_have_at_least_as_many_characters_as_asked_for(
     corpus: Path, tmp_path: Path
 ) -> None:

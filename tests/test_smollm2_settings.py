@@ -5,6 +5,7 @@ The programs that they call write down their words here, and make the folder of 
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 from pathlib import Path
@@ -164,3 +165,24 @@ def test_a_run_from_another_first_part_is_refused(machine: Machine) -> None:
     assert "run-128k is there, but the settings, or what it is made of" in refused.stderr
     (machine.work / "run-128k").rmdir()
     assert machine.run("05_train.sh", PRETRAIN_FLAGS="--seed 2").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({}, ["short", "near", "far"]),
+        ({"FAR_QUESTIONS": "0"}, ["short", "near"]),
+        ({"QUESTIONS": "0", "FAR_QUESTIONS": "0"}, ["short"]),
+    ],
+)
+def test_questions_can_be_left_out(
+    machine: Machine, settings: dict[str, str], names: list[str]
+) -> None:
+    machine.work.mkdir()
+    assert machine.run("06_tune.sh", **settings).returncode == 0
+    calls = machine.calls()
+    (prepared,) = (words for words in calls if words[:3] == ["ultralong", "prepare", "chat"])
+    sources = [words for flag, words in itertools.pairwise(prepared) if flag == "--source"]
+    assert [source.partition("=")[0] for source in sources] == names
+    written = [words[3] for words in calls if words[0] == "python"]
+    assert written == [source.partition("=")[2] for source in sources[1:]]

@@ -79,6 +79,8 @@ def main() -> None:
             f"--shortest {shortest} --longest {longest}: a passage has at least {SHORTEST} "
             "characters, and the longest at least as many as the shortest"
         )
+    if arguments.number < 1:
+        parser.error(f"--number {arguments.number} must be 1 or more: each is a conversation")
     files = sorted((arguments.corpus / "train").glob("*.jsonl"))
     if not files:
         sys.exit(f"{arguments.corpus / 'train'} has no .jsonl file; 02_get_corpus.sh writes them")

@@ -58,8 +58,8 @@ FROM=${FROM:-base} # of million.sh, in WORK
 MILLION_ITERS=${MILLION_ITERS:-6} MILLION_LR=${MILLION_LR:-3e-4}
 MILLION_FLAGS=${MILLION_FLAGS:-}
 CHAT_LENGTH=${CHAT_LENGTH:-$SEQ_LENGTH} # rows of conversations; none is longer
-QUESTIONS=${QUESTIONS:-400}         # conversations about a sentence in a short text
-FAR_QUESTIONS=${FAR_QUESTIONS:-96}  # about many in a long one, of so many characters:
+QUESTIONS=${QUESTIONS:-400}         # conversations about a sentence in a short text; 0: none
+FAR_QUESTIONS=${FAR_QUESTIONS:-96}  # about many in a long one (0: none), of so many characters:
 LONGEST_FAR=${LONGEST_FAR:-$((SEQ_LENGTH * 34 / 10))} SHORTEST_FAR=${SHORTEST_FAR:-$((SEQ_LENGTH * 2))}
 SFT_FLAGS=${SFT_FLAGS:---num-epochs 1}
 LENGTHS=${LENGTHS:-$(lengths 8192 $((SEQ_LENGTH / 4)) "$SEQ_LENGTH")}
