@@ -8,11 +8,12 @@ from __future__ import annotations
 import itertools
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.test_smollm2 import SCRIPTS
+from tests.test_smollm2 import SCRIPTS, module
 
 RECORD = """#!/bin/sh
 for word in "$(basename "$0")" "$@"; do printf '%s\\t' "$word"; done >> "$CALLS"
@@ -186,3 +187,40 @@ def test_questions_can_be_left_out(
     assert [source.partition("=")[0] for source in sources] == names
     written = [words[3] for words in calls if words[0] == "python"]
     assert written == [source.partition("=")[2] for source in sources[1:]]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--share", "2/2"), ("--share", "1/1"), ("--share", "-1/2"), ("--share", "0/0"),
+     ("--share", "1"), ("--share", "a/b"), ("--share", "2/3"), ("--runs", "short-mask"),
+     ("--runs", "recipe"), ("--runs", "recipe-"), ("--runs", "before-1")],
+)  # fmt: skip
+def test_ablations_of_no_share_or_seed_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    words: tuple[str, str],
+) -> None:  # fmt: skip
+    """1/1 and -1/2 left runs out; short-mask, which is an arm without a seed, ended in a trace
+    after the runs before it.
+    """
+    ablations, ran = module("ablations"), []
+    monkeypatch.setattr(ablations, "run_arm", lambda work, label: ran.append(label))
+    monkeypatch.setattr(sys, "argv", ["ablations.py", str(tmp_path), "=".join(words)])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(SystemExit) as refused:
+        ablations.main()
+    assert refused.value.code == 2
+    assert " ".join(words) in capsys.readouterr().err
+    assert not ran
+
+
+@pytest.mark.parametrize("kind", ["long", "short"])
+def test_ablations_of_no_corpus_leave_nothing(tmp_path: Path, kind: str) -> None:
+    """An empty folder stayed, and was taken for the documents when step 2 had written them."""
+    ablations, corpus = module("ablations"), tmp_path / "corpus" / "train"
+    with pytest.raises(SystemExit) as refused:
+        ablations.some_documents(tmp_path, kind)
+    assert f"{corpus} has no .jsonl file; 02_get_corpus.sh writes them" in str(refused.value)
+    assert not list(tmp_path.iterdir())
+    corpus.mkdir(parents=True)
+    (corpus / "code.jsonl").write_text('{"text": "line\\n"}\n')
+    assert (ablations.some_documents(tmp_path, kind) / "code.jsonl").read_text()
