@@ -77,9 +77,9 @@ recorded() { # OUTPUT WORD: as OUTPUT.made has it: folders may move, and what an
     done
 }
 
-whole_number() { # SETTING EXAMPLE: bad input unless it is one, of tokens
-    [[ ${!1} =~ ^[1-9][0-9]*$ ]] || {
-        echo "$0: $1 must be a whole number of tokens, such as $2, not '${!1}'" >&2
+whole_number() { # SETTING EXAMPLE [WHAT]: bad input unless it is one, of tokens, or of WHAT (empty: just a number)
+    [[ ${!1} =~ ^[1-9][0-9]{0,11}$ ]] || {
+        echo "$0: $1 must be a whole number${3- of tokens}, such as $2, not '${!1}'" >&2
         exit 2
     }
 }

@@ -224,3 +224,18 @@ def test_ablations_of_no_corpus_leave_nothing(tmp_path: Path, kind: str) -> None
     corpus.mkdir(parents=True)
     (corpus / "code.jsonl").write_text('{"text": "line\\n"}\n')
     assert (ablations.some_documents(tmp_path, kind) / "code.jsonl").read_text()
+
+
+COUNTS = ("GPUS", "WORKERS", "FIRST_ITERS", "TRAIN_ITERS", "PROMPTS", "BEFORE_PROMPTS")
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("value", ["0", "two", "1.5", "-1", "1000000000000", "1 2"])
+def test_a_count_that_is_none_is_told_by_the_first_step(
+    machine: Machine, name: str, value: str
+) -> None:
+    """With GPUS=0 step 5 ended in a trace of torchrun."""
+    refused = machine.run("01_get_weights.sh", **{name: value})
+    assert refused.returncode == 2
+    assert f"{name} must be a whole number, such as 2, not '{value}'" in refused.stderr
+    assert not machine.work.exists()

@@ -76,6 +76,9 @@ CHOICES_BATCH=${CHOICES_BATCH:-64} # questions at once, of choices.sh
 EVALUATE_FLAGS=${EVALUATE_FLAGS:-}
 QUESTION=${QUESTION:-What is the capital of France?}
 ANSWER_TOKENS=${ANSWER_TOKENS:-64}
+for setting in GPUS WORKERS FIRST_ITERS TRAIN_ITERS MILLION_ITERS PROMPTS BEFORE_PROMPTS RULER_PROMPTS CHOICES_BATCH; do
+    whole_number "$setting" 2 '' # now, not in step 5 or 7
+done
 
 rows() { # FOLDER PARTS_OF_THE_CORPUS SEQ_LENGTH [FLAG...]: prepared, unless it is there
     local sources=() part file
