@@ -25,7 +25,7 @@ once() { # OUTPUT COMMAND [WORD...]: makes OUTPUT, unless it is there by this co
     [ -z "${lock:-}" ] || exec {lock}>&-
 }
 
-continued() { # FOLDER COMMAND [WORD...]: trains in FOLDER, which it goes on with if it is there by this command
+continued() { # FOLDER COMMAND [WORD...]: trains in FOLDER, and continues there if this command has made it
     local folder=$1
     shift
     [ ! -e "$folder" ] || made_by "$folder" "$@"

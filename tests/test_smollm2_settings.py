@@ -145,7 +145,7 @@ def test_a_run_of_other_settings_is_refused(machine: Machine, script: str) -> No
     machine.work.mkdir()
     for _ in range(2):
         assert machine.run(script).returncode == 0
-        assert any("--save" in words for words in machine.calls()), "it goes on, or says it is done"
+        assert any("--save" in words for words in machine.calls()), "it continues, or says that it is done"
     for settings in TRAINING[script]:
         refused = machine.run(script, **settings)
         assert refused.returncode == 1, settings
