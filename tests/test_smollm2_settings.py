@@ -9,6 +9,8 @@ import itertools
 import os
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -145,7 +147,9 @@ def test_a_run_of_other_settings_is_refused(machine: Machine, script: str) -> No
     machine.work.mkdir()
     for _ in range(2):
         assert machine.run(script).returncode == 0
-        assert any("--save" in words for words in machine.calls()), "it continues, or says that it is done"
+        assert any("--save" in words for words in machine.calls()), (
+            "it continues, or says that it is done"
+        )
     for settings in TRAINING[script]:
         refused = machine.run(script, **settings)
         assert refused.returncode == 1, settings
@@ -239,3 +243,40 @@ def test_a_count_that_is_none_is_told_by_the_first_step(
     assert refused.returncode == 2
     assert f"{name} must be a whole number, such as 2, not '{value}'" in refused.stderr
     assert not machine.work.exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda archive: archive.write_bytes(archive.read_bytes()[:-40]), "is damaged (File is"),
+        (lambda archive: archive.write_bytes(damaged(archive.read_bytes())), "is damaged (Bad CRC"),
+        (Path.unlink, "has 0 files, not one archive"),
+        (lambda archive: (archive.parent / "more").touch(), "has 2 files, not one archive"),
+    ],
+)
+def test_a_damaged_package_is_told_with_its_folder(
+    tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    """There was a trace, each time, and nothing said what to remove."""
+    folder = tmp_path / "packages" / "nltk-3.9.2"
+    folder.mkdir(parents=True)
+    archive = folder / "nltk-3.9.2-py3-none-any.whl"
+    with zipfile.ZipFile(archive, "w") as wheel:
+        wheel.writestr("nltk/module.py", "value = 1\n" * 100)
+    words = ["--packages", str(folder.parent), "--indexes", "pypi", "--only", "nltk"]
+    damage(archive)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "corpus.py"), str(tmp_path / "corpus"), *words],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert message in line
+    assert f"{folder}" in line
+    assert "to fetch it again" in line
+    assert not (tmp_path / "corpus").exists()
+
+
+def damaged(content: bytes) -> bytes:
+    """Another byte in the first file."""
+    return content.replace(b"value = 1", b"value = 2", 1)

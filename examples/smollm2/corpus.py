@@ -16,6 +16,7 @@ licences, versions, counts.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import fnmatch
 import gzip
@@ -27,6 +28,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,8 +139,10 @@ def fetched(source: Source, package: str, packages: Path) -> Path:
             aside.mkdir()
             if subprocess.run(command, cwd=aside, check=False).returncode:
                 sys.exit(f"{package} cannot be fetched: {' '.join(command)}")
-    (archive,) = folder.iterdir()
-    return archive
+    found = [*folder.iterdir()]
+    if len(found) != 1:
+        sys.exit(f"{folder} has {len(found)} files, not one archive: remove it to fetch it again")
+    return found[0]
 
 
 def source_files(source: Source, packages: Path) -> Files:
@@ -168,16 +172,29 @@ def _wanted(path: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
+@contextlib.contextmanager
+def _readable(archive: Path) -> Iterator[None]:
+    """Ends with one message where the archive is damaged."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, subprocess.CalledProcessError) as error:
+        sys.exit(f"{archive} is damaged ({error}): remove {archive.parent} to fetch it again")
+
+
 def wheel_members(archive: Path, patterns: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
     """Names and contents of the files that a source asks for."""
-    with zipfile.ZipFile(archive) as wheel:
+    with _readable(archive), zipfile.ZipFile(archive) as wheel:
         for path in wheel.namelist():
             if _wanted(path, patterns):
                 yield path, wheel.read(path)
 
 
 def _deb_members(archive: Path, patterns: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
-    tar = subprocess.run(["dpkg-deb", "--fsys-tarfile", archive], capture_output=True, check=True)
+    with _readable(archive):
+        words = ["dpkg-deb", "--fsys-tarfile", archive]
+        tar = subprocess.run(
+            words, stdout=subprocess.PIPE, check=True
+        )  # it says itself what is wrong
     with tarfile.open(fileobj=io.BytesIO(tar.stdout)) as members:
         for member in members:
             if member.isfile() and _wanted(member.name, patterns):
