@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_smollm2 import SCRIPTS, module
+from tests.test_smollm2 import SCRIPTS, module, settings
 
 RECORD = """#!/bin/sh
 for word in "$(basename "$0")" "$@"; do printf '%s\\t' "$word"; done >> "$CALLS"
@@ -150,11 +150,11 @@ def test_a_run_of_other_settings_is_refused(machine: Machine, script: str) -> No
         assert any("--save" in words for words in machine.calls()), (
             "it continues, or says that it is done"
         )
-    for settings in TRAINING[script]:
-        refused = machine.run(script, **settings)
-        assert refused.returncode == 1, settings
+    for changed in TRAINING[script]:
+        refused = machine.run(script, **changed)
+        assert refused.returncode == 1, changed
         assert "is there, but the settings, or what it is made of, have changed" in refused.stderr
-        for value in settings.values():
+        for value in changed.values():
             assert value.replace("run-", "/run-").split()[-1] in refused.stderr
     assert machine.run(script, GPUS="2").returncode == 0, "the same work on others"
 
@@ -280,3 +280,14 @@ def test_a_damaged_package_is_told_with_its_folder(
 def damaged(content: bytes) -> bytes:
     """Another byte in the first file."""
     return content.replace(b"value = 1", b"value = 2", 1)
+
+
+@pytest.mark.parametrize("length", [4096, 100_000, 131_072])
+def test_far_questions_fit_into_a_row_of_conversations(length: int) -> None:
+    """They were as long as a row of documents: with shorter rows of conversations all or some were
+    dropped, after the training.
+    """
+    found = settings(CHAT_LENGTH=f"{length}")
+    shortest, longest = (int(found[name]) for name in ("SHORTEST_FAR", "LONGEST_FAR"))
+    # 3.4 characters a token, as in ablations.py
+    assert length / 2 < shortest / 3.4 < longest / 3.4 <= length

@@ -58,9 +58,10 @@ FROM=${FROM:-base} # of million.sh, in WORK
 MILLION_ITERS=${MILLION_ITERS:-6} MILLION_LR=${MILLION_LR:-3e-4}
 MILLION_FLAGS=${MILLION_FLAGS:-}
 CHAT_LENGTH=${CHAT_LENGTH:-$SEQ_LENGTH} # rows of conversations; none is longer
+whole_number CHAT_LENGTH 131072
 QUESTIONS=${QUESTIONS:-400}         # conversations about a sentence in a short text; 0: none
 FAR_QUESTIONS=${FAR_QUESTIONS:-96}  # about many in a long one (0: none), of so many characters:
-LONGEST_FAR=${LONGEST_FAR:-$((SEQ_LENGTH * 34 / 10))} SHORTEST_FAR=${SHORTEST_FAR:-$((SEQ_LENGTH * 2))}
+LONGEST_FAR=${LONGEST_FAR:-$((CHAT_LENGTH * 34 / 10))} SHORTEST_FAR=${SHORTEST_FAR:-$((CHAT_LENGTH * 2))}
 SFT_FLAGS=${SFT_FLAGS:---num-epochs 1}
 LENGTHS=${LENGTHS:-$(lengths 8192 $((SEQ_LENGTH / 4)) "$SEQ_LENGTH")}
 DEPTHS=${DEPTHS:-0 11 22 33 44 56 67 78 89 100}
