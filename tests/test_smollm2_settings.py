@@ -291,3 +291,16 @@ def test_far_questions_fit_into_a_row_of_conversations(length: int) -> None:
     shortest, longest = (int(found[name]) for name in ("SHORTEST_FAR", "LONGEST_FAR"))
     # 3.4 characters a token, as in ablations.py
     assert length / 2 < shortest / 3.4 < longest / 3.4 <= length
+
+
+def test_ablations_that_were_killed_at_their_end_leave_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two gigabytes of each arm that was killed between its last figure and its removal stayed."""
+    ablations = module("ablations")
+    monkeypatch.setattr(ablations, "run", lambda *words: pytest.fail("it is finished"))
+    for name in ("results/two-steps-1/passkey", "two-steps-1", "two-steps-1-first", "recipe-1"):
+        (tmp_path / "ablations" / name).mkdir(parents=True)
+    ablations.run_arm(tmp_path, "two-steps-1")
+    left = {path.name for path in (tmp_path / "ablations").iterdir()}
+    assert left == {"results", "recipe-1"}

@@ -267,14 +267,16 @@ def run_arm(work: Path, label: str) -> None:
     if label == BEFORE:
         evaluate(work, f"{label}={work / 'base'}", results)
         return
-    if (results / "passkey").exists():
-        return
     start, folder = time.monotonic(), work / "ablations" / label
     name, _, seed = label.rpartition("-")
-    train(work, name, int(seed), folder)
-    evaluate(work, f"{name}={folder}", results)
-    for done in (folder, first_part(folder)):
+    is_done = (results / "passkey").exists()
+    if not is_done:
+        train(work, name, int(seed), folder)
+        evaluate(work, f"{name}={folder}", results)
+    for done in (folder, first_part(folder)):  # also of one that was killed here
         shutil.rmtree(done, ignore_errors=True)
+    if is_done:
+        return
     print(f"== {label}: {time.monotonic() - start:.0f} s", flush=True)
 
 
