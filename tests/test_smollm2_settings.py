@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
 from tests.test_smollm2 import SCRIPTS, module, settings
+from tests.warm.programs import ROOT
 
 RECORD = """#!/bin/sh
 for word in "$(basename "$0")" "$@"; do printf '%s\\t' "$word"; done >> "$CALLS"
@@ -304,3 +306,33 @@ def test_ablations_that_were_killed_at_their_end_leave_no_weights(
     ablations.run_arm(tmp_path, "two-steps-1")
     left = {path.name for path in (tmp_path / "ablations").iterdir()}
     assert left == {"results", "recipe-1"}
+
+
+PIP = """
+import sys, time, zipfile
+name = sys.argv[-1].replace("==", "-") + "-py3-none-any.whl"
+print(name, file=open({calls!r}, "a"))
+with zipfile.ZipFile(name, "w") as wheel:
+    wheel.writestr("nltk/module.py", "value = 1\\n" * 100)
+    time.sleep(0.5)
+"""
+
+
+def test_a_package_is_fetched_by_one_process_and_others_wait(tmp_path: Path) -> None:
+    """Two removed what the other was fetching, and took half of an archive."""
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "__init__.py").touch()
+    (tmp_path / "pip" / "__main__.py").write_text(PIP.format(calls=str(tmp_path / "calls")))
+    words = ["--packages", str(tmp_path / "packages"), "--indexes", "pypi", "--only", "nltk"]
+    both = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPTS / "corpus.py"), str(tmp_path / name), *words],
+            env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for name in ("one", "other")
+    ]  # fmt: skip
+    for process in both:
+        out, _ = process.communicate(timeout=patience(60))
+        assert process.returncode == 0, out
+    assert (tmp_path / "calls").read_text() == "nltk-3.9.2-py3-none-any.whl\n"

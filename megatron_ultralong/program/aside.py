@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import fnmatch
 import os
 import shutil
@@ -53,6 +54,17 @@ def whole(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # the error that is told is the one that came first
             remove(aside)
         raise
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Make ``path`` alone: another process that makes it waits, and then finds it.
+
+    The lock is a file beside it, ``.rows.lock`` for ``rows``, and ends with the process.
+    """
+    with path.with_name(f".{path.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def is_replaceable(path: Path) -> bool:
