@@ -36,12 +36,15 @@ continued() { # FOLDER COMMAND [WORD...]: trains in FOLDER, and continues there 
 made_by() { # OUTPUT COMMAND [WORD...]: ends here if OUTPUT was made by other words, as far as OUTPUT.made tells
     local output=$1 words
     words=$(words_of "$@")
+    if [ -e "$output.made" ] && ! [ -s "$output.made" ]; then # emptied by the user: it is right as it is
+        echo "$words" > "$output.made"
+    fi
     ! [ -e "$output.made" ] || [ "$(cat "$output.made")" = "$words" ] || {
         echo "$0: $output is there, but the settings, or what it is made of, have changed since:"
         echo "  was: $(cat "$output.made")"
         echo "  now: $words"
         echo "Set them back, or remove $output, with what was made of it, to make it again. If it is right as it is,"
-        echo "remove $output.made alone."
+        echo "empty $output.made: what stands under 'now' is written there."
         exit 1
     } >&2
 }

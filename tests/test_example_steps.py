@@ -63,11 +63,18 @@ def test_another_command_is_refused_with_both_and_a_fix(steps: Steps) -> None:
     steps.once("rows", "--seq-length", "256")
     refused = steps.once("rows", "--seq-length", "512")
     assert refused.returncode == 1
-    for part in ("WORK/rows --seq-length 256", "WORK/rows --seq-length 512", "Set them back"):
+    for part in (
+        "WORK/rows --seq-length 256",
+        "WORK/rows --seq-length 512",
+        "Set them back",
+        "rows.made: what",
+    ):
         assert part in refused.stderr
     assert steps.num_calls == 1
-    (steps.work / "rows.made").unlink()
+    (steps.work / "rows.made").write_text("")
     assert steps.once("rows", "--seq-length", "512").returncode == 0, "it is right as it is"
+    assert steps.once("rows", "--seq-length", "256").returncode == 1, "and looked at again"
+    assert steps.num_calls == 1
     (steps.work / "rows").unlink()
     assert steps.once("rows", "--seq-length", "512").returncode == 0
     assert steps.num_calls == 2
