@@ -6,44 +6,106 @@ kept() { # FOLDER: whether a step has finished it before; nothing half-written h
 }
 
 once() { # OUTPUT COMMAND [WORD...]: makes OUTPUT, unless it is there by this command; OUTPUT.made has its words
-    local output=$1 words word previous=
+    local output=$1 lock
     shift
-    words=$(for word; do
-        # how many workers share the work changes nothing
-        [ "$previous" = --workers ] || [ "$word" = --workers ] || recorded "$output" "$word"
-        previous=$word
-    done)
-    if ! [ -e "$output" ]; then
-        echo "$words" > "$output.made"
-        "$@"
-    elif ! [ -e "$output.made" ] || [ "$(cat "$output.made")" = "$words" ]; then
-        echo "$output is there: kept"
-    else
-        {
-            echo "$0: $output is there, but the settings, or what it is made of, have changed since:"
-            echo "  was: $(cat "$output.made")"
-            echo "  now: $words"
-            echo "Set them back, or remove $output, with what was made of it, to make it again. If it is right as it is,"
-            echo "remove $output.made alone."
-        } >&2
-        exit 1
+    if ! [ -e "$output" ]; then # one process at a time; the lock is the command's, too, and lasts as long as it does
+        exec {lock}>> "$output.made"
+        flock --nonblock --conflict-exit-code 9 "$lock" || {
+            if [ $? = 9 ]; then
+                echo "$output is being made by another process: waiting"
+                flock "$lock"
+            else
+                echo "no file can be locked in ${output%/*}: do not start a second command beside this one" >&2
+            fi
+        }
     fi
+    if ! [ -e "$output" ]; then
+        words_of "$output" "$@" > "$output.made"
+        "$@"
+    else
+        made_by "$output" "$@"
+        echo "$output is there: kept"
+    fi
+    [ -z "${lock:-}" ] || exec {lock}>&-
+}
+
+continued() { # FOLDER COMMAND [WORD...]: trains in FOLDER, and continues there if this command has made it
+    local folder=$1
+    shift
+    [ ! -e "$folder" ] || made_by "$folder" "$@"
+    [ -e "$folder" ] || words_of "$folder" "$@" > "$folder.made"
+    "$@"
+}
+
+made_by() { # OUTPUT COMMAND [WORD...]: ends here if OUTPUT was made by other words, as far as OUTPUT.made tells
+    local output=$1 words
+    words=$(words_of "$@")
+    if [ -e "$output.made" ] && ! [ -s "$output.made" ]; then # emptied by the user: it is right as it is
+        echo "$words" > "$output.made"
+    fi
+    ! [ -e "$output.made" ] || [ "$(cat "$output.made")" = "$words" ] || {
+        echo "$0: $output is there, but the settings, or what it is made of, have changed since:"
+        echo "  was: $(cat "$output.made")"
+        echo "  now: $words"
+        echo "Set them back, or remove $output, with what was made of it, to make it again. If it is right as it is,"
+        echo "empty $output.made: what stands under 'now' is written there."
+        exit 1
+    } >&2
+}
+
+words_of() { # OUTPUT COMMAND [WORD...]: what OUTPUT.made has of them
+    local output=$1 word previous=
+    shift
+    for word; do
+        case "$previous $word" in # how many workers or GPUs share the work changes nothing
+            *" --workers" | "--workers "* | *" --nproc-per-node" | "--nproc-per-node "*) ;;
+            *" --context-parallel-size" | "--context-parallel-size "* | *" --ranks" | "--ranks "*) ;;
+            *) recorded "$output" "$word" ;;
+        esac
+        previous=$word
+    done
+    echo
 }
 
 recorded() { # OUTPUT WORD: as OUTPUT.made has it: folders may move, and what an input was made by counts
-    local word=$2 path=${2#*=} # of --source NAME=FILE
-    [ -z "${CACHE:-}" ] || word=${word//"$CACHE"/CACHE}
-    word=${word//"$WORK"/WORK}
-    printf '%q ' "${word//"$here"/EXAMPLE}"
+    local path=$2 name='' folder shown
+    [[ $path != *="$WORK"/* ]] || name=${path%%="$WORK"/*}= # of --source NAME=FILE
+    path=${path#"$name"} shown=$path
+    for folder in CACHE WORK here; do # at the beginning alone: WORK=a would be in every word
+        [ -z "${!folder:-}" ] || [ "${path#"${!folder}"/}" = "$path" ] || {
+            shown=${folder/here/EXAMPLE}/${path#"${!folder}"/}
+            break
+        }
+    done
+    printf '%q ' "$name$shown"
     while [ "$path" != "$1" ] && [ "${path#"$WORK"/}" != "$path" ]; do
         [ ! -f "$path.made" ] || echo -n "(made by $(cksum < "$path.made" | cut -d ' ' -f 1)) "
+        held_by "$path"
         path=${path%/*}
     done
 }
 
-whole_number() { # SETTING EXAMPLE: bad input unless it is one, of tokens
-    [[ ${!1} =~ ^[1-9][0-9]*$ ]] || {
-        echo "$0: $1 must be a whole number of tokens, such as $2, not '${!1}'" >&2
+held_by() { # PATH: what tells that an input is not what it was, though the same words made it
+    local file
+    if [ -f "$1" ]; then
+        echo -n "($(stat --dereference --format %s "$1") bytes) "
+    else
+        for file in "$1"/{corpus,manifest,chat_manifest}.json; do # with counts and versions
+            [ ! -f "$file" ] || echo -n "(holds $(cksum < "$file" | cut -d ' ' -f 1)) "
+        done
+    fi
+}
+
+report_on() { # RESULTS PAGE: of the results that are there now; the old page stays where they cannot be read
+    rm -rf "$2.new"
+    ultralong evaluate report "$1" --output "$2.new"
+    rm -rf "$2"
+    mv "$2.new" "$2"
+}
+
+whole_number() { # SETTING EXAMPLE [WHAT]: bad input unless it is one, of tokens, or of WHAT (empty: just a number)
+    [[ ${!1} =~ ^[1-9][0-9]{0,11}$ ]] || {
+        echo "$0: $1 must be a whole number${3- of tokens}, such as $2, not '${!1}'" >&2
         exit 2
     }
 }

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.patience import patience
 from tests.warm.programs import ROOT
 
+SLOWLY = """
+. {root}/examples/steps.sh
+once "$WORK/rows" bash -c 'echo run >> "$WORK/calls"; until [ -e "$WORK/go" ]; do sleep 0.05; done
+    echo made > "$WORK/rows"' {words}
+"""
+"""A command that is a process of its own, and waits for WORK/go."""
 MAKE = 'make() { echo "$@" >> "$WORK/calls"; [ -z "${FAILS:-}" ] || return 3; echo made > "$2"; }'
 
 
@@ -54,18 +63,28 @@ def test_another_command_is_refused_with_both_and_a_fix(steps: Steps) -> None:
     steps.once("rows", "--seq-length", "256")
     refused = steps.once("rows", "--seq-length", "512")
     assert refused.returncode == 1
-    for part in ("WORK/rows --seq-length 256", "WORK/rows --seq-length 512", "Set them back"):
+    for part in (
+        "WORK/rows --seq-length 256",
+        "WORK/rows --seq-length 512",
+        "Set them back",
+        "rows.made: what",
+    ):
         assert part in refused.stderr
     assert steps.num_calls == 1
-    (steps.work / "rows.made").unlink()
+    (steps.work / "rows.made").write_text("")
     assert steps.once("rows", "--seq-length", "512").returncode == 0, "it is right as it is"
+    assert steps.once("rows", "--seq-length", "256").returncode == 1, "and looked at again"
+    assert steps.num_calls == 1
     (steps.work / "rows").unlink()
     assert steps.once("rows", "--seq-length", "512").returncode == 0
     assert steps.num_calls == 2
 
 
+@pytest.mark.parametrize("work", ["work", "lr=5e-4", "two words", "a=b=c"])
 @pytest.mark.parametrize("word", ["@/corpus", "code=@/corpus", "code=@/corpus/train/code.jsonl"])
-def test_what_was_made_of_another_input_is_refused(steps: Steps, word: str) -> None:
+def test_what_was_made_of_another_input_is_refused(tmp_path: Path, work: str, word: str) -> None:
+    """In a WORK called `lr=5e-4`, what is behind the `=` was taken for the path of the input."""
+    steps = Steps(tmp_path / work)
     steps.once("corpus", "--most-bytes", "10")
     steps.once("rows", "--source", word)
     assert steps.once("rows", "--source", word).returncode == 0
@@ -74,6 +93,62 @@ def test_what_was_made_of_another_input_is_refused(steps: Steps, word: str) -> N
     refused = steps.once("rows", "--source", word)
     assert refused.returncode == 1
     assert "what it is made of, have changed" in refused.stderr
+
+
+@pytest.mark.parametrize("work", ["smollm2", "a", "./smollm2", "x/../smollm2"])
+def test_a_folder_counts_as_the_same_however_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: str
+) -> None:
+    """With `WORK=smollm2`, `examples/smollm2` was written as `examples/WORK`."""
+    monkeypatch.chdir(tmp_path)
+    Path("x").mkdir()
+    steps = Steps(Path(work))
+    words = ("--name", "smollm2", "a=@/x", "b=@/corpus")
+    first = {"here": "/root/examples/smollm2", "CACHE": f"{work}/cache"}
+    script = ("/root/examples/smollm2/corpus.py", "--packages", f"{work}/cache/corpus")
+    assert steps.once("rows", *words, *script, **first).returncode == 0
+    steps.work = (tmp_path / work).resolve()
+    moved = {"here": "/data/examples/smollm2", "CACHE": f"{steps.work}/cache"}
+    script = ("/data/examples/smollm2/corpus.py", "--packages", f"{steps.work}/cache/corpus")
+    again = steps.once("rows", *words, *script, **moved)
+    assert again.returncode == 0, again.stderr
+    assert "kept" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("held", "word"),
+    [
+        ("corpus/corpus.json", "@/corpus"),
+        ("corpus/corpus.json", "code=@/corpus/train/code.jsonl"),
+        ("corpus/train/code.jsonl", "code=@/corpus/train/code.jsonl"),
+        ("rows/manifest.json", "@/rows"),
+        ("chats/chat_manifest.json", "@/chats"),
+        ("questions.jsonl", "near=@/questions.jsonl"),
+    ],
+)
+def test_an_input_that_holds_something_else_is_refused(steps: Steps, held: str, word: str) -> None:
+    """The same words had made it: of newer packages, or by another program."""
+    file = steps.work / held
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("first")
+    steps.once("out", "--source", word)
+    assert steps.once("out", "--source", word).returncode == 0
+    file.write_text("second")
+    refused = steps.once("out", "--source", word)
+    assert refused.returncode == 1
+    assert "what it is made of, have changed" in refused.stderr
+    assert steps.num_calls == 1
+
+
+def test_a_disk_without_locks_is_told_and_used(steps: Steps, tmp_path: Path) -> None:
+    """Lustre is often mounted without them."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "flock").write_text("#!/bin/sh\nexit 71\n")
+    (tmp_path / "bin" / "flock").chmod(0o755)
+    made = steps.once("rows", PATH=f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    assert made.returncode == 0, made.stderr
+    assert f"no file can be locked in {steps.work}: do not start a second" in made.stderr
+    assert (steps.work / "rows").exists()
 
 
 def test_workers_and_moved_folders_change_nothing(steps: Steps, tmp_path: Path) -> None:
@@ -101,3 +176,44 @@ def test_what_an_earlier_version_made_is_kept(steps: Steps) -> None:
     assert kept.returncode == 0
     assert "kept" in kept.stdout
     assert not (steps.work / "calls").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "kills", "status"), [("", False, 0), ("", True, 0), ("--seed 2", False, 1)]
+)
+def test_one_process_makes_it_and_others_wait(
+    tmp_path: Path, words: str, kills: bool, status: int
+) -> None:
+    """Two at once wrote into one unfinished corpus, and the first had documents of both. A killed
+    script leaves its command running, which is no different.
+    """
+
+    def start(log: str, words: str) -> subprocess.Popen[str]:
+        with (tmp_path / log).open("w") as file:
+            return subprocess.Popen(
+                ["bash", "-euc", SLOWLY.format(root=ROOT, words=words)],
+                env={"PATH": "/usr/bin:/bin", "WORK": str(tmp_path), "here": "/somewhere"},
+                stdout=file, stderr=file, text=True,
+            )  # fmt: skip
+
+    def wait_for(text: str, file: str) -> None:
+        end = time.monotonic() + patience(20)
+        while not (tmp_path / file).exists() or text not in (tmp_path / file).read_text():
+            assert time.monotonic() < end, f"no {text!r} in {file}"
+            time.sleep(0.02)
+
+    first = start("1", "")
+    try:
+        wait_for("run", "calls")
+        if kills:
+            first.kill()
+        second = start("2", words)
+        wait_for("rows is being made by another process: waiting", "2")
+    finally:
+        (tmp_path / "go").touch()
+    assert second.wait(patience(20)) == status
+    assert first.wait(patience(20)) == (-signal.SIGKILL if kills else 0)
+    wait_for("have changed since" if status else "is there: kept", "2")
+    assert (tmp_path / "calls").read_text() == "run\n"
+    assert (tmp_path / "rows").read_text() == "made\n"
+    assert "--seed" not in (tmp_path / "rows.made").read_text()

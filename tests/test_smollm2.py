@@ -241,6 +241,18 @@ def test_what_is_set_before_stays() -> None:
     short = settings("--cpu")
     assert int(short["SEQ_LENGTH"]) <= 1024
     assert int(short["TRAIN_ITERS"]) <= 4
+    number = re.compile(r"[0-9.]+")
+    for words in ((), ("--cpu",)):
+        for name, value in settings(*words).items():
+            if name not in ("TARGET", "POSITIONS"):
+                other = (
+                    "4"
+                    if name == "GPUS"
+                    else "7777"
+                    if number.fullmatch(value)
+                    else "/other --words"
+                )
+                assert settings(*words, **{name: other})[name] == other, f"{name} {words}"
 
 
 def test_other_words_are_refused() -> None:

@@ -13,7 +13,7 @@ import pytest
 from tests.test_smollm2 import SCRIPTS
 from tests.warm.programs import ROOT
 
-TOOLS = ("bash", "cat", "cksum", "cut", "df", "dirname", "nproc", "tail")
+TOOLS = ("bash", "cat", "cksum", "cut", "df", "dirname", "flock", "nproc", "stat", "tail")
 """Of the system, that the scripts of settings use."""
 NEEDED = ("ultralong", "torchrun", "python", "apt-get", "dpkg-deb")
 

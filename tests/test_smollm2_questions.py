@@ -98,6 +98,28 @@ def test_lengths_of_passages_are_checked(
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.parametrize("line", [b'{"text": "cut off', b"", b'{"other": 1}', b"[1]", b'"\xff"'])
+def test_a_damaged_corpus_is_told_with_its_line(corpus: Path, tmp_path: Path, line: bytes) -> None:
+    """There was a trace without the name of the file."""
+    file = corpus / "train" / "a.jsonl"
+    lines = file.read_bytes().splitlines()
+    file.write_bytes(b"\n".join([*lines, line, b""]))
+    refused = run("questions.py", corpus, tmp_path / "no")
+    assert refused.returncode == 1
+    (message,) = refused.stderr.splitlines()
+    assert message.startswith(f"{file}:{len(lines) + 1} is no document: make the corpus again")
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("number", [0, -3])
+def test_a_number_of_none_is_refused(corpus: Path, tmp_path: Path, number: int) -> None:
+    """An empty file was written, and `prepare chat` did not know what it was."""
+    refused = run("questions.py", corpus, tmp_path / "no", "--number", number)
+    assert refused.returncode == 2
+    assert f"--number {number} must be 1 or more" in refused.stderr
+    assert not (tmp_path / "no").exists()
+
+
 def test_passages_have_at_least_as_many_characters_as_asked_for(
     corpus: Path, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from megatron_ultralong.evaluation.results.file import read_results
 from megatron_ultralong.evaluation.results.result import Result
+from megatron_ultralong.program.errors import InputError
 from tools.page_tables import page_with, table
 
 ROOT = Path(__file__).parent.parent
@@ -30,6 +31,8 @@ COMPARED = {
 }
 """Arms that are compared with another one than the recipe."""
 KINDS = ("passkey", "needle")
+OF_FIFTH = ("before", "after", "tuned", "tuned, longer passages")
+"""Models of the fifth run."""
 POSITIONS = 8192
 """That the model was trained for."""
 _Z = 1.96
@@ -52,6 +55,21 @@ def counts(result: Result, length: int, start: float = 0, stop: float = 101) -> 
     cells = [cell for cell in at_length if start <= float(cell.row) < stop]
     right = sum((cell.score or 0.0) * cell.num_samples / 100 for cell in cells)
     return round(right), sum(cell.num_samples for cell in cells)
+
+
+def read(file: Path, kind: str, *checkpoints: str) -> list[Result]:
+    """The results of a file, those of these checkpoints, in this order: captions say which.
+
+    Raises:
+        InputError: it has others.
+    """
+    found = {result.checkpoint: result for result in read_results(file, kind)}
+    if {*found} != {*checkpoints}:
+        raise InputError(
+            f"{file} has results of {', '.join(found)}, and its table is of "
+            f"{', '.join(checkpoints)}: restore the file, or change the table"
+        )
+    return [found[name] for name in checkpoints]
 
 
 def arms(name: str, work: Path = RESULTS) -> Path:
@@ -97,16 +115,18 @@ def by_length(found: list[Result]) -> Iterator[tuple[str, ...]]:
 
 def retrieval() -> Iterator[tuple[str, ...]]:
     """Lengths, before and after the first run."""
-    return by_length([r for kind in KINDS for r in read_results(FIRST / f"{kind}.json", kind)])
+    return by_length(
+        [r for kind in KINDS for r in read(FIRST / f"{kind}.json", kind, "before", "after")]
+    )
 
 
 def needles() -> Iterator[tuple[str, ...]]:
     """Needles at the full length of the runs, of the models that were asked."""
-    before, first = read_results(FIRST / "needle.json", "needle")
-    (second,) = read_results(RESULTS / "second" / "needle.json", "needle")[-1:]
-    (tuned,) = read_results(RESULTS / "target" / "needle-tuned.json", "needle")
-    _, fifth, far, farther = read_results(FIFTH / "needle.json", "needle")
-    (sixth,) = read_results(SIXTH / "needle.json", "needle")
+    before, first = read(FIRST / "needle.json", "needle", "before", "after")
+    (second,) = read(RESULTS / "second" / "needle.json", "needle", "after")
+    (tuned,) = read(RESULTS / "target" / "needle-tuned.json", "needle", "tuned")
+    _, fifth, far, farther = read(FIFTH / "needle.json", "needle", *OF_FIFTH)
+    (sixth,) = read(SIXTH / "needle.json", "needle", "tuned")
     for name, result in (
         ("the original model", before),
         ("first run, factor 16", first),
@@ -124,15 +144,15 @@ def needles() -> Iterator[tuple[str, ...]]:
 
 def fifth_run(kind: str) -> Iterator[tuple[str, ...]]:
     """Lengths, and what the models of the fifth run have found of the prompts."""
-    found = read_results(FIFTH / f"{kind}.json", kind)
+    found = read(FIFTH / f"{kind}.json", kind, *OF_FIFTH)
     for length in found[0].lengths:
         every = (counts(result, length) for result in found)
-        yield f"{length:,}", *(_share(*one) if one[1] else "not run" for one in every)
+        yield f"{length:,}", *(_share(*one) for one in every)
 
 
 def fifth_losses() -> Iterator[tuple[str, ...]]:
     """Positions, and the losses of the models of the fifth run."""
-    found = read_results(FIFTH / "loss.json", "position_loss")
+    found = read(FIFTH / "loss.json", "position_loss", *OF_FIFTH)
     for cells in zip(*(result.cells for result in found), strict=True):
         start, stop = map(int, cells[0].row.split("-"))
         yield f"{start:,}-{stop:,}", *(f"{cell.score:.3f} ± {cell.error:.3f}" for cell in cells)
@@ -140,7 +160,7 @@ def fifth_losses() -> Iterator[tuple[str, ...]]:
 
 def long_ruler() -> Iterator[tuple[str, ...]]:
     """Tasks of RULER and their mean, of the fifth run beyond 8,192 tokens."""
-    found = read_results(FIFTH / "ruler.json", "ruler")
+    found = sorted(read_results(FIFTH / "ruler.json", "ruler"), key=lambda result: result.lengths)
     for cells in zip(*(result.cells for result in found), strict=True):
         yield cells[0].row, *(f"{cell.score:.1f} ± {cell.error:.1f}" for cell in cells)
     yield "mean", *(f"{result.mean(result.cells[0].column):.1f}" for result in found)
@@ -180,7 +200,7 @@ def _each(values: Sequence[float]) -> str:
 
 def losses(file: str) -> Iterator[tuple[str, ...]]:
     """Positions, before and after, each with its error."""
-    before, after = read_results(RESULTS / "target" / file, "position_loss")
+    before, after = read(RESULTS / "target" / file, "position_loss", "before", "after")
     for old, new in zip(before.cells, after.cells, strict=True):
         assert old.row == new.row, "both have the same bins"
         assert old.score is not None, "no bin is empty"
@@ -196,7 +216,8 @@ def losses(file: str) -> Iterator[tuple[str, ...]]:
 
 def rates() -> Iterator[tuple[str, ...]]:
     """Learning rates on the prompts that they were chosen by."""
-    found = [read_results(RESULTS / "validation" / f"{kind}.json", kind) for kind in KINDS]
+    chosen = ("2e-4", "5e-4", "1e-3", "2e-3")
+    found = [read(RESULTS / "validation" / f"{kind}.json", kind, *chosen) for kind in KINDS]
     for results in zip(*found, strict=True):
         scores = [cell.score or 0.0 for result in results for cell in result.cells]
         cells = [
@@ -210,13 +231,15 @@ def rates() -> Iterator[tuple[str, ...]]:
 
 def second_run() -> Iterator[tuple[str, ...]]:
     """Lengths, passkeys of the second run, and after its tuning."""
-    files = [RESULTS / "second" / file for file in ("passkey.json", "tuned.json")]
-    return by_length([read_results(file, "passkey")[-1] for file in files])
+    files = (("passkey.json", "after"), ("tuned.json", "tuned"))
+    return by_length(
+        [r for file, name in files for r in read(RESULTS / "second" / file, "passkey", name)]
+    )
 
 
 def fourth_run() -> Iterator[tuple[str, ...]]:
     """Lengths, passkeys of the original model, of the fourth run, and of this run tuned."""
-    return by_length([*read_results(FOURTH / "passkey.json", "passkey")])
+    return by_length(read(FOURTH / "passkey.json", "passkey", "before", "after", "tuned"))
 
 
 def choices() -> Iterator[tuple[str, ...]]:
@@ -227,7 +250,7 @@ def choices() -> Iterator[tuple[str, ...]]:
 
 def ruler() -> Iterator[tuple[str, ...]]:
     """Tasks of RULER and their mean, of the original model and of the third run."""
-    found = read_results(RESULTS / "ruler.json", "ruler")
+    found = read(RESULTS / "ruler.json", "ruler", "before", "after")
     places = [(result, str(length)) for length in found[0].lengths for result in found]
     cells = [{(cell.row, cell.column): cell for cell in result.cells} for result in found]
     for task in dict.fromkeys(cell.row for cell in found[0].cells):
@@ -354,6 +377,8 @@ def page(text: str) -> str:
 
 
 def _share(right: int, asked: int) -> str:
+    if not asked:
+        return "not run"
     low, high = interval(right, asked)
     return f"{100 * right / asked:.3g} % ({low:.0f}-{high:.0f}), {right} of {asked}"
 

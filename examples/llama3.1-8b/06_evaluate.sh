@@ -31,5 +31,4 @@ results=$WORK/results-$TARGET
     torchrun --nproc-per-node "$RANKS" -m megatron_ultralong generate --load "$WORK/tuned-$TARGET" \
         --chat --prompt "$QUESTION" --max-new-tokens "$ANSWER_TOKENS" $LAYOUT_FLAGS
 }
-rm -rf "$WORK/report-$TARGET" # of the results that are there now
-ultralong evaluate report "$results" --output "$WORK/report-$TARGET"
+report_on "$results" "$WORK/report-$TARGET"

@@ -7,19 +7,23 @@
 # variable of the environment, and what is set there already stays. `--mock` sets small values and starts
 # small stand-ins for the Hugging Face Hub and vLLM; the commands in the scripts are the same.
 
-TARGET=1m
+MOCK='' TARGET=''
 words=("$@")
 for word; do
     case "$word" in
         --mock) MOCK=1 ;;
-        1m | 2m | 4m) TARGET=$word ;;
+        1m | 2m | 4m)
+            [ "${TARGET:-$word}" = "$word" ] || { echo "$0: one target at a time, not $TARGET and $word" >&2; exit 2; }
+            TARGET=$word
+            ;;
         *) echo "$0: '$word' is not known; known: --mock, 1m, 2m, 4m" >&2; exit 2 ;;
     esac
 done
+TARGET=${TARGET:-1m}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=examples/steps.sh
 source "$here/../steps.sh"
-if [ -n "${MOCK:-}" ]; then
+if [ -n "$MOCK" ]; then
     # shellcheck source=examples/llama3.1-8b/mock/settings.sh
     source "$here/mock/settings.sh"
 fi

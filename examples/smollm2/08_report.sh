@@ -6,5 +6,4 @@ set -euo pipefail
 # shellcheck source=examples/smollm2/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
-rm -rf "$WORK/report-$TARGET" # of the results that are there now
-ultralong evaluate report "$WORK/results-$TARGET" --output "$WORK/report-$TARGET"
+report_on "$WORK/results-$TARGET" "$WORK/report-$TARGET"

@@ -23,6 +23,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 import statistics
 import sys
@@ -141,9 +142,14 @@ def some_documents(work: Path, kind: str) -> Path:
     """A part of the corpus of step 2, of the same kinds, whole or cut."""
     folder = work / "ablations" / "-".join(["corpus", *[kind] * (kind != "long")])
     if not folder.exists():
+        corpus = work / "corpus" / "train"
+        files = sorted(corpus.glob("*.jsonl"))
+        if not files:
+            sys.exit(f"{corpus} has no .jsonl file; 02_get_corpus.sh writes them")
+        folder.parent.mkdir(parents=True, exist_ok=True)
         with whole(folder) as aside:
-            aside.mkdir(parents=True)
-            for file in sorted((work / "corpus" / "train").glob("*.jsonl")):
+            aside.mkdir()
+            for file in files:
                 with file.open("rb") as lines, (aside / file.name).open("wb") as some:
                     some.writelines(cut(itertools.islice(lines, 0, None, EVERY), DOCUMENTS[kind]))
     return folder
@@ -261,15 +267,22 @@ def run_arm(work: Path, label: str) -> None:
     if label == BEFORE:
         evaluate(work, f"{label}={work / 'base'}", results)
         return
-    if (results / "passkey").exists():
-        return
     start, folder = time.monotonic(), work / "ablations" / label
     name, _, seed = label.rpartition("-")
-    train(work, name, int(seed), folder)
-    evaluate(work, f"{name}={folder}", results)
-    for done in (folder, first_part(folder)):
+    is_done = (results / "passkey").exists()
+    if not is_done:
+        train(work, name, int(seed), folder)
+        evaluate(work, f"{name}={folder}", results)
+    for done in (folder, first_part(folder)):  # also of one that was killed here
         shutil.rmtree(done, ignore_errors=True)
+    if is_done:
+        return
     print(f"== {label}: {time.monotonic() - start:.0f} s", flush=True)
+
+
+def _is_run(label: str) -> bool:
+    arm, _, seed = label.rpartition("-")
+    return label == BEFORE or (arm in ARMS and seed.isdecimal())
 
 
 def main() -> None:
@@ -288,9 +301,14 @@ def main() -> None:
     parser.add_argument("--only-rows", action="store_true", help="prepare the rows; needs no GPU")
     parser.add_argument("--only-table", action="store_true", help="of the results that are there")
     arguments = parser.parse_args()
-    work, (place, shares) = arguments.work, map(int, arguments.share.split("/"))
+    work, share = arguments.work, re.fullmatch(r"(\d+)/(\d+)", arguments.share)
+    place, shares = map(int, share.groups()) if share else (0, 0)
+    if place >= shares:
+        parser.error(f"--share {arguments.share}: K/N, K from 0 to N - 1, such as 0/2 and 1/2")
     if shares > 1:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(shares)))
+        if place >= len(visible.split(",")):
+            parser.error(f"--share {arguments.share}: CUDA_VISIBLE_DEVICES has {visible} alone")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[place]
     if arguments.only_rows:
         held_out_rows(work)
@@ -301,7 +319,7 @@ def main() -> None:
         return
     every = [BEFORE, *(f"{arm}-{seed}" for seed in arguments.seeds for arm in arguments.arms)]
     runs = arguments.runs or every
-    if unknown := [run for run in runs if run != BEFORE and run.rpartition("-")[0] not in ARMS]:
+    if unknown := [run for run in runs if not _is_run(run)]:
         parser.error(f"--runs {unknown[0]}: an arm and a seed, such as recipe-1; arms: {[*ARMS]}")
     if not arguments.only_table:
         for label in runs[place::shares]:

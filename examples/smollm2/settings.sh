@@ -8,19 +8,23 @@
 # 256 tokens, two iterations. The commands in the scripts are the same.
 # shellcheck disable=SC2034 # the scripts use what is set here
 
-TARGET=128k
+CPU='' TARGET='' # some systems set CPU for every program
 for word; do
     case "$word" in
         --cpu) CPU=1 ;;
-        128k | 256k) TARGET=$word ;;
+        128k | 256k)
+            [ "${TARGET:-$word}" = "$word" ] || { echo "$0: one target at a time, not $TARGET and $word" >&2; exit 2; }
+            TARGET=$word
+            ;;
         *) echo "$0: '$word' is not known; known: --cpu, 128k, 256k" >&2; exit 2 ;;
     esac
 done
+TARGET=${TARGET:-128k}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=examples/steps.sh
 source "$here/../steps.sh"
 root=$(cd "$here/../.." && pwd)
-if [ -n "${CPU:-}" ]; then
+if [ -n "$CPU" ]; then
     # shellcheck source=examples/smollm2/cpu.sh
     source "$here/cpu.sh"
 fi
@@ -55,9 +59,10 @@ FROM=${FROM:-base} # of million.sh, in WORK
 MILLION_ITERS=${MILLION_ITERS:-6} MILLION_LR=${MILLION_LR:-3e-4}
 MILLION_FLAGS=${MILLION_FLAGS:-}
 CHAT_LENGTH=${CHAT_LENGTH:-$SEQ_LENGTH} # rows of conversations; none is longer
-QUESTIONS=${QUESTIONS:-400}         # conversations about a sentence in a short text
-FAR_QUESTIONS=${FAR_QUESTIONS:-$far} # about many in a long one, of so many characters:
-LONGEST_FAR=${LONGEST_FAR:-$((SEQ_LENGTH * 34 / 10))} SHORTEST_FAR=${SHORTEST_FAR:-$((SEQ_LENGTH * 2))}
+whole_number CHAT_LENGTH 131072
+QUESTIONS=${QUESTIONS:-400}         # conversations about a sentence in a short text; 0: none
+FAR_QUESTIONS=${FAR_QUESTIONS:-$far} # about many in a long one (0: none), of so many characters:
+LONGEST_FAR=${LONGEST_FAR:-$((CHAT_LENGTH * 34 / 10))} SHORTEST_FAR=${SHORTEST_FAR:-$((CHAT_LENGTH * 2))}
 SFT_FLAGS=${SFT_FLAGS:---num-epochs 1}
 LENGTHS=${LENGTHS:-$(lengths 8192 $((SEQ_LENGTH / 4)) "$SEQ_LENGTH")}
 DEPTHS=${DEPTHS:-0 11 22 33 44 56 67 78 89 100}
@@ -73,6 +78,13 @@ CHOICES_BATCH=${CHOICES_BATCH:-64} # questions at once, of choices.sh
 EVALUATE_FLAGS=${EVALUATE_FLAGS:-}
 QUESTION=${QUESTION:-What is the capital of France?}
 ANSWER_TOKENS=${ANSWER_TOKENS:-64}
+for setting in WORKERS VERIFY_LENGTH FIRST_LENGTH FIRST_ITERS TRAIN_ITERS MILLION_ITERS SHORTEST_FAR LONGEST_FAR PROMPTS \
+    BEFORE_PROMPTS LOSS_ROWS RULER_PROMPTS CHOICES_BATCH ANSWER_TOKENS; do
+    whole_number "$setting" 2 '' # now, not in step 5 or 7
+done
+for setting in QUESTIONS FAR_QUESTIONS; do
+    [ "${!setting}" = 0 ] || whole_number "$setting" 400 ''
+done
 
 rows() { # FOLDER PARTS_OF_THE_CORPUS SEQ_LENGTH [FLAG...]: prepared, unless it is there
     local sources=() part file

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 
+from megatron_ultralong.program.errors import InputError
 from tests.docs.blocks import blocks
+from tests.warm.programs import ROOT
 from tools import parallel_sizes, recipe_sizes, slurm_sizes, smollm2_tables, whole_way
 
 
@@ -104,6 +109,28 @@ def test_the_whole_way_is_computed_with_its_own_settings() -> None:
 def test_the_tables_of_results_are_those_of_their_files() -> None:
     text = smollm2_tables.PAGE.read_text(encoding="utf-8")
     assert smollm2_tables.page(text) == text, "python -m tools.smollm2_tables"
+
+
+def test_the_tables_of_results_do_not_depend_on_the_order_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They took the first for the model before its training, whatever its name was."""
+    expected = smollm2_tables.tables()
+    results = tmp_path / "smollm2"
+    shutil.copytree(smollm2_tables.RESULTS, results)
+    for file in results.rglob("*.json"):
+        values = json.loads(file.read_text())
+        if file.name != "choices.json" and "results" in values:  # that table has the file's order
+            values["results"].reverse()
+            file.write_text(json.dumps(values))
+    for name in ("FIRST", "FOURTH", "FIFTH", "LATER", "RESULTS"):
+        folder = getattr(smollm2_tables, name).relative_to(smollm2_tables.RESULTS)
+        monkeypatch.setattr(smollm2_tables, name, results / folder)
+    assert smollm2_tables.tables() == expected
+    with pytest.raises(
+        InputError, match="has results of before, after, and its table is of before"
+    ):
+        smollm2_tables.read(ROOT / "docs/smollm2/first/needle.json", "needle", "before")
 
 
 @pytest.mark.parametrize(("right", "asked"), [(0, 10), (24, 40), (40, 40), (1, 20)])

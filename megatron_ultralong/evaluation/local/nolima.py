@@ -324,7 +324,8 @@ def _all_tests(entries: Entries) -> list[str]:
 
 def _haystacks(folder: Path, number: int) -> list[Path]:
     """Books by the number in their names, which decides what is drawn for them."""
-    found = aside.files_in(folder, "*.txt")
+    # a Mac's copies have hidden files ._NAME.txt, which no comparison of folders counts either
+    found = [file for file in aside.files_in(folder, "*.txt") if file.name[0] != "."]
     if not found:
         raise InputError(f"{folder} has no books: fill --data as upstream's script does")
     found.sort(key=lambda file: (int("".join(re.findall(r"[0-9]", file.stem))[:9] or 0), file.name))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from megatron_ultralong.evaluation import finished
 from megatron_ultralong.evaluation.local import nolima
 from megatron_ultralong.evaluation.local.nolima import Book, evaluate_nolima
 from megatron_ultralong.evaluation.local.options import NoLiMaConfig
@@ -92,6 +93,23 @@ def test_nolima_runs_over_upstreams_files(subject, tmp_path, capsys) -> None:
     assert "NoLiMa of tiny" in capsys.readouterr().out
     few = dataclasses.replace(config, output="", num_samples=1, num_depths=1, num_haystacks=1)
     assert {cell.num_samples for cell in evaluate_nolima(few, subject).cells} == {1}
+
+
+def test_hidden_files_are_no_books(subject, tmp_path) -> None:
+    """They were read, and changed ones counted as the same: a finished evaluation was kept."""
+    data = nolima_data(tmp_path / "data")
+    config = NoLiMaConfig(
+        data=str(data), lengths=(120,), num_depths=1, max_new_tokens=2, micro_batch_size=8
+    )
+    before, texts = finished.question("nolima", config), []
+    for _ in range(2):
+        own, its_texts = asked(subject)
+        evaluate_nolima(config, own)
+        texts.append([*its_texts])
+        book = data / "haystack" / "rand_shuffle" / "rand_book_1.txt"
+        book.with_name(f"._{book.name}").write_text(book.read_text().replace("sails", "rows"))
+    assert texts[0] == texts[1]
+    assert finished.question("nolima", config) == before
 
 
 def test_nolimas_distractor_keeps_away_from_the_needle(subject, tmp_path) -> None:

@@ -1,0 +1,367 @@
+"""Steps of examples/smollm2 that are stopped, moved or set in other ways: what they run then.
+
+The programs that they call write down their words here, and make the folder of --save.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.patience import patience
+from tests.test_smollm2 import SCRIPTS, module, settings
+from tests.warm.programs import ROOT
+
+RECORD = """#!/bin/sh
+for word in "$(basename "$0")" "$@"; do printf '%s\\t' "$word"; done >> "$CALLS"
+echo >> "$CALLS"
+case " $* " in *" --dry-run "*) exit ;; esac
+while [ $# -gt 0 ]; do
+    case "$1" in --save) mkdir -p "$2" ;; esac
+    shift
+done
+"""
+
+
+class Machine:
+    """Where every program of the steps writes its words down."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.work = folder, folder / "work"
+        (folder / "bin").mkdir()
+        for name in ("python", "torchrun", "ultralong"):
+            (folder / "bin" / name).write_text(RECORD)
+            (folder / "bin" / name).chmod(0o755)
+
+    def run(self, script: str, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        """A step, with ``settings`` in its environment."""
+        return subprocess.run(
+            ["bash", str(SCRIPTS / script), *words],
+            env={
+                "PATH": f"{self.folder / 'bin'}:/usr/bin:/bin", "WORK": str(self.work),
+                "CALLS": str(self.folder / "calls"), **settings,
+            },
+            cwd=self.folder, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    def calls(self) -> list[list[str]]:
+        """Words of each program that ran since the last time."""
+        path = self.folder / "calls"
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        return [line.rstrip("\t").split("\t") for line in lines]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+@pytest.mark.parametrize("leads_nowhere", [True, False])
+def test_the_weights_of_a_folder_that_was_moved_are_found(
+    machine: Machine, leads_nowhere: bool
+) -> None:
+    """The link in it led to the old place, and step 1 ended with `ln: File exists`."""
+    weights = machine.work / "cache" / "SmolLM2-135M-Instruct"
+    weights.mkdir(parents=True)
+    if leads_nowhere:
+        (machine.work / "hf").symlink_to(machine.folder / "before" / "cache" / weights.name)
+    done = machine.run("01_get_weights.sh")
+    assert done.returncode == 0, done.stderr
+    assert (machine.work / "hf").resolve() == weights
+    assert machine.calls()[-1] == ["ultralong", "convert", "inspect", str(machine.work / "hf")]
+    assert "kept" in machine.run("01_get_weights.sh").stdout
+
+
+@pytest.mark.parametrize("name", ["work", "two words", "a*"])
+@pytest.mark.parametrize(
+    "script",
+    sorted(path.name for path in SCRIPTS.glob("*.sh") if "torchrun --" in path.read_text()),
+)
+def test_a_work_with_spaces_is_one_folder(machine: Machine, script: str, name: str) -> None:
+    """Step 7 took `my work` for two models, after the training."""
+    machine.work = machine.folder / name
+    (machine.work / "corpus" / "train").mkdir(parents=True)
+    for file in ("choices.jsonl", "corpus/train/code.jsonl", "run_all"):
+        (machine.work / file).touch()
+    done = machine.run(script)
+    assert done.returncode == 0, done.stderr
+    found = machine.calls()
+    assert found
+    for words in found:
+        for word in words:
+            assert str(machine.folder) not in word or f"{machine.work}/" in word, words
+
+
+@pytest.mark.parametrize(
+    ("example", "name", "word"), [("smollm2", "CPU", "--cpu"), ("llama3.1-8b", "MOCK", "--mock")]
+)
+def test_small_values_are_asked_for_by_a_word_alone(
+    tmp_path: Path, example: str, name: str, word: str
+) -> None:
+    """Some systems set CPU=x86_64 for every program: all steps ran with the values of --cpu."""
+    script = SCRIPTS.parent / example / "settings.sh"
+    command = 'source "$0" && echo "$SEQ_LENGTH"'
+    found = [
+        subprocess.run(
+            ["bash", "-euc", command, str(script), *words],
+            env={"PATH": os.environ["PATH"], "WORK": str(tmp_path), **environment},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for environment, words in (({}, ()), ({name: "x86_64"}, ()), ({}, (word,)))
+    ]  # fmt: skip
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    ("example", "words"),
+    [("smollm2", ("128k", "256k")), ("smollm2", ("256k", "--cpu", "128k")),
+     ("llama3.1-8b", ("1m", "2m"))],
+)  # fmt: skip
+def test_two_targets_are_refused(example: str, words: tuple[str, ...]) -> None:
+    """The last one counted, and the other was not made."""
+    command = ["bash", "-euc", 'source "$0"', str(SCRIPTS.parent / example / "settings.sh")]
+    done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    targets = [word for word in words if word != "--cpu"]
+    assert f"one target at a time, not {targets[0]} and {targets[1]}" in done.stderr
+    done = subprocess.run([*command, words[0], words[0]], capture_output=True, check=False)
+    assert done.returncode == 0, "the same twice is one"
+
+
+TRAINING = {
+    "05_train.sh": [{"LR": "1e-3"}, {"FACTOR": "16"}, {"FIRST_ITERS": "5"},
+                    {"TRAIN_ITERS": "5"}, {"PRETRAIN_FLAGS": "--seed 2"}],
+    "06_tune.sh": [{"SFT_FLAGS": "--num-epochs 2"}],
+    "million.sh": [{"FROM": "run-128k"}, {"MILLION_LR": "1e-3"}, {"MILLION_FLAGS": "--seed 2"}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", TRAINING)
+def test_a_run_of_other_settings_is_refused(machine: Machine, script: str) -> None:
+    """A finished run said that nothing was left to do, and figures of another rate followed."""
+    machine.work.mkdir()
+    for _ in range(2):
+        assert machine.run(script).returncode == 0
+        assert any("--save" in words for words in machine.calls()), (
+            "it continues, or says that it is done"
+        )
+    for changed in TRAINING[script]:
+        refused = machine.run(script, **changed)
+        assert refused.returncode == 1, changed
+        assert "is there, but the settings, or what it is made of, have changed" in refused.stderr
+        for value in changed.values():
+            assert value.replace("run-", "/run-").split()[-1] in refused.stderr
+    assert machine.run(script, GPUS="2").returncode == 0, "the same work on others"
+
+
+def test_a_run_from_another_first_part_is_refused(machine: Machine) -> None:
+    machine.work.mkdir()
+    assert machine.run("05_train.sh").returncode == 0
+    (machine.work / "first-128k").rmdir()
+    machine.calls()
+    refused = machine.run("05_train.sh", PRETRAIN_FLAGS="--seed 2")
+    assert len(machine.calls()) == 1, "the first part is made again"
+    assert refused.returncode == 1
+    assert "run-128k is there, but the settings, or what it is made of" in refused.stderr
+    (machine.work / "run-128k").rmdir()
+    assert machine.run("05_train.sh", PRETRAIN_FLAGS="--seed 2").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({}, ["short", "near", "far"]),
+        ({"FAR_QUESTIONS": "0"}, ["short", "near"]),
+        ({"QUESTIONS": "0", "FAR_QUESTIONS": "0"}, ["short"]),
+    ],
+)
+def test_questions_can_be_left_out(
+    machine: Machine, settings: dict[str, str], names: list[str]
+) -> None:
+    machine.work.mkdir()
+    assert machine.run("06_tune.sh", **settings).returncode == 0
+    calls = machine.calls()
+    (prepared,) = (words for words in calls if words[:3] == ["ultralong", "prepare", "chat"])
+    sources = [words for flag, words in itertools.pairwise(prepared) if flag == "--source"]
+    assert [source.partition("=")[0] for source in sources] == names
+    written = [words[3] for words in calls if words[0] == "python"]
+    assert written == [source.partition("=")[2] for source in sources[1:]]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--share", "2/2"), ("--share", "1/1"), ("--share", "-1/2"), ("--share", "0/0"),
+     ("--share", "1"), ("--share", "a/b"), ("--share", "2/3"), ("--runs", "short-mask"),
+     ("--runs", "recipe"), ("--runs", "recipe-"), ("--runs", "before-1")],
+)  # fmt: skip
+def test_ablations_of_no_share_or_seed_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    words: tuple[str, str],
+) -> None:  # fmt: skip
+    """1/1 and -1/2 left runs out; short-mask, which is an arm without a seed, ended in a trace
+    after the runs before it.
+    """
+    ablations, ran = module("ablations"), []
+    monkeypatch.setattr(ablations, "run_arm", lambda work, label: ran.append(label))
+    monkeypatch.setattr(sys, "argv", ["ablations.py", str(tmp_path), "=".join(words)])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with pytest.raises(SystemExit) as refused:
+        ablations.main()
+    assert refused.value.code == 2
+    assert " ".join(words) in capsys.readouterr().err
+    assert not ran
+
+
+@pytest.mark.parametrize("kind", ["long", "short"])
+def test_ablations_of_no_corpus_leave_nothing(tmp_path: Path, kind: str) -> None:
+    """An empty folder stayed, and was taken for the documents when step 2 had written them."""
+    ablations, corpus = module("ablations"), tmp_path / "corpus" / "train"
+    with pytest.raises(SystemExit) as refused:
+        ablations.some_documents(tmp_path, kind)
+    assert f"{corpus} has no .jsonl file; 02_get_corpus.sh writes them" in str(refused.value)
+    assert not list(tmp_path.iterdir())
+    corpus.mkdir(parents=True)
+    (corpus / "code.jsonl").write_text('{"text": "line\\n"}\n')
+    assert (ablations.some_documents(tmp_path, kind) / "code.jsonl").read_text()
+
+
+COUNTS = (
+    *("WORKERS", "FIRST_ITERS", "TRAIN_ITERS", "PROMPTS", "BEFORE_PROMPTS", "LOSS_ROWS"),
+    *("SHORTEST_FAR", "LONGEST_FAR", "QUESTIONS", "FAR_QUESTIONS"),
+)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("value", ["0", "two", "1.5", "-1", "1000000000000", "1 2"])
+def test_a_count_that_is_none_is_told_by_the_first_step(
+    machine: Machine, name: str, value: str
+) -> None:
+    """With PROMPTS=x step 7 ended in a trace."""
+    refused = machine.run("01_get_weights.sh", **{name: value})
+    if value == "0" and name.endswith("QUESTIONS"):
+        assert refused.returncode == 0, "none of them is a number, too"
+        return
+    assert refused.returncode == 2
+    example = 400 if name.endswith("QUESTIONS") else 2
+    told = f"{name} must be a whole number, such as {example}, not '{value}'"
+    assert told in refused.stderr
+    assert not machine.work.exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda archive: archive.write_bytes(archive.read_bytes()[:-40]), "is damaged (File is"),
+        (lambda archive: archive.write_bytes(damaged(archive.read_bytes())), "is damaged (Bad CRC"),
+        (Path.unlink, "has 0 files, not one archive"),
+        (lambda archive: (archive.parent / "more").touch(), "has 2 files, not one archive"),
+    ],
+)
+def test_a_damaged_package_is_told_with_its_folder(
+    tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    """There was a trace, each time, and nothing said what to remove."""
+    folder = tmp_path / "packages" / "nltk-3.9.2"
+    folder.mkdir(parents=True)
+    archive = folder / "nltk-3.9.2-py3-none-any.whl"
+    with zipfile.ZipFile(archive, "w") as wheel:
+        wheel.writestr("nltk/module.py", "value = 1\n" * 100)
+    words = ["--packages", str(folder.parent), "--indexes", "pypi", "--only", "nltk"]
+    damage(archive)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "corpus.py"), str(tmp_path / "corpus"), *words],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert message in line
+    assert f"{folder}" in line
+    assert "to fetch it again" in line
+    assert not (tmp_path / "corpus").exists()
+
+
+def damaged(content: bytes) -> bytes:
+    """Another byte in the first file."""
+    return content.replace(b"value = 1", b"value = 2", 1)
+
+
+@pytest.mark.parametrize("length", [4096, 100_000, 131_072])
+def test_far_questions_fit_into_a_row_of_conversations(length: int) -> None:
+    """They were as long as a row of documents: with shorter rows of conversations all or some were
+    dropped, after the training.
+    """
+    found = settings(CHAT_LENGTH=f"{length}")
+    shortest, longest = (int(found[name]) for name in ("SHORTEST_FAR", "LONGEST_FAR"))
+    # 3.4 characters a token, as in ablations.py
+    assert length / 2 < shortest / 3.4 < longest / 3.4 <= length
+
+
+def test_ablations_that_were_killed_at_their_end_leave_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two gigabytes of each arm that was killed between its last figure and its removal stayed."""
+    ablations = module("ablations")
+    monkeypatch.setattr(ablations, "run", lambda *words: pytest.fail("it is finished"))
+    for name in ("results/two-steps-1/passkey", "two-steps-1", "two-steps-1-first", "recipe-1"):
+        (tmp_path / "ablations" / name).mkdir(parents=True)
+    ablations.run_arm(tmp_path, "two-steps-1")
+    left = {path.name for path in (tmp_path / "ablations").iterdir()}
+    assert left == {"results", "recipe-1"}
+
+
+def test_a_report_stays_where_results_cannot_be_read(machine: Machine) -> None:
+    """Step 8 removed the page first."""
+    page = machine.work / "report-128k" / "index.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("the page of before")
+    results = machine.work / "results-128k" / "loss"
+    results.mkdir(parents=True)
+    (results / "loss.json").write_text("{")
+    program = machine.folder / "bin" / "ultralong"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m megatron_ultralong "$@"\n')
+    done = machine.run("08_report.sh", PYTHONPATH=str(ROOT))
+    assert done.returncode == 2, done.stderr
+    assert page.read_text() == "the page of before"
+    good = (ROOT / "docs" / "smollm2" / "target" / "loss.json").read_text()
+    (results / "loss.json").write_text(good)
+    done = machine.run("08_report.sh", PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    assert "the page of before" not in page.read_text()
+
+
+PIP = """
+import sys, time, zipfile
+name = sys.argv[-1].replace("==", "-") + "-py3-none-any.whl"
+print(name, file=open({calls!r}, "a"))
+with zipfile.ZipFile(name, "w") as wheel:
+    wheel.writestr("nltk/module.py", "value = 1\\n" * 100)
+    time.sleep(0.5)
+"""
+
+
+def test_a_package_is_fetched_by_one_process_and_others_wait(tmp_path: Path) -> None:
+    """Two removed what the other was fetching, and took half of an archive."""
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip" / "__init__.py").touch()
+    (tmp_path / "pip" / "__main__.py").write_text(PIP.format(calls=str(tmp_path / "calls")))
+    words = ["--packages", str(tmp_path / "packages"), "--indexes", "pypi", "--only", "nltk"]
+    both = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPTS / "corpus.py"), str(tmp_path / name), *words],
+            env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for name in ("one", "other")
+    ]  # fmt: skip
+    for process in both:
+        out, _ = process.communicate(timeout=patience(60))
+        assert process.returncode == 0, out
+    assert (tmp_path / "calls").read_text() == "nltk-3.9.2-py3-none-any.whl\n"
