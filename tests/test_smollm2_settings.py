@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -302,6 +303,26 @@ def test_far_questions_fit_into_a_row_of_conversations(length: int) -> None:
     shortest, longest = (int(found[name]) for name in ("SHORTEST_FAR", "LONGEST_FAR"))
     # 3.4 characters a token, as in ablations.py
     assert length / 2 < shortest / 3.4 < longest / 3.4 <= length
+
+
+@pytest.mark.parametrize("changed", ["corpus/corpus.json", "base/checksums.json"])
+def test_arms_of_another_corpus_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    """Finished arms and rows stayed, and later ones were compared with them."""
+    ablations = module("ablations")
+    monkeypatch.setattr(ablations, "run_arm", lambda work, label: None)
+    monkeypatch.setattr(sys, "argv", ["ablations.py", str(tmp_path), "--runs", "recipe-1"])
+    for name in ("corpus/corpus.json", "base/checksums.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("first")
+    ablations.main()
+    ablations.main()
+    (tmp_path / changed).write_text("second")
+    with pytest.raises(SystemExit, match=f"{changed} is not what the arms in .* are made of"):
+        ablations.main()
+    shutil.rmtree(tmp_path / "ablations")
+    ablations.main()
 
 
 def test_ablations_that_were_killed_at_their_end_leave_no_weights(

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -33,7 +34,7 @@ from pathlib import Path
 
 from megatron_ultralong.cli import main as ultralong
 from megatron_ultralong.evaluation.results.file import read_results
-from megatron_ultralong.program.aside import whole
+from megatron_ultralong.program.aside import alone, whole
 
 HERE = Path(__file__).parent
 SEQ_LENGTH, ORIGINAL_LENGTH = 65_536, 8192
@@ -136,6 +137,31 @@ def held_out_rows(work: Path) -> Path:
     if not folder.exists():
         prepare(work / "corpus" / "held_out", folder, SEQ_LENGTH, "<s>")
     return folder
+
+
+def check_made_of(work: Path) -> None:
+    """Arms of one WORK are of one corpus and one import of the weights; else it ends here."""
+    files = (work / "corpus" / "corpus.json", work / "base" / "checksums.json")
+    found = {
+        str(file.relative_to(work)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in files
+        if file.exists()
+    }
+    folder = work / "ablations"
+    record = folder / "made_of.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(record):  # of the shares that start together
+        if not record.exists():
+            with whole(record) as aside:
+                aside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    before = json.loads(record.read_text(encoding="utf-8"))
+    for name in sorted({*before, *found}):
+        if before.get(name) != found.get(name):
+            sys.exit(
+                f"{work / name} is not what the arms in {folder} are made of (SHA-256 "
+                f"{before.get(name, 'of none')}, now {found.get(name, 'of none')}): put it back, "
+                f"or remove {folder} to run them again"
+            )
 
 
 def some_documents(work: Path, kind: str) -> Path:
@@ -310,6 +336,8 @@ def main() -> None:
         if place >= len(visible.split(",")):
             parser.error(f"--share {arguments.share}: CUDA_VISIBLE_DEVICES has {visible} alone")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[place]
+    if not arguments.only_table:
+        check_made_of(work)
     if arguments.only_rows:
         held_out_rows(work)
         for arm in ARMS.values():
