@@ -87,9 +87,19 @@ def test_it_is_told_before_a_rank_starts(
     states = ("complete", "complete", "past train_iters (1)")
     for line, state in zip(done.stdout.splitlines(), states, strict=True):
         said, status, slow = json.loads(line)
-        assert said == f"{_LINE}{state}: --train-iters above 2 trains on\n{NOTHING_DONE}\n"
+        first, *changes, last = said.splitlines()
+        assert (first, last) == (f"{_LINE}{state}: --train-iters above 2 trains on", NOTHING_DONE)
+        # that follows from one iteration
+        assert {change.split()[-5] for change in changes} <= {"optimizer.lr_warmup_iters"}
+        assert not changes or state != "complete"
         assert (status, slow) == (0, [])
     assert status_file.read_text() == "0\n"
+    status, said = call("ultralong", *words, "--lr", "1e-3", "--weight-decay", "0.2")
+    assert (status, said.splitlines()[-1]) == (0, NOTHING_DONE)
+    for name, now in (("lr", "0.001"), ("weight_decay", "0.2")):
+        told = f"changed since the start before, without effect: optimizer.{name} was "
+        assert told in said
+        assert f", is {now}\n" in said.split(told)[1]
     assert {path: path.read_bytes() for path in save.rglob("*") if path.is_file()} == before
     status, said = call("torchrun", "--nproc-per-node", "2", "-m", "megatron_ultralong", *words)
     assert status == 0, said

@@ -12,11 +12,14 @@ from megatron_ultralong.checkpoint.disk import checksums, stored_iteration
 from megatron_ultralong.checkpoint.disk import folder as folders
 from megatron_ultralong.program import aside, ranks
 from megatron_ultralong.program.progress import progress
+from megatron_ultralong.training import earlier_start
+from megatron_ultralong.training.config_file import CONFIG_FILE, load_config
 from megatron_ultralong.training.early_checks import RunInputs
 from megatron_ultralong.training.saving import checkpoints
 
 STATUS_FILE = "exit_status"
 """In the folder of a run: the status of its last orderly end."""
+_LENGTH = ("train_iters was", "train_tokens was", "num_epochs was")
 NOTHING_DONE = "nothing was left to do; no checkpoint was written"
 
 
@@ -56,10 +59,11 @@ def ends_here(run: RunInputs) -> bool:
         listed = checksums.read_checksums(folder)
     except checksums.DamagedError:
         return False
-    if ranks.under_torchrun():
+    if ranks.under_torchrun():  # the ranks say what has changed, too
         _write(f"{text}; the ranks only check that its checkpoint is whole")
         return False
-    _write(text)
+    for line in (text, *changes_without_effect(run, root)):
+        _write(line)
     num_threads, size = len(os.sched_getaffinity(0)), sum(one.size for one in listed.values())
     with progress("verify", size, "B") as bar:
         is_damaged = checkpoints.damage(folder, num_threads=num_threads, advance=bar.advance)
@@ -71,6 +75,21 @@ def ends_here(run: RunInputs) -> bool:
         if status.is_file() and status.read_bytes() != b"0\n":
             aside.write_aside(status, "0\n")
     return True
+
+
+def changes_without_effect(run: RunInputs, root: Path) -> list[str]:
+    """What a command sets otherwise than the last start of the finished run in ``root``, in lines.
+
+    The length is no such thing: it is told with the iteration.
+    """
+    before = load_config(root / CONFIG_FILE, type(run.config))
+    # files of earlier releases have the iterations that follow from passes, too
+    now = run.config if before.train_iters else run.said
+    return [
+        f"changed since the start before, without effect: {change}"
+        for change in earlier_start.changes(before, now)
+        if not change.startswith(_LENGTH)
+    ]
 
 
 def _write(line: str) -> None:
