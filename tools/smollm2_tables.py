@@ -329,7 +329,7 @@ def tables() -> str:
             table(("length", "before", "fourth run", "fourth run, tuned"), fourth_run()),
         ),
         (
-            "Multiple choice, models of the fourth and the fifth run; 500 questions with four "
+            "Multiple choice, models of the fourth, fifth and sixth run; 500 questions with four "
             "choices, per cent ± one standard error:",
             table(("model", "acc", "acc_norm"), choices()),
         ),
