@@ -59,7 +59,7 @@ def report_disk(machine: Path, megabytes: int) -> None:
 
 
 def test_nothing_is_told_where_all_is_there(machine: Path) -> None:
-    report_disk(machine, 10_000)
+    report_disk(machine, 11_000)
     done = check(machine, "--cpu")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert not (machine.parent / "work").exists(), "it only looks"
@@ -67,7 +67,7 @@ def test_nothing_is_told_where_all_is_there(machine: Path) -> None:
 
 @pytest.mark.parametrize("name", NEEDED)
 def test_each_missing_program_is_told(machine: Path, name: str) -> None:
-    report_disk(machine, 10_000)
+    report_disk(machine, 11_000)
     (machine / name).unlink()
     done = check(machine, "--cpu")
     if name in ("apt-get", "dpkg-deb"):  # the corpus of a CPU is of the other index alone
@@ -95,7 +95,7 @@ def test_a_number_of_gpus_that_no_step_takes_is_told(machine: Path, gpus: str) -
 
 
 def test_missing_gpus_are_told_with_both_numbers(machine: Path) -> None:
-    report_disk(machine, 10_000)
+    report_disk(machine, 11_000)
     done = check(machine, "256k", GPUS="2")
     assert done.returncode == 2
     assert "torch sees 0 GPUs, and GPUS is 2" in done.stderr
@@ -106,10 +106,10 @@ def test_missing_gpus_are_told_with_both_numbers(machine: Path) -> None:
 @pytest.mark.parametrize(
     ("megabytes", "cache", "told"),
     [
-        (9_999, "", ["work has 9999 MB free, and the steps need 10,000 MB"]),
-        (7_999, "other", ["work has 7999 MB free, and the steps need 8,000 MB"]),
-        (8_000, "other", []),
-        (1_999, "other", ["need 8,000 MB", "other has 1999 MB free, and the steps need 2,000 MB"]),
+        (10_999, "", ["work has 10999 MB free, and the steps need 11,000 MB"]),
+        (8_999, "other", ["work has 8999 MB free, and the steps need 9,000 MB"]),
+        (9_000, "other", []),
+        (1_999, "other", ["need 9,000 MB", "other has 1999 MB free, and the steps need 2,000 MB"]),
     ],
 )
 def test_a_full_disk_is_told(machine: Path, megabytes: int, cache: str, told: list[str]) -> None:

@@ -40,7 +40,7 @@ room() { # FOLDER GIGABYTES: of the nearest folder above it that is there
         "make room, or set WORK or CACHE to a folder of another disk"
 }
 # three checkpoints of the training, four copies of the weights, rows; packages and the model
-work=8 cache=2
+work=9 cache=2
 if [[ $CACHE == "$WORK"/* ]]; then work=$((work + cache)); fi
 [ -e "$WORK/tuned-$TARGET" ] || room "$WORK" "$work"
 [ -e "$WORK/corpus" ] || room "$CACHE" "$cache"
