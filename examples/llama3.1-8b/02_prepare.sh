@@ -14,6 +14,7 @@ needs 2
 set -f # prepare expands the patterns itself
 sources=()
 for source in $SOURCES; do sources+=(--source "$source"); done
+set +f # job.sh of SLURM looks for files
 once "$WORK/rows-$TARGET" ultralong prepare "${sources[@]}" --tokenizer "$WORK/hf" \
     --output "$WORK/rows-$TARGET" --seq-length "$SEQ_LENGTH" --length-sampling ultralong \
     --short-length "$SHORT_LENGTH" --long-length "$LONG_LENGTH" --max-tokens "$MAX_TOKENS" \

@@ -357,3 +357,30 @@ def test_a_stage_looks_first_for_what_it_needs_where_its_steps_run(shell: Shell)
     lost = "srun() { return 9; }\n"
     status, said = shell.run(lost + STEP, "", WORK=f"{work}")
     assert "check_needs.sh did not run on the node (status 9)" in said
+
+
+HANGS = r"""
+srun() {
+    while [ "$1" != bash ]; do shift; done
+    case "$*" in *check_needs.sh*) command "$@"; return ;; esac
+    SLURM_NODEID=0 SLURM_STEP_NUM_NODES=1 command "$@" || exec sleep 20
+}
+"""
+"""An srun that does not see that the daemon of its step is gone."""
+
+
+@pytest.mark.parametrize("step", ["02_prepare", "03_import", "05_sft"])
+def test_a_stage_does_not_wait_for_an_srun_whose_nodes_have_ended(shell: Shell, step: str) -> None:
+    """Steps 2 and 5 turned off the patterns of file names, which find what nodes leave."""
+    work = shell.folder / "work"
+    for name in ("hf", "run-1m"):
+        (work / name).mkdir(parents=True)
+    (work / "chats.jsonl").touch()
+    write_program(shell.folder / "bin" / "torchrun", ["false"])
+    text = f"{HANGS}stage {SCRIPTS.parent}/llama3.1-8b/{step}.sh 1m"
+    source = f"a={work}/*.jsonl"
+    status, said = shell.run(
+        text, "exit 3", WORK=f"{work}", WAIT_SECONDS="0", SOURCES=source, CHATS=source
+    )
+    assert status == 3, said
+    assert "all nodes have ended, srun has not: killed" in said
