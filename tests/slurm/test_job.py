@@ -384,3 +384,20 @@ def test_a_stage_does_not_wait_for_an_srun_whose_nodes_have_ended(shell: Shell, 
     )
     assert status == 3, said
     assert "all nodes have ended, srun has not: killed" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({"GPUS_PER_NODE": "4"}, 4), ({"GPUS_PER_NODE": ""}, 8), ({"RANKS": "2"}, 2)],
+)
+def test_a_stage_starts_as_many_ranks_as_a_node_has_gpus(
+    shell: Shell, settings: dict[str, str], expected: int
+) -> None:
+    """It started 8, whatever GPUS_PER_NODE said."""
+    work = shell.folder / "work"
+    for name in ("base", "rows-1m"):
+        (work / name).mkdir(parents=True)
+    write_program(shell.folder / "bin" / "torchrun", ["false"])
+    text = f"stage {SCRIPTS.parent}/llama3.1-8b/04_pretrain.sh 1m"
+    _, said = shell.run(text, "exit 3", WORK=f"{work}", **settings)
+    assert f"start 0 of pretrain on 1 nodes of {expected} ranks" in said
