@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -129,6 +130,38 @@ def test_what_a_late_step_needs_is_missed_before_the_first(tmp_path: Path) -> No
     for lack in lacks:
         assert sum(lack in line for line in lines) == 1, lines
     assert len(lines) == len(lacks)
+
+
+def serve(environment: dict[str, str], work: Path, **settings: str) -> tuple[int, str]:
+    """Exit status and messages of the last step, of an export of no weights."""
+    exported = work / "Llama-3.1-8B-UltraLong-1m"
+    exported.mkdir()
+    shutil.copy(ROOT / "examples" / "demo" / "base" / "config.json", exported)
+    done = subprocess.run(
+        ["bash", str(SCRIPTS / "08_serve.sh"), "--mock", "1m"],
+        env={**environment, "WORK": str(work), **settings},
+        capture_output=True, text=True, timeout=patience(60), check=False,
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+def test_a_port_that_another_server_has_is_refused(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """The other one was asked, as soon as it said that it is healthy."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        status, said = serve(environment, tmp_path, PORT=str(port), VLLM=str(tmp_path / "none"))
+    assert status == 2, said
+    assert f"another program listens on port {port}" in said
+
+
+def test_a_server_that_ends_before_it_answers_is_told(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    status, said = serve(environment, tmp_path, VLLM=str(tmp_path / "none"))
+    assert status == 1, said
+    assert said.endswith("the server has ended before it could be asked: see above\n")
 
 
 @pytest.mark.slow
