@@ -132,6 +132,27 @@ def test_what_a_late_step_needs_is_missed_before_the_first(tmp_path: Path) -> No
     assert len(lines) == len(lacks)
 
 
+def test_weights_of_another_model_are_refused(environment: dict[str, str], tmp_path: Path) -> None:
+    """They were kept, and with them all that follows. What the user put there is the user's."""
+
+    def get(**settings: str) -> tuple[int, str]:
+        done = subprocess.run(
+            ["bash", str(SCRIPTS / "01_get_weights.sh"), "--mock"],
+            env={**environment, "WORK": str(tmp_path / "my work"), **settings},
+            capture_output=True, text=True, timeout=patience(120), check=False,
+        )  # fmt: skip
+        return done.returncode, done.stderr
+
+    assert get()[0] == 0
+    assert get()[0] == 0
+    status, said = get(MODEL_ID="other/Model")
+    assert status == 1, said
+    assert "was: hf download meta-llama/Llama-3.1-8B-Instruct" in said
+    assert "now: hf download other/Model" in said
+    (tmp_path / "my work" / "hf.made").unlink()
+    assert get(MODEL_ID="other/Model")[0] == 0
+
+
 def serve(environment: dict[str, str], work: Path, **settings: str) -> tuple[int, str]:
     """Exit status and messages of the last step, of an export of no weights."""
     exported = work / "Llama-3.1-8B-UltraLong-1m"
