@@ -185,6 +185,16 @@ def test_a_server_that_ends_before_it_answers_is_told(
     assert said.endswith("the server has ended before it could be asked: see above\n")
 
 
+def test_documents_are_found_in_a_work_with_spaces(tmp_path: Path) -> None:
+    """They were looked for in two folders, which are none."""
+    folder = tmp_path / "my disk"
+    folder.mkdir()
+    lines = on_a_bare_machine(folder, "02_prepare.sh")
+    for name in ("web/*.jsonl.zst", "books/*.parquet"):
+        assert sum(f"no file is {folder}/work/corpus/{name}, of" in line for line in lines) == 1
+    assert len(lines) == 4, lines
+
+
 @pytest.mark.slow
 def test_llama_cpp_serves_too(environment: dict[str, str]) -> None:
     """The export of the end-to-end run, by llama.cpp itself."""

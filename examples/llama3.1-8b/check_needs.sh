@@ -41,7 +41,7 @@ if does 1 && [ ! -e "$WORK/hf" ]; then
 fi
 if does 2 && [ ! -e "$WORK/rows-$TARGET" ]; then
     needs_folder "$WORK/hf" 2 1
-    for source in $SOURCES; do needs_files "$source" SOURCES 2; done
+    for source in "${sources[@]}"; do needs_files "$source" SOURCES 2; done
 fi
 if does 3 && [ ! -e "$WORK/base" ]; then needs_folder "$WORK/hf" 3 1; fi
 if does 4; then

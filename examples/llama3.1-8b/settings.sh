@@ -37,8 +37,11 @@ case "$TARGET" in # longer rows cost more: fewer of them in evaluations
 esac
 whole_number SEQ_LENGTH 1048576
 RECIPE=${RECIPE:-llama3.1-8b-$TARGET}
-# Words for `prepare --source`: NAME=PATTERN for each source of documents.
-SOURCES=${SOURCES:-web=$WORK/corpus/web/*.jsonl.zst books=$WORK/corpus/books/*.parquet}
+# SOURCES: words for `prepare --source`, NAME=PATTERN for each source of documents.
+set -f # prepare expands the patterns itself
+# shellcheck disable=SC2034,SC2206 # several words, for scripts; those of a WORK with spaces are one
+sources=(${SOURCES:-"web=$WORK/corpus/web/*.jsonl.zst" "books=$WORK/corpus/books/*.parquet"})
+set +f
 MAX_TOKENS=${MAX_TOKENS:-1300000000} # the paper's 1B; 150 iterations of 8.4M tokens take 1.26B
 WORKERS=${WORKERS:-$(nproc)}
 RANKS=${RANKS:-8}                    # of this node; several nodes: docs/clusters.md

@@ -1,4 +1,4 @@
-"""What job.sh makes of its settings and of the numbered scripts of an example, without a scheduler."""
+"""What job.sh makes of its settings and of the numbered scripts of an example."""
 
 from __future__ import annotations
 
