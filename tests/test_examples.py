@@ -195,6 +195,23 @@ def test_documents_are_found_in_a_work_with_spaces(tmp_path: Path) -> None:
     assert len(lines) == 4, lines
 
 
+@pytest.mark.parametrize(("trained", "noted"), [("129", True), ("400", False), ("", False)])
+@pytest.mark.parametrize("script", ["05_sft.sh", "06_evaluate.sh", "07_export.sh"])
+def test_a_run_that_has_not_finished_is_noted_before_it_is_used(
+    tmp_path: Path, script: str, trained: str, noted: bool
+) -> None:
+    """A job that had ended at its time limit was tuned as it was, and nothing said so."""
+    name, step = ("run-1m", 4) if script == "05_sft.sh" else ("tuned-1m", 5)
+    folder = tmp_path / "work" / name
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed: 1234\ntrain_iters: 400\n")
+    if trained:
+        (folder / "latest_checkpointed_iteration.txt").write_text(trained)
+    lines = on_a_bare_machine(tmp_path, script)
+    text = f"note: {folder} is at iteration 129 of 400: step {step} has not finished it"
+    assert sum(line.endswith(text) for line in lines) == noted, lines
+
+
 @pytest.mark.slow
 def test_llama_cpp_serves_too(environment: dict[str, str]) -> None:
     """The export of the end-to-end run, by llama.cpp itself."""
