@@ -78,3 +78,11 @@ def test_a_setting_that_is_none_ends_the_job_at_once(
     assert status == 2, said
     assert f"{name} must be {rule}, not '{value}'" in said
     assert not (shell.folder / "ran").exists()
+
+
+def test_a_job_whose_nodes_have_no_torchrun_is_not_requeued(shell: Shell) -> None:  # noqa: F811
+    """It waited in the queue two more times before it said the same."""
+    status, said = shell.run("run evaluate passkey --load x", "exit 0", GPUS_PER_NODE="2")
+    assert status == 127, said
+    assert "torchrun: not found" in said
+    assert "evaluate-passkey failed with 127: see above" in said
