@@ -212,6 +212,16 @@ def test_a_run_that_has_not_finished_is_noted_before_it_is_used(
     assert sum(line.endswith(text) for line in lines) == noted, lines
 
 
+@pytest.mark.parametrize("name", ["RANKS", "WORKERS", "PROMPTS", "LOSS_ROWS", "PORT"])
+@pytest.mark.parametrize("value", ["x", "0", "1.5"])
+def test_a_count_that_is_none_is_refused_by_the_first_step(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    """Step 6 refused it, after the training; torchrun ended in a trace."""
+    (line,) = on_a_bare_machine(tmp_path, "01_get_weights.sh", **{name: value})
+    assert f"{name} must be a whole number, such as 2, not '{value}'" in line.replace("8", "2")
+
+
 @pytest.mark.slow
 def test_llama_cpp_serves_too(environment: dict[str, str]) -> None:
     """The export of the end-to-end run, by llama.cpp itself."""
