@@ -303,7 +303,7 @@ stage() { # SCRIPT WORD...: a numbered script of an example; its commands become
     }
     local script=$1
     shift
-    RANKS=${RANKS:-${GPUS_PER_NODE:-8}} # the script's word for it
+    if [ "${GPUS_PER_NODE:-0}" != 0 ]; then RANKS=${RANKS:-$GPUS_PER_NODE}; fi # the script's word for it
     # shellcheck disable=SC1090
     source "$script"
     complete

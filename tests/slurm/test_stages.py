@@ -40,7 +40,7 @@ def test_a_stage_does_not_wait_for_an_srun_whose_nodes_have_ended(
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
-    [({"GPUS_PER_NODE": "4"}, 4), ({"GPUS_PER_NODE": ""}, 8), ({"RANKS": "2"}, 2)],
+    [({"GPUS_PER_NODE": "4"}, 4), ({"GPUS_PER_NODE": "0"}, 8), ({"RANKS": "2"}, 2)],
 )
 def test_a_stage_starts_as_many_ranks_as_a_node_has_gpus(
     shell: Shell,  # noqa: F811
