@@ -177,7 +177,7 @@ own-model: install  ## the six commands of docs/your-own-model.md for a laptop, 
 	$(BIN)/python tools/own_model.py --output own-model-output
 
 mock: install  ## examples/llama3.1-8b from weights to an answer, on the demo's small model
-	PATH=$(abspath $(BIN)):$$PATH WORK=$(CURDIR)/mock-output bash examples/llama3.1-8b/run_all.sh --mock 1m
+	PATH="$(abspath $(BIN)):$$PATH" WORK="$(CURDIR)/mock-output" bash examples/llama3.1-8b/run_all.sh --mock 1m
 
 # Not empty: vLLM too, 3.5 GB.
 HEAVY ?=
@@ -187,7 +187,7 @@ engines: install  ## exports in transformers, mlx-lm, llama.cpp and the rope cod
 	$(BIN)/python -m tools.engine_conformance matrix .venv-engines $(if $(HEAVY),--heavy)
 
 smollm2: install  ## examples/smollm2 with short values on a CPU: a real model, from its weights to an answer; downloads 130 MB
-	PATH=$(abspath $(BIN)):$$PATH WORK=$(CURDIR)/smollm2-output CACHE=$(CURDIR)/.smollm2-cache \
+	PATH="$(abspath $(BIN)):$$PATH" WORK="$(CURDIR)/smollm2-output" CACHE="$(CURDIR)/.smollm2-cache" \
 	    bash examples/smollm2/run_all.sh --cpu
 
 clean:  ## remove what make made

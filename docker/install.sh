@@ -34,9 +34,10 @@ package() {
 }
 
 [ $# -gt 0 ] || set -- requirements package
-for step; do
+for step; do # before the first one runs: it takes minutes
     case "$step" in
-        requirements | package) "$step" ;;
+        requirements | package) ;;
         *) echo "install.sh: step '$step' is not known; known: requirements, package" >&2; exit 2 ;;
     esac
 done
+for step; do "$step"; done

@@ -97,10 +97,14 @@ held_by() { # PATH: what tells that an input is not what it was, though the same
 }
 
 report_on() { # RESULTS PAGE: of the results that are there now; the old page stays where they cannot be read
+    local lock
+    exec {lock}>> "$2.lock" # one after the other: a step that runs on several nodes ends on all at once
+    flock "$lock" || true
     rm -rf "$2.new"
     ultralong evaluate report "$1" --output "$2.new"
     rm -rf "$2"
     mv "$2.new" "$2"
+    exec {lock}>&-
 }
 
 whole_number() { # SETTING EXAMPLE [WHAT]: bad input unless it is one, of tokens, or of WHAT (empty: just a number)

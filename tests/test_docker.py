@@ -109,6 +109,20 @@ def test_what_an_image_brings_is_kept(tmp_path: Path) -> None:
         check({**here, "torch": "1.0"})
 
 
+def test_an_unknown_step_is_refused_before_the_first_runs(tmp_path: Path) -> None:
+    """It was after the minutes of the first."""
+    (tmp_path / "python").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "python").chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / "docker" / "install.sh"), "requirements", "pakage"],
+        env={**os.environ, "PYTHON": str(tmp_path / "python")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "step 'pakage' is not known" in done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.slow
 def test_the_steps_of_the_cpu_image_install_a_program_that_works(tmp_path: Path) -> None:
     """In a new environment that sees this one's libraries, so that none is downloaded."""

@@ -217,3 +217,24 @@ def test_one_process_makes_it_and_others_wait(
     assert (tmp_path / "calls").read_text() == "run\n"
     assert (tmp_path / "rows").read_text() == "made\n"
     assert "--seed" not in (tmp_path / "rows.made").read_text()
+
+
+def test_reports_of_several_nodes_are_made_one_after_the_other(tmp_path: Path) -> None:
+    """Step 6 ends on all nodes at once: all but one failed at the folder of the other."""
+    script = f"""
+        . {ROOT}/examples/steps.sh
+        ultralong() {{ mkdir "$5" && sleep 0.3 && touch "$5/index.html"; }}
+        report_on "$WORK/results" "$WORK/report"
+    """
+    nodes = [
+        subprocess.Popen(
+            ["bash", "-euc", script],
+            env={"PATH": "/usr/bin:/bin", "WORK": str(tmp_path)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    said = [node.communicate(timeout=patience(60))[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0, 0], said
+    assert [path.name for path in (tmp_path / "report").iterdir()] == ["index.html"]

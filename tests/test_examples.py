@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -129,6 +130,96 @@ def test_what_a_late_step_needs_is_missed_before_the_first(tmp_path: Path) -> No
     for lack in lacks:
         assert sum(lack in line for line in lines) == 1, lines
     assert len(lines) == len(lacks)
+
+
+def test_weights_of_another_model_are_refused(environment: dict[str, str], tmp_path: Path) -> None:
+    """They were kept, and with them all that follows. What the user put there is the user's."""
+
+    def get(**settings: str) -> tuple[int, str]:
+        done = subprocess.run(
+            ["bash", str(SCRIPTS / "01_get_weights.sh"), "--mock"],
+            env={**environment, "WORK": str(tmp_path / "my work"), **settings},
+            capture_output=True, text=True, timeout=patience(120), check=False,
+        )  # fmt: skip
+        return done.returncode, done.stderr
+
+    assert get()[0] == 0
+    assert get()[0] == 0
+    status, said = get(MODEL_ID="other/Model")
+    assert status == 1, said
+    assert "was: hf download meta-llama/Llama-3.1-8B-Instruct" in said
+    assert "now: hf download other/Model" in said
+    (tmp_path / "my work" / "hf.made").unlink()
+    assert get(MODEL_ID="other/Model")[0] == 0
+
+
+def serve(environment: dict[str, str], work: Path, **settings: str) -> tuple[int, str]:
+    """Exit status and messages of the last step, of an export of no weights."""
+    exported = work / "Llama-3.1-8B-UltraLong-1m"
+    exported.mkdir()
+    shutil.copy(ROOT / "examples" / "demo" / "base" / "config.json", exported)
+    done = subprocess.run(
+        ["bash", str(SCRIPTS / "08_serve.sh"), "--mock", "1m"],
+        env={**environment, "WORK": str(work), **settings},
+        capture_output=True, text=True, timeout=patience(60), check=False,
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+def test_a_port_that_another_server_has_is_refused(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """The other one was asked, as soon as it said that it is healthy."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        status, said = serve(environment, tmp_path, PORT=str(port), VLLM=str(tmp_path / "none"))
+    assert status == 2, said
+    assert f"another program listens on port {port}" in said
+
+
+def test_a_server_that_ends_before_it_answers_is_told(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    status, said = serve(environment, tmp_path, VLLM=str(tmp_path / "none"))
+    assert status == 1, said
+    assert said.endswith("the server has ended before it could be asked: see above\n")
+
+
+def test_documents_are_found_in_a_work_with_spaces(tmp_path: Path) -> None:
+    """They were looked for in two folders, which are none."""
+    folder = tmp_path / "my disk"
+    folder.mkdir()
+    lines = on_a_bare_machine(folder, "02_prepare.sh")
+    for name in ("web/*.jsonl.zst", "books/*.parquet"):
+        assert sum(f"no file is {folder}/work/corpus/{name}, of" in line for line in lines) == 1
+    assert len(lines) == 4, lines
+
+
+@pytest.mark.parametrize(("trained", "noted"), [("129", True), ("400", False), ("", False)])
+@pytest.mark.parametrize("script", ["05_sft.sh", "06_evaluate.sh", "07_export.sh"])
+def test_a_run_that_has_not_finished_is_noted_before_it_is_used(
+    tmp_path: Path, script: str, trained: str, noted: bool
+) -> None:
+    """A job that had ended at its time limit was tuned as it was, and nothing said so."""
+    name, step = ("run-1m", 4) if script == "05_sft.sh" else ("tuned-1m", 5)
+    folder = tmp_path / "work" / name
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("seed: 1234\ntrain_iters: 400\n")
+    if trained:
+        (folder / "latest_checkpointed_iteration.txt").write_text(trained)
+    lines = on_a_bare_machine(tmp_path, script)
+    text = f"note: {folder} is at iteration 129 of 400: step {step} has not finished it"
+    assert sum(line.endswith(text) for line in lines) == noted, lines
+
+
+@pytest.mark.parametrize("name", ["RANKS", "WORKERS", "PROMPTS", "LOSS_ROWS", "PORT"])
+@pytest.mark.parametrize("value", ["x", "0", "1.5"])
+def test_a_count_that_is_none_is_refused_by_the_first_step(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    """Step 6 refused it, after the training; torchrun ended in a trace."""
+    (line,) = on_a_bare_machine(tmp_path, "01_get_weights.sh", **{name: value})
+    assert f"{name} must be a whole number, such as 2, not '{value}'" in line.replace("8", "2")
 
 
 @pytest.mark.slow

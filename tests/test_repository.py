@@ -192,6 +192,35 @@ def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.parametrize(("target", "example"), [("mock", "llama3.1-8b"), ("smollm2", "smollm2")])
+def test_an_example_runs_in_a_clone_whose_path_has_spaces(
+    tmp_path: Path, target: str, example: str
+) -> None:
+    """Its second word was taken for a command."""
+    clone = tmp_path / "my clone"
+    script = clone / "examples" / example / "run_all.sh"
+    script.parent.mkdir(parents=True)
+    script.write_text('echo "$WORK"; echo "${PATH%%:*}"\n')
+    make(clone, "--dry-run", "install")
+    (clone / ".venv").mkdir()
+    (clone / ".venv" / "installed").touch()
+    done = make(clone, "--silent", target)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{clone}/{target}-output", f"{clone}/.venv/bin"]
+
+
+def test_the_commands_of_a_page_refuse_a_folder_that_holds_something(tmp_path: Path) -> None:
+    """A second `make own-model` ended in a trace."""
+    (tmp_path / "file").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.own_model", "--output", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "holds 1 entries, file among them: existing files are not overwritten" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_badges_are_what_setup_says() -> None:
     drawn = draw_badges.badges()
     assert {path.name for path in draw_badges.FOLDER.iterdir()} == set(drawn)

@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 
 from megatron_ultralong.evaluation.results.file import read_result
+from megatron_ultralong.program.errors import InputError
+from megatron_ultralong.program.output import check_output
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "your-own-model.md"
@@ -45,7 +47,11 @@ def main() -> None:
     parser.add_argument("--no-limit", action="store_true", help="the time is not judged")
     arguments = parser.parse_args()
     folder: Path = arguments.output
-    folder.mkdir(parents=True)
+    try:
+        check_output(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    except (InputError, OSError) as error:
+        parser.error(str(error))
     (folder / "examples").symlink_to(ROOT / "examples")
     inputs, commands = blocks()
     number = len(re.findall(r"^ultralong ", commands, flags=re.MULTILINE))

@@ -11,7 +11,11 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 needs 1
 
+asked=(hf download "$MODEL_ID")
+[ ! -e "$WORK/hf/config.json" ] || made_by "$WORK/hf" "${asked[@]}"
 if [ ! -e "$WORK/hf" ] || ! ultralong convert inspect "$WORK/hf"; then # a whole model is taken as it is
-    hf download "$MODEL_ID" --local-dir "$WORK/hf" --exclude "original/*"
+    mkdir -p "$WORK"
+    words_of "$WORK/hf" "${asked[@]}" > "$WORK/hf.made" # a download that was interrupted continues by the same words
+    "${asked[@]}" --local-dir "$WORK/hf" --exclude "original/*"
     ultralong convert inspect "$WORK/hf"
 fi

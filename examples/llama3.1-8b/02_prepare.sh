@@ -11,10 +11,9 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 needs 2
 
-set -f # prepare expands the patterns itself
-sources=()
-for source in $SOURCES; do sources+=(--source "$source"); done
-once "$WORK/rows-$TARGET" ultralong prepare "${sources[@]}" --tokenizer "$WORK/hf" \
+from=()
+for source in "${sources[@]}"; do from+=(--source "$source"); done
+once "$WORK/rows-$TARGET" ultralong prepare "${from[@]}" --tokenizer "$WORK/hf" \
     --output "$WORK/rows-$TARGET" --seq-length "$SEQ_LENGTH" --length-sampling ultralong \
     --short-length "$SHORT_LENGTH" --long-length "$LONG_LENGTH" --max-tokens "$MAX_TOKENS" \
     --workers "$WORKERS" --skip-bad

@@ -10,7 +10,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 needs 5
 
-set -f # prepare expands the pattern itself
+# prepare expands the pattern itself
 once "$WORK/chats-$TARGET" ultralong prepare chat --source "$CHATS" --tokenizer "$WORK/hf" \
     --chat-template "$CHAT_TEMPLATE" --seq-length "$CHAT_LENGTH" --output "$WORK/chats-$TARGET"
 # shellcheck disable=SC2086 # several words

@@ -11,6 +11,10 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 needs 8
 
+if (exec 3<> "/dev/tcp/127.0.0.1/$PORT") 2> /dev/null; then # it would be asked instead
+    echo "$0: another program listens on port $PORT of this machine: end it, or name a free one with PORT=NUMBER" >&2
+    exit 2
+fi
 exported=$WORK/Llama-3.1-8B-UltraLong-$TARGET
 # of one row, on each of the GPUs that share its heads; a word of what it comes to on standard error
 cache_bytes=$(python3 "$here/cache_bytes.py" "$exported" "$SEQ_LENGTH" "$SERVE_RANKS" "$SERVE_DTYPE")
@@ -40,7 +44,10 @@ server=$!
 export no_proxy="127.0.0.1,${no_proxy:-}" NO_PROXY="127.0.0.1,${NO_PROXY:-}" # a cluster's proxy knows no server here
 trap 'kill "$server" 2>/dev/null || true' EXIT
 until curl --silent --fail "http://127.0.0.1:$PORT/health" > /dev/null; do
-    kill -0 "$server" # it is still there
+    kill -0 "$server" 2> /dev/null || {
+        echo "$0: the server has ended before it could be asked: see above" >&2
+        exit 1
+    }
     sleep 1
 done
 curl --silent --fail "http://127.0.0.1:$PORT/v1/completions" --header 'Content-Type: application/json' \

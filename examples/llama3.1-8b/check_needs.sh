@@ -32,6 +32,17 @@ needs_folder() { # FOLDER STEP MAKER: unless a step that makes it is among these
     does "$3" || [ -e "$1" ] || lacks "$1, of step $2, is not there" "step $3 makes it"
 }
 
+finished() { # RUN STEP: says it if the run has iterations left; to tune it as it is may be what is wanted
+    local trained='' name value
+    does "$2" || ! [ -e "$1/config.yaml" ] || {
+        read -r trained 2> /dev/null < "$1/latest_checkpointed_iteration.txt" || true
+        while read -r name value; do
+            [[ $name != train_iters: || ! $trained =~ ^[0-9]+$ || ! $value =~ ^[0-9]+$ || $trained -ge $value ]] ||
+                echo "$0: note: $1 is at iteration $trained of $value: step $2 has not finished it" >&2
+        done < "$1/config.yaml"
+    }
+}
+
 exported=$WORK/Llama-3.1-8B-UltraLong-$TARGET
 set -f # the patterns are words
 needs_program ultralong "${steps:1:1} and later" "make install"
@@ -41,7 +52,7 @@ if does 1 && [ ! -e "$WORK/hf" ]; then
 fi
 if does 2 && [ ! -e "$WORK/rows-$TARGET" ]; then
     needs_folder "$WORK/hf" 2 1
-    for source in $SOURCES; do needs_files "$source" SOURCES 2; done
+    for source in "${sources[@]}"; do needs_files "$source" SOURCES 2; done
 fi
 if does 3 && [ ! -e "$WORK/base" ]; then needs_folder "$WORK/hf" 3 1; fi
 if does 4; then
@@ -50,6 +61,7 @@ if does 4; then
 fi
 if does 5; then
     needs_folder "$WORK/run-$TARGET" 5 4
+    finished "$WORK/run-$TARGET" 4
     if [ ! -e "$WORK/chats-$TARGET" ]; then
         needs_folder "$WORK/hf" 5 1
         needs_files "$CHATS" CHATS 5
@@ -63,9 +75,14 @@ if does 6; then
         needs_folder "$WORK/run-$TARGET" 6 4
     fi
     needs_folder "$WORK/tuned-$TARGET" 6 5
+    finished "$WORK/run-$TARGET" 4
+    finished "$WORK/tuned-$TARGET" 5
     if [ ! -e "$results/ruler" ]; then packages+=(wonderwords); fi # some words of RULER
 fi
-if does 7; then needs_folder "$WORK/tuned-$TARGET" 7 5; fi
+if does 7; then
+    needs_folder "$WORK/tuned-$TARGET" 7 5
+    finished "$WORK/tuned-$TARGET" 5
+fi
 if does 8; then
     needs_folder "$exported" 8 7
     case "$ENGINE" in

@@ -37,8 +37,11 @@ case "$TARGET" in # longer rows cost more: fewer of them in evaluations
 esac
 whole_number SEQ_LENGTH 1048576
 RECIPE=${RECIPE:-llama3.1-8b-$TARGET}
-# Words for `prepare --source`: NAME=PATTERN for each source of documents.
-SOURCES=${SOURCES:-web=$WORK/corpus/web/*.jsonl.zst books=$WORK/corpus/books/*.parquet}
+# SOURCES: words for `prepare --source`, NAME=PATTERN for each source of documents.
+set -f # prepare expands the patterns itself
+# shellcheck disable=SC2034,SC2206 # several words, for scripts; those of a WORK with spaces are one
+sources=(${SOURCES:-"web=$WORK/corpus/web/*.jsonl.zst" "books=$WORK/corpus/books/*.parquet"})
+set +f
 MAX_TOKENS=${MAX_TOKENS:-1300000000} # the paper's 1B; 150 iterations of 8.4M tokens take 1.26B
 WORKERS=${WORKERS:-$(nproc)}
 RANKS=${RANKS:-8}                    # of this node; several nodes: docs/clusters.md
@@ -69,6 +72,12 @@ CHECK_TOKENS=${CHECK_TOKENS:-9216}    # of a prompt, more than the original cont
 # Nats. Right engines differ by up to 2.4e-4 in float32, and wrong ones by 1.9 and more; bfloat16 rounds.
 CHECK_TOLERANCE=${CHECK_TOLERANCE:-0.5}
 SERVE_SECONDS=${SERVE_SECONDS:-0} # 0: until it is interrupted
+for setting in WORKERS PROMPTS LOSS_ROWS RULER_SAMPLES ANSWER_TOKENS CHECK_TOKENS PORT; do
+    whole_number "$setting" 2 '' # now, not in step 6 or 8
+done
+for setting in RANKS SERVE_RANKS; do
+    case "${!setting}" in gpu | cpu | auto) ;; *) whole_number "$setting" 8 '' ;; esac # words of torchrun
+done
 
 declare -F inside > /dev/null || inside() { "$@"; } # where the commands run: of a job of SLURM see its job.sh
 needs() { # STEP: what it takes is there, or one line for each that is not

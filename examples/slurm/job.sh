@@ -46,6 +46,16 @@ pass_on() { # USR1 comes before the time is over (--signal), TERM where the job 
     if [ -n "$step" ]; then kill -USR1 "$step" 2>/dev/null || true; fi # srun hands it to the nodes
 }
 
+check_settings() { # now: a job that counts wrongly is requeued forever
+    local name least=0
+    for name in GPUS_PER_NODE WAIT_SECONDS MAX_LOST; do
+        if [ "$name" = MAX_LOST ]; then least=1; fi
+        [[ ${!name:-1} =~ ^(0|[1-9][0-9]{0,8})$ && ${!name:-1} -ge $least ]] ||
+            finish 2 "$name must be a whole number, $least or more, not '${!name}'"
+    done
+    [[ ${REQUEUE:-1} == [01] ]] || finish 2 "REQUEUE must be 1 or 0, not '$REQUEUE'"
+}
+
 set_container() { # the words between srun's options and a command that is to run in the container
     local mounts=${MOUNTS:-/shared:/shared},$PWD:$PWD,$LOGS:$LOGS # node.sh writes to LOGS
     local examples=${scripts%/*} # check_needs.sh of an example is beside this folder
@@ -293,7 +303,10 @@ stage() { # SCRIPT WORD...: a numbered script of an example; its commands become
     }
     local script=$1
     shift
+    if [ "${GPUS_PER_NODE:-0}" != 0 ]; then RANKS=${RANKS:-$GPUS_PER_NODE}; fi # the script's word for it
     # shellcheck disable=SC1090
     source "$script"
     complete
 }
+
+check_settings

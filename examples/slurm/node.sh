@@ -67,7 +67,10 @@ done
 status=0
 wait "$child" || status=$?
 if [ -n "$stopping" ]; then status=0; fi # what it has come to stands in exit_status
-if [ "$ranks" = 0 ] && [ -z "$stopping" ] && [ "$status" -lt 128 ]; then # above: killed
+recorded=
+if [ "$ranks" = 0 ]; then recorded=1; fi
+if [ "$SLURM_NODEID $status" = "0 127" ]; then recorded=1; fi # no torchrun: another start has none either
+if [ -n "$recorded" ] && [ -z "$stopping" ] && [ "$status" -lt 128 ]; then # above: killed
     echo "$status" > "$folder/exit_status.partial"
     mv "$folder/exit_status.partial" "$folder/exit_status"
 fi
