@@ -98,7 +98,7 @@ class Identity:
         dist.barrier()
 
     def _check_undescribed(self, root: Path) -> None:
-        """Refuse a folder whose checkpoints have another rotary embedding, and no file of ours.
+        """Refuse a folder whose checkpoints have another rotary embedding, and no file to tell it.
 
         The file that this run writes is for the whole folder: an earlier iteration would be
         exported with the embedding of this run.
