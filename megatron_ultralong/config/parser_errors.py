@@ -68,6 +68,9 @@ _NUMBERS = {
     "could not convert string to float: ": "a number",
 }
 """Beginnings of what Python says of a text, and what was wanted."""
+_QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+_LIST = re.compile(rf"\[{_QUOTED}(?:, {_QUOTED})*\]")
+"""A list of texts as Python shows it; the texts may have brackets: ``['[8192]']``."""
 _READERS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "INT": ("whole number", int),
     "FLOAT": ("number", float),
@@ -207,7 +210,7 @@ def _nearest_flag(flag: str, flags: Iterable[str]) -> str | None:
 
 def _no_value(reason: str, metavar: str) -> str:
     """What is said of a text that is no value of a flag, in plain words."""
-    given = re.search(r"\[['\"].*?\]", reason)  # of several values, or of one of several kinds
+    given = _LIST.search(reason)  # of several values, or of one of several kinds
     kinds = [kind for kind in _READERS if kind in metavar]
     if given and kinds:
         is_several = "..." in metavar
@@ -216,7 +219,9 @@ def _no_value(reason: str, metavar: str) -> str:
         wanted += [one for one in re.findall(r"\{(.*?)\}", metavar) if one != "None"]
         values = ast.literal_eval(given[0])
         wrong = next((one for one in values if not _is_read(one, kinds)), values[0])
-        spaces = ": spaces stand between several" if is_several and "," in wrong else ""
+        is_list = any(bracket in wrong for bracket in "[]()")
+        spaces = ": spaces stand between several" + ", without brackets" * is_list
+        spaces *= is_several and (is_list or "," in wrong)
         return f" must be {' or '.join(wanted)}, not {shown(wrong)}{spaces}"
     for begin, number in _NUMBERS.items():
         if reason.startswith(begin):

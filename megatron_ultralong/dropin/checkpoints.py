@@ -83,7 +83,7 @@ def vet(folder: Path, step: int | None, *, verify_checksums: bool) -> None:
     the files of tensors.
 
     Raises:
-        InputError: it is not whole, or would run code.
+        InputError: it is not whole, is named after another iteration, or would run code.
     """
     if not (folder / LATEST_FILE).is_file() or not iterations(folder):
         return  # none, or of another format: Megatron-LM says so
@@ -91,13 +91,13 @@ def vet(folder: Path, step: int | None, *, verify_checksums: bool) -> None:
     if not verify_checksums:
         if is_main_rank():
             _log.warning("%s is read without comparing it with its checksums", path)
-        torch_dist.TorchDistReader(path)
+        torch_dist.check_iteration(path, torch_dist.TorchDistReader(path).metadata)
         return
     try:
         checksums = listed_files(path)
         if checksums is not None and dist.is_initialized():
             check_tensors(path, checksums)
-        torch_dist.TorchDistReader(path)
+        torch_dist.check_iteration(path, torch_dist.TorchDistReader(path).metadata)
     except InputError as error:
         said = str(error).replace("--no-verify-checksums", "--ultralong-verify-checksums no")
         raise InputError(said) from error

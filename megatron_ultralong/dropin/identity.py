@@ -56,6 +56,7 @@ class Identity:
         if not save:
             return
         root = Path(save)
+        self._check_undescribed(root)
         if (root / FILE_NAME).is_file() and (root / LATEST_FILE).is_file():
             found = metadata.load_metadata(root, any_model=True)
             if found != self.result:
@@ -95,6 +96,23 @@ class Identity:
                     *(root, titles(), self.result.not_exportable),
                 )
         dist.barrier()
+
+    def _check_undescribed(self, root: Path) -> None:
+        """Refuse a folder whose checkpoints have another rotary embedding, and no file to tell it.
+
+        The file that this run writes is for the whole folder: an earlier iteration would be
+        exported with the embedding of this run.
+        """
+        scaling = self.result.rope_scaling
+        if scaling is None or (root / FILE_NAME).is_file() or not (root / LATEST_FILE).is_file():
+            return
+        is_its_own = self.folder is None and str(root) == self.source.source_model
+        if not is_its_own or scaling != self.source.rope_scaling:
+            raise InputError(
+                f"--save {root} holds checkpoints without {FILE_NAME}, and this run would say of "
+                f"all of them that their rotary embedding is {yarn.in_words(scaling)}: name a new "
+                "folder"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

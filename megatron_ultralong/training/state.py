@@ -193,14 +193,14 @@ class Saving:
             if is_taken_over:
                 self.folder.end_taken_over()
             if writer is not None:
-                if not someone_writes:
-                    writer.finish()
                 interval = self.config.save_interval
-                if interval and iteration % interval == 0:
+                is_due = bool(interval) and iteration % interval == 0
+                if is_due or not someone_writes:
+                    writer.finish()
+                self._check_failures(writer)  # before the next begins: its thread would outlive us
+                if is_due:
                     self._start(writer)
-                limit = self.config.checkpoint.max_save_failures
-                if limit and writer.num_failures >= limit:
-                    self._give_up(writer)
+                    self._check_failures(writer)
         if iteration == self.config.train_iters:
             return
         if number:
@@ -279,6 +279,12 @@ class Saving:
                 if writer.num_failures >= limit:
                     self._give_up(writer)
                 time.sleep(_RETRY_SECONDS)
+
+    def _check_failures(self, writer: CheckpointWriter) -> None:
+        """Raise RunStopped after too many failures in a row; no checkpoint is being written."""
+        limit = self.config.checkpoint.max_save_failures
+        if limit and writer.num_failures >= limit:
+            self._give_up(writer)
 
     def _give_up(self, writer: CheckpointWriter) -> NoReturn:
         self.folder.write_status(CANNOT_SAVE)

@@ -217,7 +217,7 @@ BROKEN_MEGATRON: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no metadata of this project": (
         lambda f: (f / "ultralong.json").unlink(),
-        "has no ultralong.json",
+        "has no ultralong.json: it is a checkpoint of Megatron-LM's own, or a copy",
     ),
     "another shape": (
         lambda f: change_model(f, hidden_size=64),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE
 from megatron_ultralong.config.training import PretrainConfig
 from tests.dropin.megatron_lm import (
     EXAMPLE,
@@ -72,6 +73,20 @@ def test_other_rows_are_refused(begun: PretrainConfig, tmp_path: Path, what: str
     [found] = run_on_ranks(1, refused, [[*flags(begun), *words, *more]], tmp_path)[0]
     assert said in found
     assert ("--finetune" in found) is (what != "save")
+
+
+@pytest.mark.parametrize("verify", ["yes", "no"])
+def test_a_checkpoint_of_another_name_is_refused(
+    begun: PretrainConfig, tmp_path: Path, verify: str
+) -> None:
+    """As in the other programs; the run continued with what was saved, at what was saved."""
+    shutil.copytree(begun.load, tmp_path / "run")
+    (tmp_path / "run" / "iter_0000002").rename(tmp_path / "run" / "iter_0000003")
+    (tmp_path / "run" / LATEST_FILE).write_text("3")
+    words = flags(dataclasses.replace(begun, load=str(tmp_path / "run")))
+    words += ["--ultralong-verify-checksums", verify]
+    [found] = run_on_ranks(1, refused, [words], tmp_path)[0]
+    assert "iter_0000003 is named after iteration 3, and iteration 2 was saved in it" in found
 
 
 def test_a_resume_need_not_say_the_context_again(begun: PretrainConfig, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,17 @@ def test_the_original_context_is_that_of_their_run(saved_alone: Path, tmp_path: 
     assert vars(found.rope_scaling)["original_max_position_embeddings"] == CONTEXT
     assert found.model.max_position_embeddings == 2 * CONTEXT
     assert found.model.rotary_base == 20000
+
+
+def test_an_extension_is_saved_apart(saved_alone: Path, tmp_path: Path) -> None:
+    """Else the file of the folder gives weights of earlier iterations the embedding of later."""
+    folder = shutil.copytree(saved_alone, tmp_path / "run")
+    words = (*BASE, *YARN, "--max-position-embeddings", "128", "--save-interval", "3")
+    words += ("--save", str(folder), "--override-opt-param-scheduler", "--train-iters", "6")
+    for start in (("--load", str(folder)), load(folder)):  # resumed, and a new run
+        found = run_on_ranks(1, tiny_message, Tiny(tmp_path, (*start, *words)))[0]
+        assert f"--save {folder} holds checkpoints without ultralong.json, and this run" in found
+        assert not (folder / "ultralong.json").exists()
 
 
 def test_without_a_checkpoint_it_has_to_be_said(tmp_path: Path) -> None:

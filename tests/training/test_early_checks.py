@@ -86,6 +86,8 @@ def convert_cases(tiny: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
     (folder / "mistral" / "config.json").write_text(text)
     shutil.copytree(tiny / "hf", folder / "mute")
     (folder / "mute" / "tokenizer.json").unlink()
+    shutil.copytree(base, folder / "plain")
+    (folder / "plain" / "ultralong.json").unlink()
     said = {
         "gone": "gone does not exist",
         "a file": f"{config} is a file: give the folder that it is in",
@@ -105,6 +107,10 @@ def convert_cases(tiny: Path, folder: Path) -> dict[str, tuple[list[str], str]]:
     return cases | {
         "import over": (["convert", "import", source, foreign], "foreign holds 1 entries"),
         "import again": (["convert", "import", base, new], "is a Megatron checkpoint already"),
+        "import of Megatron-LM's own": (
+            ["convert", "import", str(folder / "plain"), new],
+            "plain has no ultralong.json: it is a checkpoint of Megatron-LM's own",
+        ),
         "import of others": (["convert", "import", str(folder / "mistral"), new], "Mistral"),
         "import mute": (["convert", "import", str(folder / "mute"), new], "has no tokenizer"),
         "import range": (

@@ -158,6 +158,24 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
             assert "Traceback" not in job.text(rank)
 
 
+def test_a_run_that_gives_up_begins_no_checkpoint(
+    small_disk: Path, make_config: MakeConfig
+) -> None:
+    """Its thread was killed with the interpreter, which aborted: status 134 instead of 74."""
+    root = small_disk / "run"
+    config = make_config(root, (1, 1), train_iters=ENDLESS, save_interval=1)
+    with Job(config, 1) as job:
+        assert job.until(lambda: (root / LATEST_FILE).exists())
+        ballast = small_disk / "ballast"
+        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(2**16))
+        os.truncate(ballast, ballast.stat().st_size - 2**17)  # for the beginning of a checkpoint
+        assert job.wait(LIMIT) == [74]
+        assert "2 checkpoints in a row could not be written" in job.text(0)
+        assert not [*root.glob("*.partial")]
+
+
 def other_weights(rank: int) -> None:
     """Run on every rank before the job: rank 1 reads one weight wrongly."""
     from megatron_ultralong.training import state

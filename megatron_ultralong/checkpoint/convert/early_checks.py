@@ -4,7 +4,12 @@ from pathlib import Path
 
 from megatron_ultralong.checkpoint.convert import small_files
 from megatron_ultralong.checkpoint.disk.folder import resolve_readable
-from megatron_ultralong.checkpoint.disk.metadata import CheckpointMetadata, load_metadata
+from megatron_ultralong.checkpoint.disk.metadata import (
+    FILE_NAME,
+    CheckpointMetadata,
+    load_metadata,
+    no_metadata,
+)
 from megatron_ultralong.checkpoint.formats import hugging_face_config, rope_block, rope_readers
 from megatron_ultralong.checkpoint.formats.kind import is_gguf, kind_of
 from megatron_ultralong.config import convert
@@ -25,6 +30,8 @@ def check_import(config: convert.ImportConfig, num_ranks: int = 1) -> None:
     del num_ranks
     fields.check_ranges(config)
     if kind_of(config.src) == "megatron":
+        if not (config.src / FILE_NAME).is_file():
+            raise no_metadata(config.src)
         raise InputError(f"{config.src} is a Megatron checkpoint already: use it as it is")
     _check_model(config.src)
     if config.tokenizer:

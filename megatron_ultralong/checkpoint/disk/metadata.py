@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from megatron_ultralong.checkpoint.disk import checksums
+from megatron_ultralong.checkpoint.disk.folder import FORMAT_FILE, LATEST_FILE
 from megatron_ultralong.config.plain_values import from_dict
 from megatron_ultralong.config.rope import AnglePrecision
 from megatron_ultralong.model import yarn
@@ -156,7 +157,7 @@ def load_metadata(checkpoint: Path, *, any_model: bool = False) -> CheckpointMet
                 f"checkpoint folder {missing(checkpoint)}: name one that `ultralong convert import "
                 "SRC DST` made, or the --save of a run"
             )
-        raise InputError(f"{checkpoint} has no {FILE_NAME}: {_what_it_is(Path(checkpoint))}")
+        raise no_metadata(Path(checkpoint))
     _check_seal(path.parent)
     values = read_json(path, hint="import the checkpoint again")
     version = values.integer("format_version")
@@ -189,6 +190,11 @@ def load_metadata(checkpoint: Path, *, any_model: bool = False) -> CheckpointMet
     return metadata
 
 
+def no_metadata(folder: Path) -> InputError:
+    """What is raised for a folder without ``ultralong.json``: what it is, and what to do."""
+    return InputError(f"{folder} has no {FILE_NAME}: {_what_it_is(folder)}")
+
+
 def _what_it_is(folder: Path) -> str:
     """Of a folder that is not a checkpoint, and what to give instead of it."""
     run = folder.resolve().parent
@@ -199,6 +205,12 @@ def _what_it_is(folder: Path) -> str:
             "latest_checkpointed_iteration.txt says which iteration is read"
             + f" (write {number} into it for this one)"
             * number.isdecimal()
+        )
+    if any((folder / name).is_file() for name in (LATEST_FILE, FORMAT_FILE)):
+        return (
+            "it is a checkpoint of Megatron-LM's own, or a copy without that file: copy "
+            f"{FILE_NAME} from where the checkpoint was made, or train it in your Megatron-LM with "
+            "megatron_ultralong.dropin, which writes the file to --save (docs/dropin.md)"
         )
     is_model = (folder / "config.json").is_file()
     if not is_model and (inside := one_inside(folder, (FILE_NAME, "config.json"))):
