@@ -5,28 +5,38 @@ kept() { # FOLDER: whether a step has finished it before; nothing half-written h
     [ -e "$1" ] && echo "$1 is there: kept"
 }
 
-once() { # OUTPUT COMMAND [WORD...]: makes OUTPUT, unless it is there by this command; OUTPUT.made has its words
-    local output=$1 lock
+locked() { # FILE COMMAND [WORD...]: one process at a time; the lock is the command's, too, and lasts as long as it does
+    local file=$1 lock=
     shift
-    if ! [ -e "$output" ]; then # one process at a time; the lock is the command's, too, and lasts as long as it does
-        exec {lock}>> "$output.made"
+    if { : >> "$file"; } 2> /dev/null; then # else nothing is written beside it
+        exec {lock}>> "$file"
         flock --nonblock --conflict-exit-code 9 "$lock" || {
             if [ $? = 9 ]; then
-                echo "$output is being made by another process: waiting"
+                echo "${file%.*} is being made by another process: waiting"
                 flock "$lock"
-            else
-                echo "no file can be locked in ${output%/*}: do not start a second command beside this one" >&2
+            else # as Lustre is often mounted
+                echo "no file can be locked in ${file%/*}: do not start a second command beside this one" >&2
             fi
         }
     fi
-    if ! [ -e "$output" ]; then
-        words_of "$output" "$@" > "$output.made"
-        "$@"
-    else
+    "$@"
+    [ -z "$lock" ] || exec {lock}>&-
+}
+
+once() { # OUTPUT COMMAND [WORD...]: makes OUTPUT, unless it is there by this command; OUTPUT.made has its words
+    if [ -e "$1" ]; then made_or_kept "$@"; else locked "$1.made" made_or_kept "$@"; fi
+}
+
+made_or_kept() { # OUTPUT COMMAND [WORD...]
+    local output=$1
+    shift
+    if [ -e "$output" ]; then
         made_by "$output" "$@"
         echo "$output is there: kept"
+    else
+        words_of "$output" "$@" > "$output.made"
+        "$@"
     fi
-    [ -z "${lock:-}" ] || exec {lock}>&-
 }
 
 continued() { # FOLDER COMMAND [WORD...]: trains in FOLDER, and continues there if this command has made it
@@ -97,14 +107,15 @@ held_by() { # PATH: what tells that an input is not what it was, though the same
 }
 
 report_on() { # RESULTS PAGE: of the results that are there now; the old page stays where they cannot be read
-    local lock
-    exec {lock}>> "$2.lock" # one after the other: a step that runs on several nodes ends on all at once
-    flock "$lock" || true
+    # one after the other: a step that runs on several nodes ends on all at once
+    locked "$2.lock" new_report "$@"
+}
+
+new_report() { # RESULTS PAGE
     rm -rf "$2.new"
     ultralong evaluate report "$1" --output "$2.new"
     rm -rf "$2"
     mv "$2.new" "$2"
-    exec {lock}>&-
 }
 
 whole_number() { # SETTING EXAMPLE [WHAT]: bad input unless it is one, of tokens, or of WHAT (empty: just a number)

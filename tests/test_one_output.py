@@ -16,7 +16,7 @@ import pytest
 from megatron_ultralong import cli
 from megatron_ultralong.cli import VERBS as ALL_VERBS
 from megatron_ultralong.program import exit_status, output
-from megatron_ultralong.program.aside import alone, partial_path, whole, write_aside
+from megatron_ultralong.program.aside import partial_path, whole, write_aside
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.journal import open_journal
 from megatron_ultralong.program.output import output_folder
@@ -310,21 +310,3 @@ def test_a_name_that_no_file_system_holds(name: str, capsys: pytest.CaptureFixtu
         cli.main(["convert", "inspect", name])
     assert end.value.code == 2
     assert capsys.readouterr().err.count("ultralong: error: ") == 1
-
-
-def test_a_disk_without_locks_is_told_and_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Lustre is often mounted without them."""
-
-    def no_locks(file: object, operation: int) -> None:
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-
-    with alone(tmp_path / "rows"):
-        assert capsys.readouterr().err == ""
-    monkeypatch.setattr("fcntl.flock", no_locks)
-    with alone(tmp_path / "rows"):
-        (tmp_path / "rows").touch()
-    told = capsys.readouterr().err
-    assert f"no file can be locked in {tmp_path} (Function not implemented)" in told
-    assert (tmp_path / "rows").exists()

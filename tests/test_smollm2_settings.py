@@ -5,6 +5,7 @@ The programs that they call write down their words here, and make the folder of 
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import shutil
@@ -41,14 +42,20 @@ class Machine:
             (folder / "bin" / name).write_text(RECORD)
             (folder / "bin" / name).chmod(0o755)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of its steps."""
+        return {
+            "PATH": f"{self.folder / 'bin'}:/usr/bin:/bin",
+            "WORK": str(self.work),
+            "CALLS": str(self.folder / "calls"),
+        }
+
     def run(self, script: str, *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
         """A step, with ``settings`` in its environment."""
         return subprocess.run(
             ["bash", str(SCRIPTS / script), *words],
-            env={
-                "PATH": f"{self.folder / 'bin'}:/usr/bin:/bin", "WORK": str(self.work),
-                "CALLS": str(self.folder / "calls"), **settings,
-            },
+            env={**self.environment, **settings},
             cwd=self.folder, capture_output=True, text=True, check=False,
         )  # fmt: skip
 
@@ -358,31 +365,40 @@ def test_a_report_stays_where_results_cannot_be_read(machine: Machine) -> None:
     assert "the page of before" not in page.read_text()
 
 
-PIP = """
-import sys, time, zipfile
-name = sys.argv[-1].replace("==", "-") + "-py3-none-any.whl"
-print(name, file=open({calls!r}, "a"))
-with zipfile.ZipFile(name, "w") as wheel:
-    wheel.writestr("nltk/module.py", "value = 1\\n" * 100)
-    time.sleep(0.5)
-"""
-
-
-def test_a_package_is_fetched_by_one_process_and_others_wait(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("script", "lock"),
+    [("01_get_weights.sh", "SmolLM2-135M-Instruct.lock"), ("02_get_corpus.sh", "corpus.lock")],
+)
+def test_one_process_fetches_into_a_cache_and_others_wait(
+    machine: Machine, script: str, lock: str
+) -> None:
     """Two removed what the other was fetching, and took half of an archive."""
-    (tmp_path / "pip").mkdir()
-    (tmp_path / "pip" / "__init__.py").touch()
-    (tmp_path / "pip" / "__main__.py").write_text(PIP.format(calls=str(tmp_path / "calls")))
-    words = ["--packages", str(tmp_path / "packages"), "--indexes", "pypi", "--only", "nltk"]
-    both = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPTS / "corpus.py"), str(tmp_path / name), *words],
-            env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    cache = machine.folder / "cache of all"
+    cache.mkdir()
+    with (cache / lock).open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        waits = subprocess.Popen(
+            ["bash", str(SCRIPTS / script)],
+            env={**machine.environment, "CACHE": str(cache)}, cwd=machine.folder,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for name in ("one", "other")
-    ]  # fmt: skip
-    for process in both:
-        out, _ = process.communicate(timeout=patience(60))
-        assert process.returncode == 0, out
-    assert (tmp_path / "calls").read_text() == "nltk-3.9.2-py3-none-any.whl\n"
+        )  # fmt: skip
+        assert waits.stdout is not None
+        told = f"{cache / Path(lock).stem} is being made by another process: waiting\n"
+        assert waits.stdout.readline() == told
+        assert not machine.calls()
+    out, _ = waits.communicate(timeout=patience(60))
+    assert waits.returncode == 0, out
+    assert machine.calls()
+
+
+@pytest.mark.parametrize("script", ["01_get_weights.sh", "02_get_corpus.sh"])
+def test_a_cache_of_others_is_used_without_a_lock(machine: Machine, script: str) -> None:
+    """What is whole there needs none."""
+    cache = machine.folder / "cache"
+    cache.mkdir()
+    for name in ("SmolLM2-135M-Instruct.lock", "corpus.lock"):
+        (cache / name).mkdir()  # nobody can write into it, root neither
+    done = machine.run(script, CACHE=str(cache))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert machine.calls()

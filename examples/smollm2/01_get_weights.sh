@@ -9,7 +9,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 mkdir -p "$WORK" "$CACHE"
 kept "$WORK/hf" || {
-    PYTHONPATH=$root python -m tools.get_smollm2 "$CACHE"
+    PYTHONPATH=$root locked "$CACHE/SmolLM2-135M-Instruct.lock" python -m tools.get_smollm2 "$CACHE"
     ln -sfn "$(cd "$CACHE" && pwd)/SmolLM2-135M-Instruct" "$WORK/hf" # one of a folder that was moved leads nowhere
 }
 ultralong convert inspect "$WORK/hf"

