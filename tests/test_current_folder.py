@@ -49,7 +49,9 @@ def called(inputs: Path, line: str, *words: str) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no PYTHONSAFEPATH")
-@pytest.mark.parametrize("verb", ["pretrain", "prepare", "doctor"])
+@pytest.mark.parametrize(
+    "verb", ["pretrain", "prepare", pytest.param("doctor", marks=pytest.mark.slow)]
+)
 def test_nothing_is_imported_from_there(inputs: Path, tmp_path: Path, verb: str) -> None:
     """By ranks and other processes too: ``random.py`` may be the user's own."""
     source = f"own={inputs / 'documents.jsonl'}"

@@ -255,7 +255,9 @@ def test_several_values_stand_behind_one_flag(capsys: pytest.CaptureFixture[str]
     assert "--lengths must be whole numbers, not '256,1K': spaces stand between several" in error
 
 
-@pytest.mark.parametrize("word", ["[64]", "[64,", "(64)", "6']", "[6'\"]"])
+@pytest.mark.parametrize(
+    "word", ["[64]", "[64,", "(64)", pytest.param("6']", marks=pytest.mark.slow), "[6'\"]"]
+)
 def test_a_list_of_another_program_is_told(word: str) -> None:
     told = 0  # was a trace of Python's own parser
     for verb in VERBS:

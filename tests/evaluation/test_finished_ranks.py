@@ -102,7 +102,7 @@ def test_a_rank_that_sees_no_output_evaluates_what_the_main_one_does(
     assert "holds another evaluation: --max-new-tokens was 8, now it is 9" in ends[0][1]
 
 
-@pytest.mark.parametrize("sees", [0, 1])
+@pytest.mark.parametrize("sees", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_job_of_torchrun_ends_where_one_rank_sees_an_output(
     sees: int, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
