@@ -104,8 +104,8 @@ def test_a_folder_counts_as_the_same_however_it_is_named(
     Path("x").mkdir()
     steps = Steps(Path(work))
     words = ("--name", "smollm2", "a=@/x", "b=@/corpus")
-    first = {"here": "/root/examples/smollm2", "CACHE": f"{work}/cache"}
-    script = ("/root/examples/smollm2/corpus.py", "--packages", f"{work}/cache/corpus")
+    first = {"here": "/code/examples/smollm2", "CACHE": f"{work}/cache"}
+    script = ("/code/examples/smollm2/corpus.py", "--packages", f"{work}/cache/corpus")
     assert steps.once("rows", *words, *script, **first).returncode == 0
     steps.work = (tmp_path / work).resolve()
     moved = {"here": "/data/examples/smollm2", "CACHE": f"{steps.work}/cache"}

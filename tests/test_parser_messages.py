@@ -255,23 +255,6 @@ def test_several_values_stand_behind_one_flag(capsys: pytest.CaptureFixture[str]
     assert "--lengths must be whole numbers, not '256,1K': spaces stand between several" in error
 
 
-@pytest.mark.parametrize(
-    "word", ["[64]", "[64,", "(64)", pytest.param("6']", marks=pytest.mark.slow), "[6'\"]"]
-)
-def test_a_list_of_another_program_is_told(word: str) -> None:
-    told = 0  # was a trace of Python's own parser
-    for verb in VERBS:
-        for flag in flags_of(parsed_class(verb)):
-            if not re.search(r" [NX] \.\.\." if word != "6']" else r" [NX](\W|$)", flag.usage):
-                continue
-            ends = "spaces stand between several, without brackets; " * flag.takes_several
-            words = with_needed(verb, [flag.names[0], word])
-            with pytest.raises(InputError, match=f"{flag.names[0]} (must|takes).*{ends}") as found:
-                command_line.parse(parsed_class(verb), verb, words)
-            told += flag.takes_several and "\n" not in str(found.value)
-    assert told > 5
-
-
 @pytest.mark.parametrize("most_verbs", [1, pytest.param(99, marks=pytest.mark.faults)])
 def test_flags_of_other_programs_are_answered(most_verbs: int) -> None:
     """In verbs that have one of what it may mean, and they are told of none that they have not."""

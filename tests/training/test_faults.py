@@ -132,11 +132,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
     )
     with Job(config, 2) as job:
         assert job.until(lambda: (root / LATEST_FILE).exists())
-        ballast = small_disk / "ballast"
-        # No buffer: what does not fit would be written again when the file is closed, and fail.
-        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(2**16))
+        ballast = filled(small_disk)
         assert job.until(lambda: "could not be written" in job.text(0)), job.text(0) + job.text(1)
         assert job.until(
             lambda: re.search(r"\(the disk has [\d.]+ k?B free", job.text(0)) is not None
@@ -158,6 +154,16 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
             assert "Traceback" not in job.text(rank)
 
 
+def filled(disk: Path) -> Path:
+    """The file that takes all the room there is."""
+    ballast = disk / "ballast"
+    # No buffer: what does not fit would be written again when the file is closed, and fail.
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(2**16))
+    return ballast
+
+
 def test_a_run_that_gives_up_begins_no_checkpoint(
     small_disk: Path, make_config: MakeConfig
 ) -> None:
@@ -166,10 +172,7 @@ def test_a_run_that_gives_up_begins_no_checkpoint(
     config = make_config(root, (1, 1), train_iters=ENDLESS, save_interval=1)
     with Job(config, 1) as job:
         assert job.until(lambda: (root / LATEST_FILE).exists())
-        ballast = small_disk / "ballast"
-        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(2**16))
+        ballast = filled(small_disk)
         os.truncate(ballast, ballast.stat().st_size - 2**17)  # for the beginning of a checkpoint
         assert job.wait(LIMIT) == [74]
         assert "2 checkpoints in a row could not be written" in job.text(0)
