@@ -147,14 +147,17 @@ TRAINING = {
     "05_train.sh": [{"LR": "1e-3"}, {"FACTOR": "16"}, {"FIRST_ITERS": "5"},
                     {"TRAIN_ITERS": "5"}, {"PRETRAIN_FLAGS": "--seed 2"}],
     "06_tune.sh": [{"SFT_FLAGS": "--num-epochs 2"}],
-    "million.sh": [{"FROM": "run-128k"}, {"MILLION_LR": "1e-3"}, {"MILLION_FLAGS": "--seed 2"}],
+    "million.sh": [{"FROM": "run-128k"}, {"MILLION_LR": "1e-3"}, {"MILLION_FACTOR": "256"},
+                   {"MILLION_FLAGS": "--seed 2"}],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("script", TRAINING)
 def test_a_run_of_other_settings_is_refused(machine: Machine, script: str) -> None:
     """A finished run said that nothing was left to do, and figures of another rate followed."""
-    machine.work.mkdir()
+    for part in ("train", "held_out"):
+        (machine.work / "corpus" / part).mkdir(parents=True)
+        (machine.work / "corpus" / part / "books.jsonl").touch()
     for _ in range(2):
         assert machine.run(script).returncode == 0
         assert any("--save" in words for words in machine.calls()), (
@@ -167,6 +170,16 @@ def test_a_run_of_other_settings_is_refused(machine: Machine, script: str) -> No
         for value in changed.values():
             assert value.replace("run-", "/run-").split()[-1] in refused.stderr
     assert machine.run(script, GPUS="2").returncode == 0, "the same work on others"
+
+
+@pytest.mark.parametrize("script", ["03_prepare.sh", "million.sh"])
+def test_rows_of_no_text_name_the_step_that_writes_it(machine: Machine, script: str) -> None:
+    """`prepare` asked for a --source, and without WORK bash told that it had no such file."""
+    refused = machine.run(script)
+    assert refused.returncode == 1
+    assert "/corpus has no text of 'train" in refused.stderr
+    assert refused.stderr.endswith(": 02_get_corpus.sh writes it\n")
+    assert not machine.work.exists()
 
 
 def test_a_run_from_another_first_part_is_refused(machine: Machine) -> None:

@@ -58,6 +58,8 @@ PRETRAIN_FLAGS=${PRETRAIN_FLAGS:-}
 FROM=${FROM:-base} # of million.sh, in WORK
 MILLION_ITERS=${MILLION_ITERS:-6} MILLION_LR=${MILLION_LR:-3e-4}
 MILLION_FLAGS=${MILLION_FLAGS:-}
+MILLION_FACTOR=${MILLION_FACTOR:-$(factor "$MILLION_LENGTH")}
+MILLION_DEPTHS=${MILLION_DEPTHS:-0 50 100} # per cent; a needle and a passkey at each
 CHAT_LENGTH=${CHAT_LENGTH:-$SEQ_LENGTH} # rows of conversations; none is longer
 whole_number CHAT_LENGTH 131072
 QUESTIONS=${QUESTIONS:-400}         # conversations about a sentence in a short text; 0: none
@@ -78,8 +80,8 @@ CHOICES_BATCH=${CHOICES_BATCH:-64} # questions at once, of choices.sh
 EVALUATE_FLAGS=${EVALUATE_FLAGS:-}
 QUESTION=${QUESTION:-What is the capital of France?}
 ANSWER_TOKENS=${ANSWER_TOKENS:-64}
-for setting in WORKERS VERIFY_LENGTH FIRST_LENGTH FIRST_ITERS TRAIN_ITERS MILLION_ITERS SHORTEST_FAR LONGEST_FAR PROMPTS \
-    BEFORE_PROMPTS LOSS_ROWS RULER_PROMPTS CHOICES_BATCH ANSWER_TOKENS; do
+for setting in WORKERS VERIFY_LENGTH FIRST_LENGTH FIRST_ITERS TRAIN_ITERS MILLION_ITERS MILLION_FACTOR SHORTEST_FAR \
+    LONGEST_FAR PROMPTS BEFORE_PROMPTS LOSS_ROWS RULER_PROMPTS CHOICES_BATCH ANSWER_TOKENS; do
     whole_number "$setting" 2 '' # now, not in step 5 or 7
 done
 for setting in QUESTIONS FAR_QUESTIONS; do
@@ -93,6 +95,10 @@ rows() { # FOLDER PARTS_OF_THE_CORPUS SEQ_LENGTH [FLAG...]: prepared, unless it 
             [ ! -e "$file" ] || sources+=(--source "$(basename "$file" .jsonl)=$file")
         done
     done
+    [ -e "$1" ] || [ ${#sources[@]} != 0 ] || {
+        echo "$0: $WORK/corpus has no text of '$2': 02_get_corpus.sh writes it" >&2
+        exit 1
+    }
     once "$1" ultralong prepare "${sources[@]}" --tokenizer "$WORK/hf" --output "$1" --seq-length "$3" \
         --length-sampling none --workers "$WORKERS" "${@:4}"
 }
