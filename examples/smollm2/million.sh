@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Rows of 1,048,576 tokens, after steps 1, 2 and 4: GPUS=4 bash examples/smollm2/million.sh [--cpu]. Six iterations
-# of one step of YaRN by 128, each row over all GPUs; then needles and passkeys at three depths, and the loss by position on a
-# held-out row, before and after. FROM=run-128k starts from step 5's run, FROM=tuned-256k from step 6's.
-# Again after an interruption: it continues; other settings are refused.
+# of one step of YaRN by 128, each row over all GPUs; then needles and passkeys at three depths, and the loss by
+# position on a held-out row, before and after. FROM=run-128k starts from step 5's run, FROM=tuned-256k from step
+# 6's. Again after an interruption: it continues; other settings are refused.
 #
 # see: the plan first, then its step and memory beside those of the run; docs/results.md has two runs
 set -euo pipefail
