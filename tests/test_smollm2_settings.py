@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -125,6 +126,27 @@ def test_small_values_are_asked_for_by_a_word_alone(
         for environment, words in (({}, ()), ({name: "x86_64"}, ()), ({}, (word,)))
     ]  # fmt: skip
     assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    ("small", "word"), [("smollm2/cpu.sh", "--cpu"), ("llama3.1-8b/mock/settings.sh", "--mock")]
+)
+def test_a_setting_of_the_environment_stays_with_small_values(
+    tmp_path: Path, small: str, word: str
+) -> None:
+    """`PROMPTS=3 run_all.sh --mock` asked one: those of --mock stood before the user's."""
+    text = (SCRIPTS.parent / small).read_text()
+    own = {"PATH", "HF_ENDPOINT", "HF_HOME", "HF_HUB_DISABLE_XET", "PET_STANDALONE"}
+    names = sorted({*re.findall(r"\b([A-Z][A-Z_]+)=", text)} - own)
+    assert len(names) > 20
+    given = {name: "4096" for name in names} | {"WORK": str(tmp_path), "VALID_FRACTION": "0.5"}
+    script = SCRIPTS.parent / small.split("/")[0] / "settings.sh"
+    prints = "; ".join(f'echo "${name}"' for name in names)
+    done = subprocess.run(
+        ["bash", "-euc", f'source "$0" && {prints}', str(script), word],
+        env={"PATH": os.environ["PATH"], **given}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert dict(zip(names, done.stdout.splitlines(), strict=True)) == {n: given[n] for n in names}
 
 
 @pytest.mark.parametrize(

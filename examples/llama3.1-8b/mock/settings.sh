@@ -7,24 +7,27 @@ mock=$here/mock
 WORK=${WORK:-$PWD/mock-llama3.1-8b}
 mkdir -p "$WORK"
 case "$TARGET" in
-    1m) SEQ_LENGTH=1024 factor=2 ;;
-    2m) SEQ_LENGTH=2048 factor=4 ;;
-    4m) SEQ_LENGTH=4096 factor=8 ;;
+    1m) SEQ_LENGTH=${SEQ_LENGTH:-1024} ;;
+    2m) SEQ_LENGTH=${SEQ_LENGTH:-2048} ;;
+    4m) SEQ_LENGTH=${SEQ_LENGTH:-4096} ;;
 esac
-RECIPE=demo-cpu
-RANKS=2
-WORKERS=1
-MAX_TOKENS=2000000 SHORT_LENGTH=256 LONG_LENGTH=512
-SOURCES="library=$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["stdlib"])')/*.py"
-PRETRAIN_FLAGS="--seq-length $SEQ_LENGTH --rope-scaling-factor $factor --train-iters 2"
-PRETRAIN_FLAGS="$PRETRAIN_FLAGS --lr-warmup-iters 1"
-CHATS="chats=$mock/chats.jsonl" CHAT_TEMPLATE=plain CHAT_LENGTH=1024 SFT_RECIPE=demo-sft-cpu
-SFT_FLAGS="--context-parallel-size 2 --train-iters 2 --lr-warmup-iters 1 --global-batch-size 1"
-LAYOUT_FLAGS="--context-parallel-size 2 --precision fp32"
-LENGTHS="256 $SEQ_LENGTH" DEPTHS="0 50 100" PROMPTS=1 LOSS_ROWS=2
-RULER_LENGTHS=$SEQ_LENGTH RULER_SAMPLES=1 RULER_FLAGS="--tasks niah_single_1 vt" ANSWER_TOKENS=8
-PORT=${PORT:-$((20000 + $$ % 10000))} SERVE_SECONDS=0.1
-SERVE_RANKS=1 SERVE_DTYPE=float32 CHECK_TOKENS=640 CHECK_TOLERANCE=1e-3
+whole_number SEQ_LENGTH 1024
+factor=$(((SEQ_LENGTH + 511) / 512)) # the model was trained for 512 positions
+RECIPE=${RECIPE:-demo-cpu} RANKS=${RANKS:-2} WORKERS=${WORKERS:-1}
+MAX_TOKENS=${MAX_TOKENS:-2000000} SHORT_LENGTH=${SHORT_LENGTH:-256} LONG_LENGTH=${LONG_LENGTH:-512}
+SOURCES=${SOURCES:-"library=$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["stdlib"])')/*.py"}
+PRETRAIN_FLAGS=${PRETRAIN_FLAGS:-"--seq-length $SEQ_LENGTH --rope-scaling-factor $((factor > 2 ? factor : 2))
+    --train-iters 2 --lr-warmup-iters 1"}
+CHATS=${CHATS:-"chats=$mock/chats.jsonl"} CHAT_TEMPLATE=${CHAT_TEMPLATE:-plain} CHAT_LENGTH=${CHAT_LENGTH:-1024}
+SFT_RECIPE=${SFT_RECIPE:-demo-sft-cpu}
+SFT_FLAGS=${SFT_FLAGS:-"--context-parallel-size $RANKS --train-iters 2 --lr-warmup-iters 1 --global-batch-size 1"}
+LAYOUT_FLAGS=${LAYOUT_FLAGS:-"--context-parallel-size $RANKS --precision fp32"}
+LENGTHS=${LENGTHS:-"256 $SEQ_LENGTH"} DEPTHS=${DEPTHS:-"0 50 100"} PROMPTS=${PROMPTS:-1} LOSS_ROWS=${LOSS_ROWS:-2}
+RULER_LENGTHS=${RULER_LENGTHS:-$SEQ_LENGTH} RULER_SAMPLES=${RULER_SAMPLES:-1}
+RULER_FLAGS=${RULER_FLAGS:-"--tasks niah_single_1 vt"} ANSWER_TOKENS=${ANSWER_TOKENS:-8}
+PORT=${PORT:-$((20000 + $$ % 10000))} SERVE_SECONDS=${SERVE_SECONDS:-0.1}
+SERVE_RANKS=${SERVE_RANKS:-1} SERVE_DTYPE=${SERVE_DTYPE:-float32}
+CHECK_TOKENS=${CHECK_TOKENS:-640} CHECK_TOLERANCE=${CHECK_TOLERANCE:-1e-3}
 export PET_STANDALONE=1 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 export PATH=$mock/bin:$PATH
 
