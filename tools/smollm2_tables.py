@@ -21,7 +21,9 @@ from tools.page_tables import page_with, table
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "results.md"
 RESULTS = ROOT / "docs" / "smollm2"
-FIRST, FOURTH, FIFTH, SIXTH = (RESULTS / name for name in ("first", "fourth", "fifth", "sixth"))
+FIRST, FOURTH, FIFTH, SIXTH, MILLION = (
+    RESULTS / name for name in ("first", "fourth", "fifth", "sixth", "million")
+)
 LATER = RESULTS / "later"
 """Of ablations on rows that were prepared again."""
 ABLATIONS = runpy.run_path(str(ROOT / "examples" / "smollm2" / "ablations.py"))
@@ -89,6 +91,7 @@ def runs() -> Iterator[tuple[str, ...]]:
         (FOURTH, "64", 131_072, "100 iterations of short rows, 85 rows"),
         (RESULTS / "target", "64", 262_144, "60 iterations of short rows, 40 rows"),
         (SIXTH, "64", 262_144, "the same, again, then tuned"),
+        (MILLION, "256", 1_048_576, "the same, tuned, then three rows"),
     )
     words = {1: "", 2: "twice ", 4: "four times "}
     for folder, factor, length, trained in files:
@@ -127,6 +130,7 @@ def needles() -> Iterator[tuple[str, ...]]:
     (tuned,) = read(RESULTS / "target" / "needle-tuned.json", "needle", "tuned")
     _, fifth, far, farther = read(FIFTH / "needle.json", "needle", *OF_FIFTH)
     (sixth,) = read(SIXTH / "needle.json", "needle", "tuned")
+    (million,) = read(MILLION / "needle.json", "needle", "after")
     for name, result in (
         ("the original model", before),
         ("first run, factor 16", first),
@@ -136,6 +140,7 @@ def needles() -> Iterator[tuple[str, ...]]:
         ("fifth run, tuned with questions on 64 long texts too", far),
         ("fifth run, tuned with questions on 96 longer texts", farther),
         ("sixth run, 262,144 tokens, factor 64, tuned with questions on 48 long texts", sixth),
+        ("the same, then three rows of 1,048,576 tokens, factor 256", million),
     ):
         length = max(result.lengths)
         halves = [counts(result, length, *depths) for depths in ((0, 50), (50, 101))]
@@ -279,8 +284,8 @@ def tables() -> str:
             table(before_and_after, losses("loss-256k.json")),
         ),
         (
-            "Needles in 131,072 tokens, in the last line in 262,144, and by the half of the row "
-            "that they stand in:",
+            "Needles in 131,072 tokens, in the last two lines in 262,144 and 1,048,576, and by the "
+            "half of the row that they stand in:",
             table(("model", "needles", "first half", "last half"), needles()),
         ),
         (

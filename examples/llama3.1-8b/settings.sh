@@ -72,9 +72,10 @@ CHECK_TOKENS=${CHECK_TOKENS:-9216}    # of a prompt, more than the original cont
 # Nats. Right engines differ by up to 2.4e-4 in float32, and wrong ones by 1.9 and more; bfloat16 rounds.
 CHECK_TOLERANCE=${CHECK_TOLERANCE:-0.5}
 SERVE_SECONDS=${SERVE_SECONDS:-0} # 0: until it is interrupted
-for setting in WORKERS PROMPTS LOSS_ROWS RULER_SAMPLES ANSWER_TOKENS CHECK_TOKENS PORT; do
+for setting in WORKERS PROMPTS LOSS_ROWS RULER_SAMPLES ANSWER_TOKENS CHECK_TOKENS; do
     whole_number "$setting" 2 '' # now, not in step 6 or 8
 done
+whole_number PORT 8000 ''
 for setting in RANKS SERVE_RANKS; do
     case "${!setting}" in gpu | cpu | auto) ;; *) whole_number "$setting" 8 '' ;; esac # words of torchrun
 done

@@ -4,7 +4,7 @@
 # position on a held-out row, before and after. FROM=run-128k starts from step 5's run, FROM=tuned-256k from step
 # 6's. Again after an interruption: it continues; other settings are refused.
 #
-# see: the plan first, then its step and memory beside those of the run; docs/results.md has two runs
+# see: the plan first, then its step and memory beside those of the run; docs/results.md has three runs
 set -euo pipefail
 # shellcheck source=examples/smollm2/settings.sh
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
