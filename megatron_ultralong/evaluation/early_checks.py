@@ -12,6 +12,7 @@ from megatron_ultralong.data.rows.manifest import ChatManifest, Manifest
 from megatron_ultralong.data.tokenize.tokenising import load_tokenizer
 from megatron_ultralong.evaluation import finished
 from megatron_ultralong.evaluation.commands import benchmark_of
+from megatron_ultralong.evaluation.harness import task_files
 from megatron_ultralong.evaluation.local.options import FitConfig
 from megatron_ultralong.evaluation.models import facts
 from megatron_ultralong.evaluation.models.interface import check_trained
@@ -65,6 +66,8 @@ def check_command(command: Any, num_ranks: int) -> bool:
         elif manifest:  # ids alone are compared, and a model needs no tokenizer
             _check_ids(config.data_path, manifest.tokenizer_sha256, load, folder)
     _check_files(config)
+    if isinstance(config, HarnessConfig):
+        task_files.check_names(config.tasks)
     # A rank sees its own files: which models are left, the main one says when all have met.
     is_rank = under_torchrun() and num_ranks > 1
     if not is_rank and not finished.unfinished(command):
