@@ -64,6 +64,15 @@ def test_lengths_are_in_their_order_whatever_tasks_have_them(
     assert [column.style for column in table.columns][2:] == ["", "", "red"]
 
 
+def test_a_bin_is_not_beyond_where_no_question_may_be() -> None:
+    """The last bin of a model for 1,073,152 positions ends at 2M."""
+    for allowed in (False, True):
+        found = task_result("mrcr", "own", 1800, BINS, beyond_trained_positions=allowed)
+        assert [found.is_beyond(column) for column in found.columns] == [False, False, allowed]
+        (section,) = sections([Measurement("own", found, Path("x.json"))])
+        assert ("Red: beyond" in section.tables[-1].note) is allowed
+
+
 def test_what_is_better_when_lower_is_not_coloured_as_a_score_of_100(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

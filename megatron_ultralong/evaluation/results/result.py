@@ -317,8 +317,13 @@ class Result:
         return cell.score if cell else None
 
     def is_beyond(self, column: str) -> bool:
-        """Whether a column's length is beyond the positions that the checkpoint was trained for."""
-        return column.isdecimal() and int(column) > self.max_positions
+        """Whether a column's length is beyond the positions that the checkpoint was trained for.
+
+        The end of a bin may be, where no question in it is: longer ones were not allowed.
+        """
+        is_exact = self.kind.rows != "tasks"
+        may_be = is_exact or self.config.get("beyond_trained_positions", True)
+        return bool(may_be) and column.isdecimal() and int(column) > self.max_positions
 
     def mean(self, column: str | None = None) -> float | None:
         """Mean of the rows' scores, of one column or over the columns' means."""
