@@ -125,6 +125,7 @@ whole_number() { # SETTING EXAMPLE [WHAT]: bad input unless it is one, of tokens
     }
 }
 
+# shellcheck disable=SC2034 # settings.sh uses them
 DEPTH='100|[0-9]{1,2}([.][0-9]+)?' LENGTH='[1-9][0-9.,]*[KMGkmg]?' TASK='[a-z0-9_]+' # of `different`
 
 different() { # SETTING FORM EXAMPLE: bad input unless it is one or more words of this form, each once

@@ -35,6 +35,8 @@ _FILES = {
     **dict.fromkeys(("haystack", "essays"), "a text to hide something in"),
     "english_words": "a file of words",
     "include_path": "a folder of tasks",
+    "length_tokenizer": "a folder with a tokenizer",
+    "word_lists": "a folder with nounlist.txt, adjectivelist.txt and verblist.txt",
 }
 """What fields of benchmarks name."""
 

@@ -93,11 +93,9 @@ def conditions(measurement: Measurement) -> dict[str, str]:
         found["run by"] = f"{model.engine}, {model.precision}"
     found["trained positions"] = f"{result.max_positions:,}"
     found["samples"] = _samples(result)
-    if result.kind.rows == "tasks":
-        cut = [c for c in _asked(result) if _TRUNCATED in c.figures]  # of the harness a note says it
-        if cut:
-            num_cut, num = (int(sum(found)) for found in zip(*map(_cut, cut), strict=True))
-            found["truncated prompts"] = f"{num_cut:,} of {num:,}"
+    if cut := [cell for cell in _asked(result) if _TRUNCATED in cell.figures]:
+        num_cut = int(sum(cell.figures[_TRUNCATED] for cell in cut))
+        found["truncated prompts"] = f"{num_cut:,} of {sum(cell.num_samples for cell in cut):,}"
     for name, value in result.config.items():
         if name not in _OF_THE_RUN:
             found[f"--{name.replace('_', '-')}"] = _shown(value)
@@ -119,10 +117,7 @@ def _samples(result: Result) -> str:
 
 
 _TRUNCATED = "num_truncated"
-
-
-def _cut(cell: ScoreCell) -> tuple[float, int]:
-    return cell.figures[_TRUNCATED], cell.num_samples
+"""The figure of cells; of the harness a note says how many."""
 
 
 def _asked(result: Result) -> list[ScoreCell]:

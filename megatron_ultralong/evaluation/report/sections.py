@@ -182,7 +182,7 @@ class TaskSection:
             number = max(len(of_column or ()) for of_column in cells)
             found.setdefault(number, []).append(column_title(name))
         if len(found) == 1:
-            return counted(*found, "task")
+            return counted(next(iter(found)), "task")
         return ", ".join(f"{counted(k, 'task')} ({', '.join(its)})" for k, its in found.items())
 
     def _by_task(self) -> table.ReportTable:

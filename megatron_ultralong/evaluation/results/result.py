@@ -29,7 +29,7 @@ LOWER_IS_BETTER = frozenset(
 )
 """Columns whose scores are better when lower, and not of 100."""
 LOWER_DIGITS = 3
-"""Of theirs behind the point: bits per byte of two models differ by hundredths."""
+"""Digits of these scores behind the point: bits per byte of two models differ by hundredths."""
 _MOST_SCORES = 100_000
 """Different scores of the samples of a cell: the bootstrap draws thousands of counts of each."""
 _ROUNDING = 1e-6
