@@ -101,7 +101,7 @@ def read_documents(dataset: str, file: str, tokenizer: PromptTokenizer) -> Docum
 
 
 def _check_texts(documents: Sequence[Any], questions: Sequence[OpenQuestion]) -> None:
-    """Raise InputError where a document, a question or an answer is not a text, or there is none."""
+    """Raise InputError where a document, a question or an answer is not a text, or absent."""
     for number, one in enumerate(questions, 1):
         if not one.answers:
             raise InputError(f"question {number} has no answer, and is not called impossible")
