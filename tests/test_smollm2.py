@@ -240,7 +240,7 @@ def test_what_is_set_before_stays() -> None:
     assert int(short["SEQ_LENGTH"]) <= 1024
     assert int(short["TRAIN_ITERS"]) <= 4
     number = re.compile(r"[0-9.]+")
-    lists = ("LENGTHS", "DEPTHS", "RULER_SHORT", "RULER_LONG", "RULER_TASKS")
+    lists = ("LENGTHS", "DEPTHS", "MILLION_DEPTHS", "RULER_SHORT", "RULER_LONG", "RULER_TASKS")
     others = {"GPUS": "4", **dict.fromkeys(lists, "77 99")}
     for words in ((), ("--cpu",)):
         for name, value in settings(*words).items():

@@ -88,7 +88,9 @@ done
 for setting in LENGTHS RULER_SHORT RULER_LONG; do
     different "$setting" "$LENGTH" '8192 16384'
 done
-different DEPTHS "$DEPTH" '0 50 100'
+for setting in DEPTHS MILLION_DEPTHS; do
+    different "$setting" "$DEPTH" '0 50 100'
+done
 different RULER_TASKS "$TASK" 'vt cwe'
 for setting in QUESTIONS FAR_QUESTIONS CHOICES; do
     [ "${!setting}" = 0 ] || whole_number "$setting" 400 ''
