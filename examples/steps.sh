@@ -125,10 +125,26 @@ whole_number() { # SETTING EXAMPLE [WHAT]: bad input unless it is one, of tokens
     }
 }
 
-lengths() { # LENGTH...: those up to SEQ_LENGTH, each once
+# shellcheck disable=SC2034 # settings.sh uses them
+DEPTH='100|[0-9]{1,2}([.][0-9]+)?' LENGTH='[1-9][0-9.,]*[KMGkmg]?' TASK='[a-z0-9_]+' # of `different`
+
+different() { # SETTING FORM EXAMPLE: bad input unless it is one or more words of this form, each once
+    local - word seen=' '
+    set -f # a word may be a pattern of files
+    for word in ${!1}; do
+        [[ $word =~ ^($2)$ && $seen != *" $word "* ]] || { seen=' ' && break; }
+        seen+="$word "
+    done
+    [ "$seen" != ' ' ] || {
+        echo "$0: $1 must be different values with spaces between them, such as '$3', not '${!1}'" >&2
+        exit 2
+    }
+}
+
+lengths() { # LENGTH...: those from 1 to SEQ_LENGTH, each once
     local length found=()
     for length; do
-        [ "$length" -gt "$SEQ_LENGTH" ] || [[ " ${found[*]} " == *" $length "* ]] || found+=("$length")
+        [ "$length" -lt 1 ] || [ "$length" -gt "$SEQ_LENGTH" ] || [[ " ${found[*]} " == *" $length "* ]] || found+=("$length")
     done
     echo "${found[*]}"
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.optional import (
     REQUIREMENTS,
     check_optional_package,
+    installed_version,
     optional_package,
 )
 from tests.evaluation.harness_process import SITES
@@ -81,15 +83,45 @@ def test_what_make_harness_has_made_is_taken(
     assert sys.path[-1] == str(packages)
 
 
+def test_the_version_of_make_harness_is_told_before_it_is_importable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished evaluation states it, and the same command was another: it had none yet."""
+    find = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "lm_eval":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return find(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(optional, "HARNESS", tmp_path)
+    folder = f"lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    packages = tmp_path / folder
+    for name in ("lm_eval", "absent"):
+        (packages / f"{name}-9.8.dist-info").mkdir(parents=True)
+        text = f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.8\n"
+        (packages / f"{name}-9.8.dist-info" / "METADATA").write_text(text)
+    assert installed_version("lm_eval") is None  # `make harness` was interrupted
+    (tmp_path / "installed").touch()
+    assert installed_version("lm_eval") == "9.8"
+    assert installed_version("absent") is None  # nothing else is taken from there
+    assert str(packages) not in sys.path
+
+
 @pytest.mark.skipif(not SITES, reason="there is no .venv/harness: make harness")
 def test_the_harness_beside_this_environment_is_found() -> None:
     program = (
-        "from megatron_ultralong.program.optional import optional_package\n"
-        "print(optional_package('lm_eval', 'x').__file__)"
+        "from megatron_ultralong.program.optional import installed_version, optional_package\n"
+        "print(installed_version('lm_eval'))\n"
+        "print(optional_package('lm_eval', 'x').__file__)\n"
+        "print(installed_version('lm_eval'))"
     )
     command = [sys.executable, "-c", program]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert found.stdout.startswith(SITES[0])
+    before, file, after = found.stdout.splitlines()
+    assert file.startswith(SITES[0])
+    assert before == after != "None"
 
 
 @pytest.mark.usefixtures("without_extras")

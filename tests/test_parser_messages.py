@@ -18,9 +18,14 @@ from megatron_ultralong.config.parser_errors import ELSEWHERE, unknown_flag
 from megatron_ultralong.config.recipes import RECIPES
 from megatron_ultralong.model.shape import MODELS
 from megatron_ultralong.plan.hardware import HARDWARE
-from megatron_ultralong.program.errors import InputError, nearest, slips
+from megatron_ultralong.program.errors import InputError, missing, nearest, slips
 from tests.command_line import refusal
 from tests.edges import flags, parse, parsed_class, with_needed
+
+
+@pytest.mark.parametrize("name", ["nowhere/book.txt", "nowhere/rows.jsonl", "x/a.zst", "x/a.bz2"])
+def test_a_file_that_is_not_there_is_no_name_of_the_hub(name: str) -> None:
+    assert missing(name) == f"{name} does not exist"
 
 
 @pytest.mark.parametrize(
@@ -38,6 +43,7 @@ from tests.edges import flags, parse, parsed_class, with_needed
         (("finetune", "chats"), "perhaps you meant 'sft'"),
         (("--help", "pretrian"), "perhaps you meant 'pretrain'"),
         (("convert", "import", "meta-llama/Llama-3.1-8B", "x"), "Hub is not downloaded: `hf downl"),
+        (("convert", "import", "own/Qwen2.5", "x"), "not downloaded: `hf download own/Qwen2.5"),
         (("convert", "import", "./nowhere", "x"), "model folder nowhere does not exist"),
         (("convert", "merge"), "convert 'merge' is not known; known: import, export"),
         (("pretrain", "llama"), "recipe 'llama' is not known"),

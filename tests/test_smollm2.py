@@ -240,16 +240,13 @@ def test_what_is_set_before_stays() -> None:
     assert int(short["SEQ_LENGTH"]) <= 1024
     assert int(short["TRAIN_ITERS"]) <= 4
     number = re.compile(r"[0-9.]+")
+    lists = ("LENGTHS", "DEPTHS", "MILLION_DEPTHS", "RULER_SHORT", "RULER_LONG", "RULER_TASKS")
+    others = {"GPUS": "4", **dict.fromkeys(lists, "77 99")}
     for words in ((), ("--cpu",)):
         for name, value in settings(*words).items():
             if name not in ("TARGET", "POSITIONS"):
-                other = (
-                    "4"
-                    if name == "GPUS"
-                    else "7777"
-                    if number.fullmatch(value)
-                    else "/other --words"
-                )
+                other = "7777" if number.fullmatch(value) else "/other --words"
+                other = others.get(name, other)
                 assert settings(*words, **{name: other})[name] == other, f"{name} {words}"
 
 

@@ -139,7 +139,8 @@ def test_a_setting_of_the_environment_stays_with_small_values(
     own = {"PATH", "HF_ENDPOINT", "HF_HOME", "HF_HUB_DISABLE_XET", "PET_STANDALONE"}
     names = sorted({*re.findall(r"\b([A-Z][A-Z_]+)=", text)} - own)
     assert len(names) > 20
-    given = {name: "4096" for name in names} | {"WORK": str(tmp_path), "VALID_FRACTION": "0.5"}
+    others = {"WORK": str(tmp_path), "VALID_FRACTION": "0.5", "DEPTHS": "50"}
+    given = {name: "4096" for name in names} | others
     script = SCRIPTS.parent / small.split("/")[0] / "settings.sh"
     prints = "; ".join(f'echo "${name}"' for name in names)
     done = subprocess.run(

@@ -76,6 +76,10 @@ for setting in WORKERS PROMPTS LOSS_ROWS RULER_SAMPLES ANSWER_TOKENS CHECK_TOKEN
     whole_number "$setting" 2 '' # now, not in step 6 or 8
 done
 whole_number PORT 8000 ''
+for setting in LENGTHS RULER_LENGTHS; do
+    different "$setting" "$LENGTH" '131072 262144'
+done
+different DEPTHS "$DEPTH" '0 50 100'
 for setting in RANKS SERVE_RANKS; do
     case "${!setting}" in gpu | cpu | auto) ;; *) whole_number "$setting" 8 '' ;; esac # words of torchrun
 done

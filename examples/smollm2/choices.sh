@@ -17,4 +17,4 @@ cd "$WORK"
 # shellcheck disable=SC2086 # several words
 torchrun --standalone --nproc-per-node 1 -m megatron_ultralong evaluate harness \
     --load "before=$WORK/base" "after=$WORK/run-$TARGET" "tuned=$WORK/tuned-$TARGET" --tasks "$here/choices.yaml" \
-    --micro-batch-size "$CHOICES_BATCH" --output "$WORK/results-$TARGET/choices" $EVALUATE_FLAGS
+    --limit "$CHOICES" --micro-batch-size "$CHOICES_BATCH" --output "$WORK/results-$TARGET/choices" $EVALUATE_FLAGS

@@ -76,6 +76,7 @@ RULER_SHORT=${RULER_SHORT:-4096 8192} RULER_LONG=${RULER_LONG:-16384 32768 65536
 RULER_PROMPTS=${RULER_PROMPTS:-20} # a task and length; half as many of the long ones
 RULER_TASKS=${RULER_TASKS:-niah_single_1 niah_single_2 niah_single_3 niah_multikey_1 niah_multikey_2 \
     niah_multikey_3 niah_multivalue niah_multiquery vt cwe fwe} # qa_1 and qa_2 need data of other places
+CHOICES=${CHOICES:-0} # questions of choices.sh, from the first; 0: all 500
 CHOICES_BATCH=${CHOICES_BATCH:-64} # questions at once, of choices.sh
 EVALUATE_FLAGS=${EVALUATE_FLAGS:-}
 QUESTION=${QUESTION:-What is the capital of France?}
@@ -84,7 +85,14 @@ for setting in WORKERS VERIFY_LENGTH FIRST_LENGTH FIRST_ITERS TRAIN_ITERS MILLIO
     LONGEST_FAR PROMPTS BEFORE_PROMPTS LOSS_ROWS RULER_PROMPTS CHOICES_BATCH ANSWER_TOKENS; do
     whole_number "$setting" 2 '' # now, not in step 5 or 7
 done
-for setting in QUESTIONS FAR_QUESTIONS; do
+for setting in LENGTHS RULER_SHORT RULER_LONG; do
+    different "$setting" "$LENGTH" '8192 16384'
+done
+for setting in DEPTHS MILLION_DEPTHS; do
+    different "$setting" "$DEPTH" '0 50 100'
+done
+different RULER_TASKS "$TASK" 'vt cwe'
+for setting in QUESTIONS FAR_QUESTIONS CHOICES; do
     [ "${!setting}" = 0 ] || whole_number "$setting" 400 ''
 done
 

@@ -12,6 +12,7 @@ from megatron_ultralong.data.rows.manifest import ChatManifest, Manifest
 from megatron_ultralong.data.tokenize.tokenising import load_tokenizer
 from megatron_ultralong.evaluation import finished
 from megatron_ultralong.evaluation.commands import benchmark_of
+from megatron_ultralong.evaluation.harness import task_files
 from megatron_ultralong.evaluation.local.options import FitConfig
 from megatron_ultralong.evaluation.models import facts
 from megatron_ultralong.evaluation.models.interface import check_trained
@@ -34,6 +35,8 @@ _FILES = {
     **dict.fromkeys(("haystack", "essays"), "a text to hide something in"),
     "english_words": "a file of words",
     "include_path": "a folder of tasks",
+    "length_tokenizer": "a folder with a tokenizer",
+    "word_lists": "a folder with nounlist.txt, adjectivelist.txt and verblist.txt",
 }
 """What fields of benchmarks name."""
 
@@ -65,6 +68,8 @@ def check_command(command: Any, num_ranks: int) -> bool:
         elif manifest:  # ids alone are compared, and a model needs no tokenizer
             _check_ids(config.data_path, manifest.tokenizer_sha256, load, folder)
     _check_files(config)
+    if isinstance(config, HarnessConfig):
+        task_files.check_names(config.tasks)
     # A rank sees its own files: which models are left, the main one says when all have met.
     is_rank = under_torchrun() and num_ranks > 1
     if not is_rank and not finished.unfinished(command):

@@ -20,8 +20,10 @@ from megatron_ultralong.evaluation.models.facts import (
     name_and_folder,
     tokenizer_folder,
 )
+from megatron_ultralong.evaluation.results.asked_file import FILE_NAME as ASKED_FILE
+from megatron_ultralong.evaluation.results.asked_file import Asked, read_asked
 from megatron_ultralong.evaluation.results.file import FIX, LOSS_FILE, read_results
-from megatron_ultralong.evaluation.results.result import Result, plain_values
+from megatron_ultralong.evaluation.results.result import plain_values
 from megatron_ultralong.evaluation.retrieval import needle_prompt, passkey_prompt
 from megatron_ultralong.evaluation.ruler import parameters
 from megatron_ultralong.program.aside import files_in
@@ -132,11 +134,10 @@ def unfinished(command: Any) -> tuple[str, ...]:
     wanted: dict[str, dict[str, Any]] = {}
     left: list[str] = []
     for folder, group in groups.items():
-        file = Path(folder) / (LOSS_FILE if name == "loss" else f"{name}.json")
-        if file.is_file():
+        if found := _done(folder, name):
             wanted = wanted or asked(command)
             its = [wanted[name_and_folder(one)[0]] for one in group]
-            _check_same(folder, _read(file, folder, name), its, command)
+            _check_same(folder, found, its, command)
         else:
             check_output(folder)
             left += group
@@ -166,10 +167,24 @@ def _check_unmixed(output: str, num_models: int) -> None:
         )
 
 
-def _read(file: Path, folder: str, name: str) -> tuple[Result, ...]:
-    """The results of a file; an InputError where it is damaged, or does not say what was asked."""
+def _done(folder: str, name: str) -> list[Asked]:
+    """What was asked of each model whose answers are in a folder; empty: there are none.
+
+    Raises:
+        InputError: a file is damaged, or does not say what was asked.
+    """
+    file = Path(folder) / (LOSS_FILE if name == "loss" else f"{name}.json")
+    without_result = Path(folder) / ASKED_FILE
     try:
-        found = read_results(file, "position_loss" if name == "loss" else name)
+        if file.is_file():
+            found = [
+                Asked(one.checkpoint, one.asked, one.model.digest if one.model else "")
+                for one in read_results(file, "position_loss" if name == "loss" else name)
+            ]
+        elif name == "harness" and without_result.is_file():
+            file, found = without_result, [read_asked(without_result)]
+        else:
+            return []
     except InputError as error:
         what = str(error).removesuffix(f": {FIX}").removesuffix(": name another file")
         raise InputError(
@@ -187,7 +202,7 @@ def _read(file: Path, folder: str, name: str) -> tuple[Result, ...]:
 
 
 def _check_same(
-    folder: str, found: Sequence[Result], wanted: Sequence[Mapping[str, Any]], command: Any
+    folder: str, found: Sequence[Asked], wanted: Sequence[Mapping[str, Any]], command: Any
 ) -> None:
     """Raise InputError, with the first difference, where results are those of another command."""
     before: dict[str, Any] = {"checkpoint": [one.checkpoint for one in found]}
@@ -204,13 +219,13 @@ def _check_same(
         )
 
 
-def _other_stamps(one: Result, its: Mapping[str, Any]) -> bool:
+def _other_stamps(one: Asked, its: Mapping[str, Any]) -> bool:
     """Whether the weights alone tell these apart."""
     others = {key for key in {*one.asked, *its} if one.asked.get(key) != its.get(key)}
     return others == {"weights"}
 
 
-def _is_copy(one: Result, name: str, models: Any) -> bool:
+def _is_copy(one: Asked, name: str, models: Any) -> bool:
     """Whether files of weights with other times or names hold what a result was measured with."""
     (load,) = (arg for arg in models.load if name_and_folder(arg)[0] == name)
-    return bool(one.model and is_copy(load, models.precision, one.model.digest))
+    return is_copy(load, models.precision, one.digest)

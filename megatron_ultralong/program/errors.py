@@ -16,6 +16,8 @@ _UNPRINTABLE = re.compile(
     "\ufff9-\ufffb\U000e0000-\U000e007f]"  # annotations and tags
 )
 _COMMANDS = re.compile("[\x1b\x80-\x9f]")
+_FILE_ENDING = re.compile(r"\.[a-z][a-z0-9]{1,7}")
+"""Of ``texts/book.txt``; names of models end in ``.1-8B`` or ``.5``."""
 
 
 def escaped(text: str) -> str:
@@ -112,6 +114,8 @@ def elsewhere(path: object, flags: str = "") -> str:
         return "; nothing is read over the network: download it, and give the file or folder"
     owner, *names = str(path).split("/")
     if len(names) != 1 or not names[0] or owner[:1] in ("", ".") or Path(owner).exists():
+        return ""
+    if _FILE_ENDING.fullmatch(Path(names[0]).suffix):
         return ""
     return (
         f"; a name on the Hugging Face Hub is not downloaded: `hf download {path} {flags}"

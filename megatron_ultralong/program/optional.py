@@ -61,11 +61,24 @@ def check_optional_package(name: str, what: str, otherwise: str = "") -> None:
 
 
 def installed_version(distribution: str) -> str | None:
-    """Version of an installed distribution, None if it is not installed."""
+    """Version of an installed distribution, None if it is not installed.
+
+    That of lm_eval may be the one of ``make harness``, whether it is importable yet or not.
+    """
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
+        if distribution != "lm_eval" or (packages := _of_harness()) is None:
+            return None
+    found = importlib.metadata.distributions(name=distribution, path=[packages])
+    return next((one.version for one in found), None)
+
+
+def _of_harness() -> str | None:
+    """The folder of the packages of ``make harness``, None if it has not been run to its end."""
+    if not (HARNESS / "installed").is_file():
         return None
+    return sysconfig.get_path("purelib", "posix_prefix", vars={"base": str(HARNESS)})
 
 
 def _add_harness(module: str) -> bool:
@@ -73,9 +86,8 @@ def _add_harness(module: str) -> bool:
 
     Its packages come behind those of this environment, as its own ``parent.pth`` has it.
     """
-    packages = sysconfig.get_path("purelib", "posix_prefix", vars={"base": str(HARNESS)})
-    is_made = (HARNESS / "installed").is_file()
-    if not is_made or importlib.machinery.PathFinder.find_spec(module, [packages]) is None:
+    packages = _of_harness()
+    if not packages or importlib.machinery.PathFinder.find_spec(module, [packages]) is None:
         return False
     site.addsitedir(packages)
     importlib.invalidate_caches()

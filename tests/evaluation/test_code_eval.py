@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import tempfile
 import types
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +44,7 @@ def metric(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
         ("mark = program = 1\nassert 'sys' not in globals()", True),
         ("while True:\n    pass", False),
         ("not python", False),
+        ("half = '\ud800'", False),
     ],
 )
 def test_a_program_is_right_when_it_has_come_to_its_end(
@@ -49,3 +52,15 @@ def test_a_program_is_right_when_it_has_come_to_its_end(
 ) -> None:
     # 2 s: a start of Python, on a loaded machine.
     assert metric.passes(program, 2.0) is is_right
+
+
+def test_what_a_program_leaves_is_removed_whatever_it_is(
+    metric: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders in each other, more than Python's own removal goes down, and one that is closed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    nested = "import os\nfor _ in range(3000):\n    os.mkdir('a')\n    os.chdir('a')\n"
+    assert metric.passes(nested, 20.0)
+    closed = "import os\nos.makedirs('a/b')\nos.chmod('a', 0)\nos.symlink('/', 'root')\n"
+    assert metric.passes(closed, 20.0)
+    assert not [*tmp_path.iterdir()]

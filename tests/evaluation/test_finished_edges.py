@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -11,7 +12,10 @@ from typing import Any
 import pytest
 
 from megatron_ultralong.evaluation import commands, finished, loss
+from megatron_ultralong.evaluation.models.facts import model_facts
 from megatron_ultralong.evaluation.options import ModelsConfig
+from megatron_ultralong.evaluation.results.asked_file import Asked, write_asked
+from megatron_ultralong.program.errors import InputError
 from tests.evaluation.test_finished import PASSKEY, change_weights, command, here, inputs, said
 
 __all__ = ["here", "inputs"]
@@ -102,3 +106,27 @@ def test_losses_that_finish_meanwhile_are_compared(
         assert text.endswith("one: already evaluated, see out/loss\n")
     else:
         assert "--output out/loss holds another evaluation: --num-samples was 1, now it" in text
+
+
+def test_an_evaluation_that_has_no_result_is_finished_too(here: Path) -> None:
+    """One of the harness whose scores are none that a result could hold: it was refused."""
+    folder = here / "out" / "two" / "one"
+    folder.mkdir(parents=True)
+    models = ModelsConfig(load=("one=hf", "other=base"))
+    config = commands.FLAGS["harness"](tasks=("own",), output="out/two")
+    line = commands.HarnessCommand(models, config)
+    asked = finished.asked(line)["one"]
+    write_asked(folder, Asked("one", asked, model_facts("one=hf", "bf16").record.digest))
+    assert finished.unfinished(line) == ("other=base",)
+    os.utime(here / "hf" / "model.safetensors", ns=(0, 0))
+    assert finished.unfinished(line) == ("other=base",), "weights of the same contents"
+    other = dataclasses.replace(line, harness=dataclasses.replace(config, limit=3))
+    with pytest.raises(InputError, match="holds another evaluation: --limit was 0, now it is 3"):
+        finished.unfinished(other)
+    (folder / "asked.json").write_text("{}")
+    with pytest.raises(InputError, match=r"asked\.json: key checkpoint is missing: restore the"):
+        finished.unfinished(line)
+    with pytest.raises(InputError, match="holds 1 entries"):  # it is of the harness alone
+        finished.unfinished(
+            commands.PasskeyCommand(models, commands.FLAGS["passkey"](output="out/two"))
+        )

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from megatron_ultralong.evaluation import commands, contents, finished
+from megatron_ultralong.evaluation.harness.task_files import check_names
+from megatron_ultralong.program.errors import InputError
 
 BEFORE, AFTER = '{"q": 1}', '{"q": 2}'
 
@@ -137,6 +139,18 @@ def test_what_nobody_can_tell_is_never_the_same(text: str, asked: Callable[[], A
 def test_names_of_the_hub_are_the_same(text: str, asked: Callable[[], Any]) -> None:
     write("tasks/mine.yaml", text)
     assert asked() == asked()
+
+
+def test_two_tasks_of_one_name_are_refused_since_the_harness_asks_the_last() -> None:
+    for path in ("mine.yaml", "copy/other.yaml", "copy/group.yaml"):
+        key = "group" if "group" in path else "task"
+        write(path, f"include: {'../' * path.count('/')}common\n{key}: mine")
+    write("common", "task: common")
+    write("odd.yaml", "task: [")
+    check_names(["mine.yaml", "./mine.yaml", "gsm8k", "odd.yaml", "none.yaml", "common"])
+    for other in ("copy/other.yaml", "copy/group.yaml", "mine"):
+        with pytest.raises(InputError, match=rf"mine\.yaml and {other} are both called 'mine'"):
+            check_names(["mine.yaml", "gsm8k", other])
 
 
 def test_copies_of_data_sets_count_under_their_names() -> None:

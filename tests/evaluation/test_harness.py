@@ -28,6 +28,7 @@ from megatron_ultralong.checkpoint.convert.verbs import export_checkpoint, impor
 from megatron_ultralong.checkpoint.disk.metadata import load_metadata, save_metadata
 from megatron_ultralong.config.convert import ExportConfig, ImportConfig
 from megatron_ultralong.config.parallel import ParallelConfig
+from megatron_ultralong.evaluation.results.asked_file import read_asked
 from megatron_ultralong.evaluation.results.file import read_result
 from megatron_ultralong.model import yarn
 from tests.docs.blocks import ROOT
@@ -271,6 +272,7 @@ def test_a_run_without_a_share_is_kept(folder: Path, runs: Runs) -> None:
     values = json.loads((folder / "odd" / "lm_eval" / "results.json").read_text())
     assert values["results"]["odd"]["difference,none"] == -1.5
     assert not (folder / "odd" / "harness.json").exists()
+    assert read_asked(folder / "odd" / "asked.json").asked["tasks"] == ["odd"]
 
 
 def _status(arguments: list[str]) -> tuple[int, str]:

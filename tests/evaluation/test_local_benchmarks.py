@@ -251,6 +251,8 @@ def test_bad_local_copies_are_refused(subject, lv_eval_data, infinite_data, tmp_
     for changes, message in (
         ({"data": ""}, "--data is needed"),
         ({"tasks": ("cmrc",)}, "task 'cmrc' is not known; perhaps you meant 'cmrc_mixup'; known"),
+        ({"length_levels": ("16k", "16k")}, r"length_levels must be different levels, not \['16k"),
+        ({"length_levels": ()}, r"length_levels must be different levels, not \[\]"),
         ({"length_levels": ("1m",)}, r"length_levels \['1m'\] must be among 16k"),
         ({"length_levels": ("64k",)}, r"has no cmrc_mixup_64k\.jsonl and no cmrc_mixup/cmrc"),
         ({"max_length": 4096}, r"--max-length \(4096 tokens\) is beyond the 512 positions"),

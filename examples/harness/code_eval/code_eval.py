@@ -32,9 +32,28 @@ os._exit(0)
 program can also leave with status 0 before its tests."""
 
 
+@contextlib.contextmanager
+def new_folder():
+    """A folder for a program, and removed after it, whatever stands in it.
+
+    Python's own ``TemporaryDirectory`` ends in an error where thousands of folders stand in each
+    other.
+    """
+    folder = tempfile.mkdtemp()
+    try:
+        yield folder
+    finally:
+        for command in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
+            subprocess.run([*command, "--", folder], stderr=subprocess.DEVNULL, check=False)
+
+
 def passes(program: str, timeout: float) -> bool:
     """Whether Python runs ``program`` to its end, not only with status 0."""
     mark = secrets.token_hex(16).encode()
+    try:
+        text = program.encode()
+    except UnicodeEncodeError:  # half of a character, which no file of Python holds
+        return False
     reader, writer = os.pipe()
     os.set_blocking(reader, False)  # what the program has started may hold the other end
 
@@ -43,7 +62,7 @@ def passes(program: str, timeout: float) -> bool:
         resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_BYTES, MAX_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
-    with tempfile.TemporaryDirectory() as folder, open(reader, "rb", buffering=0) as marks:
+    with new_folder() as folder, open(reader, "rb", buffering=0) as marks:
         with open(writer, "wb", buffering=0):
             process = subprocess.Popen(
                 [sys.executable, "-I", "-c", CHILD, str(writer)],
@@ -57,7 +76,7 @@ def passes(program: str, timeout: float) -> bool:
                 start_new_session=True,
             )
         try:
-            process.communicate(mark + b"\n" + program.encode(), timeout=timeout)
+            process.communicate(mark + b"\n" + text, timeout=timeout)
         except subprocess.TimeoutExpired:
             return False
         finally:

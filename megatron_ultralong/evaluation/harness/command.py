@@ -23,6 +23,7 @@ from megatron_ultralong.evaluation.models.interface import LanguageModel, Scores
 from megatron_ultralong.evaluation.models.language_models import Subject
 from megatron_ultralong.evaluation.models.replicas import Replicas
 from megatron_ultralong.evaluation.options import WITHOUT_TEMPLATE, HarnessConfig
+from megatron_ultralong.evaluation.results.asked_file import Asked, write_asked
 from megatron_ultralong.evaluation.results.result import KINDS, Result
 from megatron_ultralong.generation.early_checks import check_template
 from megatron_ultralong.generation.folder_tokenizer import FolderTokenizer
@@ -97,6 +98,9 @@ def evaluate_harness(config: HarnessConfig, subject: Subject[LanguageModel]) -> 
         notes = _notes(config, model, subject.tokenizer, results)
         scores = list(harness_results.cells(results))
         if not scores:
+            if journal.folder is not None:
+                about = (subject.model.name, subject.asked, subject.facts.record.digest)
+                write_asked(journal.folder, Asked(*about))
             tell(
                 f"warning: --tasks {' '.join(config.tasks)}: none of the scores is a share or "
                 "perplexity that this project knows, so there is no table and no harness.json: "

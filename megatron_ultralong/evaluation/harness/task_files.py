@@ -4,6 +4,7 @@ They count with the files that they include, the Python files of their functions
 Not counted is what that Python reads, and what a data set of the hub holds beside its name.
 """
 
+import contextlib
 import glob
 import os
 import re
@@ -45,6 +46,30 @@ def named(tasks: Iterable[str], data: str) -> list[str]:
             for task in tasks
         )
     )
+
+
+def check_names(tasks: Iterable[str]) -> None:
+    """Check that no two of ``--tasks`` are called the same: the harness would ask the last alone.
+
+    A file that cannot be read is not told here: the harness says why.
+
+    Raises:
+        InputError: two are; the message names both.
+    """
+    seen: dict[str, str] = {}
+    for task in tasks:
+        name = task
+        if task.endswith(TASK_FILE) and os.path.isfile(task):
+            with contextlib.suppress(InputError):
+                values = _with_included(Path(os.path.abspath(task)), [], ())
+                stated = values.get("group", values.get("task"))
+                name = stated if isinstance(stated, str) else task
+        if os.path.realpath(other := seen.setdefault(name, task)) != os.path.realpath(task):
+            raise InputError(
+                f"--tasks {other} and {task} are both called {name!r}, and the harness asks one "
+                "task of a name, the last: change the name in one of the files (task: ...), or "
+                "evaluate them one after the other"
+            )
 
 
 def contents_below(folder: Path, data: str) -> str:

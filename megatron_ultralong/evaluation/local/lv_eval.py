@@ -7,7 +7,7 @@ are comparable only so.
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from megatron_ultralong.evaluation.local.options import CutConfig
 from megatron_ultralong.generation.prompt_template import PromptTemplate
@@ -45,6 +45,7 @@ class LvEvalConfig(CutConfig):
     """LV-Eval's eleven sets from a local copy."""
 
     TASKS = tuple(DATA_SETS)
+    DIFFERENT: ClassVar = {"length_levels": "levels"}
 
     data: Annotated[str, Required("the folder with upstream's files")] = ""
     """Folder with upstream's files: hotpotwikiqa_mixup_16k.jsonl, or the same in a folder with the
@@ -59,7 +60,7 @@ class LvEvalConfig(CutConfig):
     def check(self) -> None:
         """Raise InputError where a field is missing or out of range."""
         super().check()
-        if not self.length_levels or {*self.length_levels} - {*LEVELS}:
+        if {*self.length_levels} - {*LEVELS}:
             raise InputError(
                 f"length_levels {list(self.length_levels)} must be among {', '.join(LEVELS)}"
             )

@@ -93,10 +93,9 @@ def conditions(measurement: Measurement) -> dict[str, str]:
         found["run by"] = f"{model.engine}, {model.precision}"
     found["trained positions"] = f"{result.max_positions:,}"
     found["samples"] = _samples(result)
-    if result.kind.rows == "tasks":
-        asked = _asked(result)
-        cut = int(sum(cell.figures.get("num_truncated", 0) for cell in asked))
-        found["truncated prompts"] = f"{cut:,} of {sum(cell.num_samples for cell in asked):,}"
+    if cut := [cell for cell in _asked(result) if _TRUNCATED in cell.figures]:
+        num_cut = int(sum(cell.figures[_TRUNCATED] for cell in cut))
+        found["truncated prompts"] = f"{num_cut:,} of {sum(cell.num_samples for cell in cut):,}"
     for name, value in result.config.items():
         if name not in _OF_THE_RUN:
             found[f"--{name.replace('_', '-')}"] = _shown(value)
@@ -117,10 +116,22 @@ def _samples(result: Result) -> str:
     return f"{counts(result)} {what} a cell, {total:,} in all"
 
 
+_TRUNCATED = "num_truncated"
+"""The figure of cells; of the harness a note says how many."""
+
+
 def _asked(result: Result) -> list[ScoreCell]:
-    """Cells of samples of their own: not a second score of the same ones."""
-    has_scores = result.kind.columns == "scores"
-    return [c for c in result.cells if not has_scores or c.column == result.columns[0]]
+    """Cells of samples of their own: not a second score of the same ones.
+
+    Of scores, the cell of each row that has most samples: rows may have different scores.
+    """
+    if result.kind.columns != "scores":
+        return list(result.cells)
+    of_row: dict[str, ScoreCell] = {}
+    for cell in result.cells:
+        if cell.row not in of_row or cell.num_samples > of_row[cell.row].num_samples:
+            of_row[cell.row] = cell
+    return list(of_row.values())
 
 
 def _shown(value: Any) -> str:

@@ -2,6 +2,8 @@
 
 import base64
 import dataclasses
+import itertools
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,6 +26,8 @@ _PIXELS_A_DOT = 0.8
 """A picture's letters are then as large as the page's."""
 _LONG = 11
 """Letters of a word from which on it may be broken anywhere, so that it fits a phone."""
+_LONGEST_NAME = 200
+"""Letters of a file's name; a disk takes 255, with ``.png``."""
 _OF_THE_CHECKPOINT = {"checkpoint", "folder", "model", "trained positions", "date", "file"}
 """Conditions in which checkpoints differ from each other anyway."""
 _BEST = (
@@ -156,12 +160,22 @@ def write_report(report: Report, folder: str | Path) -> Path:
         InputError: the folder holds something.
     """
     with output.output_folder(folder, "evaluate report") as made:
-        for section in report.sections:
-            for picture in section.pictures:
-                (made.path / f"{picture.name}.png").write_bytes(picture.png)
+        for name, picture in _file_names(report).items():
+            (made.path / name).write_bytes(picture.png)
         (made.path / "index.html").write_text(report_page(report), encoding="utf-8")
         write_json(made.path / "report.json", "report", _values(report))
     return Path(folder) / "index.html"
+
+
+def _file_names(report: Report) -> dict[str, Picture]:
+    """Pictures by names that files can have: scores of the harness are called as a task likes."""
+    found: dict[str, Picture] = {}
+    for picture in (one for section in report.sections for one in section.pictures):
+        name = re.sub(r"[^\w.()@+-]+", "-", picture.name, flags=re.ASCII)[:_LONGEST_NAME]
+        others = (f"{name}-{number}.png" for number in itertools.count(2))
+        choices = itertools.chain([f"{name}.png"], others)
+        found[next(one for one in choices if one not in found)] = picture
+    return found
 
 
 def _values(report: Report) -> dict[str, Any]:

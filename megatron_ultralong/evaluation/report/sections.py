@@ -15,6 +15,7 @@ from megatron_ultralong.evaluation.results import interval, style
 from megatron_ultralong.evaluation.results.pictures import loss_picture, retrieval_picture
 from megatron_ultralong.evaluation.results.result import (
     LOSS,
+    LOWER_DIGITS,
     LOWER_IS_BETTER,
     Result,
     ScoreCell,
@@ -155,12 +156,12 @@ class TaskSection:
         means = list(map(interval.column_estimate, self.results, columns))
         asked = [r.by_column.get(c, []) for r, c in zip(self.results, columns, strict=True)]
         tasks = {frozenset(cell.row for cell in its) for its in asked if its}
-        texts = [str(mean or "") for mean in means]
+        texts = [f"{mean:{_form(name)}}" if mean else "" for mean in means]
         return self._line(first, name, means, texts, are_comparable=len(tasks) < 2)
 
     def _means(self) -> table.ReportTable:
         numbers = [len(result.rows) for result in self.results]
-        note = f"Of {counted(numbers[0], 'task')}; in brackets the 95 % interval."
+        note = f"Of {self._tasks_of_means()}; in brackets the 95 % interval."
         if len({frozenset(result.rows) for result in self.results}) > 1:
             note = (
                 f"Of different tasks, {', '.join(map(str, numbers))} of them: these means cannot "
@@ -173,6 +174,17 @@ class TaskSection:
             note=note,
         )
 
+    def _tasks_of_means(self) -> str:
+        """How many tasks each mean is of: ``2 tasks``, or ``2 tasks (acc), 1 task (acc_norm)``."""
+        found: dict[int, list[str]] = {}
+        for name in self.names:
+            cells = (result.by_column.get(self.column(result, name)) for result in self.results)
+            number = max(len(of_column or ()) for of_column in cells)
+            found.setdefault(number, []).append(column_title(name))
+        if len(found) == 1:
+            return counted(next(iter(found)), "task")
+        return ", ".join(f"{counted(k, 'task')} ({', '.join(its)})" for k, its in found.items())
+
     def _by_task(self) -> table.ReportTable:
         is_one = self.names == [_LIMIT]
         rows: list[tuple[table.Cell, ...]] = []
@@ -181,7 +193,7 @@ class TaskSection:
             if any(scores):
                 metric = next(r.metrics[task] for r in self.results if task in r.metrics)
                 first = [task, metric, *([] if is_one else [column_title(name)])]
-                texts = [f"{score.value:.1f}" if score else "" for score in scores]
+                texts = [f"{score.value:{_form(name)}}" if score else "" for score in scores]
                 rows.append(self._line(first, name, scores, texts))
         has_mean = is_one and len(rows) > 1
         labels = [result.checkpoint for result in self.results]
@@ -228,10 +240,15 @@ class TaskSection:
         drawn: list[table.Picture] = []
         for column in self.names:
             of_column = "" if is_single else f", {column_title(column)}"
-            suffix = "" if is_single else f"-{column.replace(' ', '-')}"
+            suffix = "" if is_single else f"-{column}"
             draw = partial(_draw_bars, f"{title}{of_column}", self, column)
             drawn += table.picture(f"{name}{suffix}", f"{title}{of_column}", self.results, draw)
         return tuple(drawn)
+
+
+def _form(column: str) -> str:
+    """How scores of a column are written."""
+    return f".{LOWER_DIGITS if column in LOWER_IS_BETTER else 1}f"
 
 
 def _order(column: str) -> int:
@@ -273,7 +290,7 @@ def _draw_bars(title: str, section: TaskSection, column: str, file: Any) -> None
         its = {"color": style.line_style(k)[0], "label": style.label(result.checkpoint)}
         drawn = axes.barh([*known], [*known.values()], height=0.9 * height, **its)
         if rows <= _MOST_NUMBERED_BARS:
-            axes.bar_label(drawn, fmt="%.1f", padding=3, fontsize=8, color=style.INK)
+            axes.bar_label(drawn, fmt=f"%{_form(column)}", padding=3, fontsize=8, color=style.INK)
     if column not in LOWER_IS_BETTER:
         axes.set_xlim(0, 106)
     axes.set_yticks(range(len(tasks)), [*map(style.short, tasks)])
@@ -323,10 +340,8 @@ def sections(
 
 
 def _effective(result: Result, threshold: float) -> str:
-    columns = sorted(result.columns, key=lambda column: int(column.removesuffix("k")))
-    found = [
-        (column_title(c), one) for c in columns if (one := interval.column_estimate(result, c))
-    ]
+    estimates = ((c, interval.column_estimate(result, c)) for c in result.columns)
+    found = [(column_title(c), one) for c, one in estimates if one]
     return interval.effective_length(found, threshold)
 
 

@@ -98,7 +98,7 @@ class Picture:
     """A PNG."""
 
     name: str
-    """Of its file, without the ending."""
+    """Of its file, without the ending except for signs that no name of a file has."""
     png: bytes
     narrow_png: bytes
     """The same for a phone."""

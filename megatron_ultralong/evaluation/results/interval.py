@@ -36,10 +36,14 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
+    def __format__(self, form: str) -> str:
+        """``90.0 [88.1, 91.7]`` by ``.1f``; without an interval where there is none."""
+        interval = f" [{self.low:{form}}, {self.high:{form}}]" if math.isfinite(self.low) else ""
+        return f"{self.value:{form}}{interval}"
+
     def __str__(self) -> str:
-        """``90.0 [88.1, 91.7]``; without an interval where there is none."""
-        interval = f" [{self.low:.1f}, {self.high:.1f}]" if math.isfinite(self.low) else ""
-        return f"{self.value:.1f}{interval}"
+        """``90.0 [88.1, 91.7]``."""
+        return f"{self:.1f}"
 
     def __sub__(self, other: "Estimate") -> "Estimate":
         """The difference, as of different questions."""

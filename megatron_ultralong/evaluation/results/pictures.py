@@ -1,7 +1,7 @@
 """Results as pictures: loss by position, maps of scores in the field's colours."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from megatron_ultralong.evaluation.results import style
 from megatron_ultralong.evaluation.results.interval import Estimate, cell_estimate
-from megatron_ultralong.evaluation.results.result import Result
+from megatron_ultralong.evaluation.results.result import LOWER_DIGITS, LOWER_IS_BETTER, Result
 from megatron_ultralong.evaluation.results.tables import column_title, token_count
 from megatron_ultralong.program.aside import whole
 from megatron_ultralong.program.errors import counted
@@ -151,14 +151,18 @@ def _retrieval_map(
 
 
 def task_picture(result: Result, path: Path | BinaryIO) -> None:
-    """Scores as a map, PNG: x length, y task and the mean below, red 0 to green 100."""
+    """Scores as a map, PNG: x length, y task and the mean below, red 0 to green 100.
+
+    What is not of 100, and better when lower, has no colour.
+    """
     columns, tasks = result.columns, result.rows
+    lower = {x for x, column in enumerate(columns) if column in LOWER_IS_BETTER}
     scores = [[result.score(task, column) for column in columns] for task in tasks]
     scores.append([result.mean(column) for column in columns])
     size = (min(max(0.75 * len(columns) + 2.6, 5.0), 14.0), 0.36 * len(scores) + 1.3)
     figure = new_figure(*size, dpi=style.DPI)
     axes: Any = figure.subplots()
-    image = _score_map(axes, scores, "#e5e7eb", digits=1)
+    image = _score_map(axes, scores, "#e5e7eb", digits=1, uncoloured=lower)
     axes.spines[:].set_visible(False)
     axes.tick_params(labelsize=9, length=0, labelcolor=style.INK)
     axes.set_xticks(
@@ -173,16 +177,29 @@ def task_picture(result: Result, path: Path | BinaryIO) -> None:
     if 0 < inside < len(columns):
         axes.axvline(inside, color="black", linewidth=2.5)
         title += f"; line: trained for {result.max_positions:,} positions"
+    if lower:
+        title += "; grey: not of 100, better when lower"
     style.set_title(axes, title)
-    _colour_bar(figure, image, axes, "score (of 100)")
+    if len(lower) < len(columns):
+        _colour_bar(figure, image, axes, "score (of 100)")
     style.save(figure, path)
 
 
 def _score_map(
-    axes: Any, scores: Sequence[Sequence[float | None]], nothing: str, digits: int | None
+    axes: Any,
+    scores: Sequence[Sequence[float | None]],
+    nothing: str,
+    digits: int | None,
+    uncoloured: Collection[int] = (),
 ) -> Any:
-    """Cells from red 0 to green 100, with their scores in them; ``digits`` None: without."""
-    values = [[math.nan if score is None else score for score in line] for line in scores]
+    """Cells from red 0 to green 100, with their scores in them; ``digits`` None: without.
+
+    Columns with the numbers ``uncoloured`` have the colour ``nothing``, as has what was not asked.
+    """
+    values = [
+        [math.nan if score is None or x in uncoloured else score for x, score in enumerate(line)]
+        for line in scores
+    ]
     axes.set_facecolor(nothing)  # where there is no score
     colours = {"cmap": matplotlib.colormaps["RdYlGn"], "vmin": 0, "vmax": 100}
     image = axes.pcolormesh(values, edgecolors="white", linewidth=1.0, **colours)
@@ -190,10 +207,12 @@ def _score_map(
     for y, line in enumerate(scores if digits is not None else ()):
         for x, score in enumerate(line):
             if score is not None:
-                dark = score < 12 or score > 92  # the ends of the colour map need white ink
+                # the ends of the colour map need white ink
+                dark = x not in uncoloured and (score < 12 or score > 92)
                 ink = {"fontsize": 8, "color": "white" if dark else style.INK}
                 middle = {"ha": "center", "va": "center"}
-                axes.text(x + 0.5, y + 0.5, f"{score:.{digits}f}", **middle, **ink)
+                text = f"{score:.{LOWER_DIGITS if x in uncoloured else digits}f}"
+                axes.text(x + 0.5, y + 0.5, text, **middle, **ink)
     return image
 
 

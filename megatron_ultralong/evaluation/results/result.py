@@ -28,6 +28,8 @@ LOWER_IS_BETTER = frozenset(
     | {"brier_score", "ter"}
 )
 """Columns whose scores are better when lower, and not of 100."""
+LOWER_DIGITS = 3
+"""Digits of these scores behind the point: bits per byte of two models differ by hundredths."""
 _MOST_SCORES = 100_000
 """Different scores of the samples of a cell: the bootstrap draws thousands of counts of each."""
 _ROUNDING = 1e-6
@@ -183,6 +185,11 @@ KINDS = {
 _LENGTH = re.compile(r"[1-9][0-9]{0,14}k?")
 
 
+def length_of(column: str) -> int:
+    """The number of a column that is a length: ``4096 -> 4096`` tokens, ``16k -> 16`` (words)."""
+    return int(column.removesuffix("k"))
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """Scores of one checkpoint on one benchmark."""
@@ -219,7 +226,7 @@ class Result:
             raise ValueError(f"two cells of one row and column, {row!r} and {column!r}")
         datetime.datetime.fromisoformat(self.date)
         if self.kind.columns != "scores":
-            for column in self.columns:
+            for column in dict.fromkeys(cell.column for cell in self.cells):
                 if not _LENGTH.fullmatch(column):
                     raise ValueError(f"column {column!r} is not a length such as 4096 or 16k")
         empty = [cell for cell in self.cells if cell.score is None]
@@ -263,7 +270,7 @@ class Result:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns in the order they were asked."""
+        """Lengths ascending; other columns in the order they were asked."""
         return tuple(self.by_column)
 
     @property
@@ -292,11 +299,13 @@ class Result:
 
     @functools.cached_property
     def by_column(self) -> dict[str, list[ScoreCell]]:
-        """Cells by their column, in the order they were asked."""
+        """Cells in the order they were asked, by their columns, whose order is :attr:`columns`'."""
         found: dict[str, list[ScoreCell]] = {}
         for cell in self.cells:
             found.setdefault(cell.column, []).append(cell)
-        return found
+        # One task may have lengths that the task before it has not.
+        order = found if self.kind.columns == "scores" else sorted(found, key=length_of)
+        return {column: found[column] for column in order}
 
     def cell(self, row: str, column: str) -> ScoreCell | None:
         """Samples of one row and column; None where there are none."""
@@ -308,8 +317,13 @@ class Result:
         return cell.score if cell else None
 
     def is_beyond(self, column: str) -> bool:
-        """Whether a column's length is beyond the positions that the checkpoint was trained for."""
-        return column.isdecimal() and int(column) > self.max_positions
+        """Whether a column's length is beyond the positions that the checkpoint was trained for.
+
+        The end of a bin may be, where no question in it is: longer ones were not allowed.
+        """
+        is_exact = self.kind.rows != "tasks"
+        may_be = is_exact or self.config.get("beyond_trained_positions", True)
+        return bool(may_be) and column.isdecimal() and int(column) > self.max_positions
 
     def mean(self, column: str | None = None) -> float | None:
         """Mean of the rows' scores, of one column or over the columns' means."""

@@ -5,7 +5,12 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from megatron_ultralong.evaluation.results.result import Result, perplexity
+from megatron_ultralong.evaluation.results.result import (
+    LOWER_DIGITS,
+    LOWER_IS_BETTER,
+    Result,
+    perplexity,
+)
 from megatron_ultralong.program.errors import counted
 
 _WIDTH = 60
@@ -56,22 +61,32 @@ def score_table(result: Result) -> Table:
         table.add_column("depth", justify="right")
         columns = list(map(str, result.lengths))
     else:
-        table.caption = f"score of 100, {counted(counts(result), 'question')} a cell"
+        table.caption = f"{_unit(result)}, {counted(counts(result), 'question')} a cell"
         table.add_column("task")
         table.add_column("metric", style="dim")
     for column in columns:
         title = f"{int(column):,}" if is_grid else column_title(column)
         style = "red" if result.is_beyond(column) else ""
         table.add_column(title, justify="right", style=style)
-    digits = 0 if is_grid else 1
+    digits = [0 if is_grid else LOWER_DIGITS if c in LOWER_IS_BETTER else 1 for c in columns]
     for row in result.depths if is_grid else result.rows:
         label = [f"{float(row):g} %"] if is_grid else [row, result.metrics[row]]
-        table.add_row(*label, *(figure(result.score(row, c), digits) for c in columns))
+        scores = [result.score(row, column) for column in columns]
+        table.add_row(*label, *map(figure, scores, digits))
     table.add_section()
     label = ["all"] if is_grid else ["mean", ""]
     means = [result.pooled(None, [c]) if is_grid else result.mean(c) for c in columns]
-    table.add_row(*label, *(figure(mean, digits) for mean in means))
+    table.add_row(*label, *map(figure, means, digits))
     return table
+
+
+def _unit(result: Result) -> str:
+    """What scores of tasks are: of 100, and better when higher, unless their column says more."""
+    lower = [column for column in result.columns if column in LOWER_IS_BETTER]
+    if not lower:
+        return "score of 100"
+    which = f"{', '.join(lower)} (not of 100) better when lower"
+    return which if len(lower) == len(result.columns) else f"score of 100; {which}"
 
 
 def figure(score: float | None, digits: int = 0) -> str:

@@ -88,8 +88,9 @@ def read_essays(file: str) -> str:
         else:
             text = read_text(path)
     except (ValueError, KeyError, TypeError) as error:
+        why = error if isinstance(error, InputError) else repr(error)
         raise InputError(
-            f"--essays {path} cannot be read ({error!r}): give a JSON file with the key 'text', as "
+            f"--essays {path} cannot be read ({why}): give a JSON file with the key 'text', as "
             "upstream's PaulGrahamEssays.json, or a text file in UTF-8"
         ) from error
     if not isinstance(text, str) or not text.strip():

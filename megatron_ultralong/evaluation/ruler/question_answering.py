@@ -11,7 +11,7 @@ import numpy as np
 from megatron_ultralong.evaluation.ruler.fitting import Builder
 from megatron_ultralong.evaluation.ruler.parameters import DOCUMENT, FAMILIES, MAX_BYTES, Release
 from megatron_ultralong.generation.prompt_tokenizer import IdArray, PromptTokenizer, Turn
-from megatron_ultralong.program.errors import ClosedFileError, InputError
+from megatron_ultralong.program.errors import ClosedFileError, InputError, shown
 from megatron_ultralong.program.json_file import read_json_value
 
 
@@ -86,17 +86,28 @@ def read_documents(dataset: str, file: str, tokenizer: PromptTokenizer) -> Docum
     }[dataset]
     try:
         documents, questions = read(read_json_value(Path(file), max_bytes=MAX_BYTES))
+        _check_texts(documents, questions)
     except ClosedFileError:
         raise
-    except (InputError, ValueError, KeyError, TypeError) as error:
+    except (InputError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = error if isinstance(error, InputError) else repr(error)
         raise InputError(
-            f"--{dataset} {file} cannot be read ({error!r}): give the file {name}, or one in its "
-            "format"
+            f"--{dataset} {file} cannot be read ({why}): give the file {name}, or one in its format"
         ) from error
     if not questions:
         raise InputError(f"--{dataset} {file} holds no question that can be answered")
     costs = tokenizer.count([f"Document 1000:\n{text}\n\n" for text in documents])
     return Documents(documents, questions, costs)
+
+
+def _check_texts(documents: Sequence[Any], questions: Sequence[OpenQuestion]) -> None:
+    """Raise InputError where a document, a question or an answer is not a text, or absent."""
+    for number, one in enumerate(questions, 1):
+        if not one.answers:
+            raise InputError(f"question {number} has no answer, and is not called impossible")
+        for text in (one.query, *one.answers, *(documents[k] for k in one.documents)):
+            if not isinstance(text, str):
+                raise InputError(f"question {number} has {shown(text)} in the place of a text")
 
 
 def _squad(data: Any) -> tuple[list[str], list[OpenQuestion]]:

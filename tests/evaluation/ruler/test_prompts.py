@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -148,3 +150,29 @@ def test_bad_files_and_lengths_are_refused(config, tokenizer, tmp_path):
             RulerSamples(dataclasses.replace(config, **changes), tokenizer).check()
     with pytest.raises(InputError, match=r"vt at length 256: 226 tokens are too few for a prompt"):
         RulerSamples(config, tokenizer).sample("vt", 256, 0)
+
+
+SQUAD = {
+    "a number as an answer": (lambda part: part["qas"][1].update(answers=[{"text": 5}]), "has 5"),
+    "a list as a question": (lambda part: part["qas"][1].update(question=["q"]), r"has \['q'\] in"),
+    "no answer": (lambda part: part["qas"][1].update(answers=[]), "question 1 has no answer"),
+    "no object": (lambda part: part.update(qas=[[1]]), "has no attribute 'get'"),
+    "half a character": (lambda part: part.update(context="\ud800"), "is not JSON"),
+}
+"""What is changed in the first paragraph, and what the message says of it."""
+
+
+@pytest.mark.parametrize("damage", SQUAD)
+def test_questions_that_are_no_texts_are_told_before_they_are_asked(
+    config, tokenizer, tmp_path, damage
+):
+    """Answers that are numbers ended the evaluation in a trace, after the model's first answer."""
+    change, message = SQUAD[damage]
+    values = json.loads(Path(config.squad).read_text())
+    change(values["data"][0]["paragraphs"][0])
+    (tmp_path / "bad.json").write_text(json.dumps(values))
+    changed = dataclasses.replace(config, tasks=("qa_1",), squad=str(tmp_path / "bad.json"))
+    told = rf"--squad .*bad\.json cannot be read \(.*{message}"
+    with pytest.raises(InputError, match=told) as found:
+        RulerSamples(changed, tokenizer).check()
+    assert "InputError" not in str(found.value)
