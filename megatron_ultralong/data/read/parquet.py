@@ -150,7 +150,8 @@ def _lost(num_rows: int, what: str) -> Record:
 def _size(metadata: Any, columns: list[str]) -> int:
     """Bytes of the columns of a row group before compression, as it says."""
     chunks = [metadata.column(i) for i in range(metadata.num_columns)]
-    own = [c for c in chunks if c.path_in_schema.split(".")[0] in columns]
+    first = tuple(f"{name}." for name in columns)  # a name may have a dot itself
+    own = [c for c in chunks if f"{c.path_in_schema}.".startswith(first)]
     return max(1, sum(int(chunk.total_uncompressed_size) for chunk in own))
 
 
