@@ -24,6 +24,7 @@ from megatron_ultralong.data.read.reading import DocumentReader
 from megatron_ultralong.data.read.sources import (
     FoundFiles,
     Source,
+    check_names,
     find_files,
     parse_sources,
     warn_of_output,
@@ -123,6 +124,7 @@ def _plan(config: PrepareConfig, sources: tuple[Source, ...]) -> _Plan:
     if lost := engines.lost_letters(chosen.tokenizer):
         _say(lost)
     found = [find_files(source, config.reading) for source in sources]
+    check_names([part for its in found for part in its.files])
     for its in found:
         DocumentReader(its.source, config.reading, its.files).check_first_records()
     shards = plan_shards(found)
