@@ -13,7 +13,6 @@ from megatron_ultralong.data.pack.packing import Int64Array, RowPlan
 from megatron_ultralong.data.pack.sampling import BoolArray, Float64Array
 from megatron_ultralong.data.rows.manifest import InputSummary, SourceShare
 from megatron_ultralong.data.store.documents import DocumentStore
-from megatron_ultralong.program.errors import counted
 
 TOLERANCE = 0.001
 """What a source's tokens may be off by, where whole documents allow it: 1 in 1,000."""
@@ -201,8 +200,8 @@ def _lost(config: PrepareConfig, found: InputSummary) -> str:
         is_dropped = config.separator_in_text == "drop"
         others = ", or hold the separator" if is_dropped else ", or have no tokens"
     return (
-        f"source {found.name!r} has none of the training tokens: its "
-        f"{counted(found.num_documents, 'document')} are equal to earlier ones, of sources before "
+        f"source {found.name!r} has none of the training tokens: all its documents "
+        f"(number: {found.num_documents:,}) are equal to earlier ones, of sources before "
         f"it or its own{others}; name it before them, or leave it out"
     )
 
