@@ -94,7 +94,8 @@ def test_a_source_of_copies_alone_is_warned_of(
     assert (share.share_asked, share.share) == (0, 0)
     assert re.fullmatch(
         r"source 'again' has none of the training tokens: all its documents \(number: 31\) are "
-        r"equal to earlier ones, of sources before it or its own; name it before them, or leave it out",
+        r"equal to earlier ones, of sources before it or its own; name it before them, or leave it "
+        r"out",
         share.warning,
     )
     assert f"warning: {share.warning}\n" in capsys.readouterr().err
