@@ -166,7 +166,8 @@ def check_same_rows(
     path = root / DATA_FILE
     if not path.is_file():  # of a run that began before there was such a file
         return
-    before = json_file.read_json(path, hint="remove it if the rows are those of the run")
+    hint = "remove it if the rows are those of the run"
+    before = json_file.read_json(path, max_bytes=json_file.MAX_ROWS_BYTES, hint=hint)
     for name in [*before, *(name for name in data if name not in before)]:
         old, new = before.get(name, _UNKNOWN), data.get(name, _UNKNOWN)
         if old != new:

@@ -99,6 +99,21 @@ def test_transformers_computes_what_meta_computes(tmp_path: Path, scaled: bool) 
     assert model.config.max_position_embeddings == (131072 if scaled else 8192)
 
 
+@pytest.mark.parametrize(
+    ("factor", "positions"), [(8.0, 131072), (32.0, 131072), (128.0, 2**20), (512.0, 2**22)]
+)
+def test_an_extended_model_keeps_its_positions(
+    tmp_path: Path, factor: float, positions: int
+) -> None:
+    """Those of 1M came back as 131,072, and an export of that said so to engines."""
+    save_meta(tmp_path / "meta", small_tensors(), **{**SCALED, "rope_scaling_factor": factor})
+    import_checkpoint(ImportConfig(tmp_path / "meta", tmp_path / "megatron"))
+    config = json.loads((export(tmp_path, "hf") / "config.json").read_text())
+    assert config["max_position_embeddings"] == positions
+    assert config["rope_scaling"]["factor"] == factor
+    assert config["rope_scaling"]["original_max_position_embeddings"] == 8192
+
+
 @pytest.mark.parametrize("num_shards", [1, 8])
 @pytest.mark.parametrize("tied", [False, True])
 def test_meta_to_megatron_to_hugging_face_and_back(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,19 @@ def test_the_source_is_said_to_have_another(
     message = refusal(capsys, ["convert", "verify", str(source), str(output)])
     assert "the models differ in rotary embedding: " in message
     assert "All tensors are equal: one was imported or trained with another" in message
+
+
+def test_another_base_is_said(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(source, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 20000.0
+    (other / "config.json").write_text(json.dumps(config))
+    message = refusal(capsys, ["convert", "verify", str(source), str(other)])
+    assert "over base 10000 against yarn" in message
+    assert "over base 20000. All tensors are equal" in message
+    assert "or states another rope_theta" in message
 
 
 def test_it_is_said(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,23 @@ def test_what_is_not_done_is_refused(
                 ).stdout
             )
             assert read(path).num_conversations == 1
+
+
+@pytest.mark.parametrize("value", ["0.0", "0.5", "1.0"])
+def test_a_column_of_decimals_is_one_of_numbers(tmp_path: Path, value: str) -> None:
+    """DuckDB and others write them; a weight of 0 was learnt."""
+    number, (question, answer) = Decimal(value), WHOLE["messages"]["messages"]
+    turns = {"messages": [question, {**answer, "weight": number}, question, answer]}
+    for record in (*({**record, "weight": number} for record in WHOLE.values()), turns):
+        path = write(tmp_path, [record], ".parquet")
+        if value == "1.0" or (value == "0.0" and record is turns):
+            assert read(path).num_conversations == 1
+            continue
+        with pytest.raises(InputError, match=rf"bad weight: (a record|turn 1) has weight {value}"):
+            read(path)
+    if value != "0.5":
+        found = parse_conversation(turns, "auto").messages
+        assert [turn.is_learnt for turn in found if turn.role == "assistant"] == [number == 1, True]
 
 
 def test_pictures_in_parquet_are_not_read_to_be_ignored(tmp_path: Path) -> None:

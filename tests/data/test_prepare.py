@@ -246,6 +246,10 @@ def test_bad_input_leaves_nothing_behind(
     refuse(config, budget, max_tokens=512, sampling=LengthSampling("none"))
     never = r"\(\d+ before\), under one row of seq_length \(100000000\): lower --valid-fraction"
     refuse(config, never, seq_length=10**8, max_tokens=10**8)
+    nothing_held_out = r"one row of seq_length \(100000000\): add documents, or shorten"
+    refuse(config, nothing_held_out, seq_length=10**8, valid_fraction=0)
+    only_test = r"\(100000000\): lower --test-fraction \(0\.2\), add documents, or shorten"
+    refuse(config, only_test, seq_length=10**8, valid_fraction=0, test_fraction=0.2)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "a.py").touch()
     refuse(

@@ -168,6 +168,26 @@ def test_what_is_too_long_is_passed_over_and_counted(tmp_path: Path) -> None:
     assert texts_of(tmp_path / "a.jsonl", max_document_bytes=exact)[1] == long["text"]
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()], ids=str)
+def test_limits_hold_for_texts_of_every_type(tmp_path: Path, kind: object) -> None:
+    texts = pa.array(["a", None, "word " * 100, "b"], kind)
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    reader = reader_of(tmp_path, skip_bad=True, max_document_bytes=100)
+    assert [d.text for d in reader] == ["a", "b"]
+    assert "a.parquet:3: 500 bytes, and 100 is the longest that is read" in reader.bad[1]
+
+
+@pytest.mark.parametrize("column", ["text", "doc.text"])
+def test_a_row_group_may_be_as_large_as_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str
+) -> None:
+    """Whatever the name of its column; texts that repeat are those beyond that."""
+    monkeypatch.setattr(parquet, "MAX_REPEATED_BYTES", 1000)
+    texts = [f"{number} " * 1000 for number in range(5)]
+    pq.write_table(pa.table({column: texts}), tmp_path / "a.parquet", use_dictionary=False)
+    assert [d.text for d in reader_of(tmp_path, text_key=column)] == texts
+
+
 @pytest.mark.parametrize("limit", [20, 60, 10_000])
 def test_parts_of_a_file_have_every_line_once(tmp_path: Path, limit: int) -> None:
     """Also those after a line that is longer than a part, whose end no part looks for twice."""

@@ -82,6 +82,25 @@ def test_a_source_that_is_held_out_is_warned_of(with_book: PrepareConfig, book: 
     )
 
 
+def test_a_source_of_copies_alone_is_warned_of(
+    config: PrepareConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was in no table, and nothing said that it had no tokens."""
+    again = config.source[0].partition("=")[2]
+    twice = dataclasses.replace(
+        config, source=(*config.source, f"again={again}"), output=tmp_path / "rows"
+    )
+    share = shares_of(prepare(twice))["again"]
+    assert (share.share_asked, share.share) == (0, 0)
+    assert re.fullmatch(
+        r"source 'again' has none of the training tokens: all its documents \(number: 31\) are "
+        r"equal to earlier ones, of sources before it or its own; name it before them, or leave it "
+        r"out",
+        share.warning,
+    )
+    assert f"warning: {share.warning}\n" in capsys.readouterr().err
+
+
 def test_copies_left_out_of_a_row_are_warned_of(with_book: PrepareConfig) -> None:
     many = dataclasses.replace(SAMPLING, long_weight=9.0)  # a copy every 460,000 tokens
     manifest = prepare(dataclasses.replace(with_book, sampling=many, seq_length=500_000))

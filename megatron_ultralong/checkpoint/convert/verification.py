@@ -23,7 +23,10 @@ from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError, counted, missing
 from megatron_ultralong.program.progress import progress
 
-_OF_ROPE = ". All tensors are equal: one was imported or trained with another --rope-scaling"
+_OF_ROPE = (
+    ". All tensors are equal: one was imported or trained with another --rope-scaling, or states "
+    "another rope_theta"
+)
 _OF_BYTES = ". Convert again; if it happens again, test the disk and the memory"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """Values of ``--dtype``."""
@@ -190,7 +193,10 @@ def _rope_differences(source: WeightSource, output: WeightSource) -> list[str]:
     factors = [attention_factor(model.rope_scaling) for model in (source, output)]
     if np.array_equal(frequencies[0], frequencies[1]) and factors[0] == factors[1]:
         return []
-    texts = [in_words(model.rope_scaling) for model in (source, output)]
+    texts = [
+        f"{in_words(model.rope_scaling)} over base {model.model.rotary_base:.17g}"
+        for model in (source, output)
+    ]
     return [f"rotary embedding: {' against '.join(texts)}"]
 
 

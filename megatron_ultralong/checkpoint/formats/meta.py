@@ -97,6 +97,9 @@ _KEYS = frozenset(
 _HIGH_FREQ_FACTOR = 4.0
 META_FACTOR = 8.0
 """Scale of the frequencies in Meta's code for Llama 3.1 and 3.3."""
+_LARGEST_FACTOR = 32.0
+_ORIGINAL_POSITIONS = 8192
+"""That Llama 3 was trained with before its frequencies were scaled."""
 _SMALL_MODEL = 3072
 """Hidden size up to which Llama 3 models scale their frequencies by 32, not 8."""
 
@@ -292,17 +295,27 @@ def _open_shards(folder: Path) -> list[PickleFile]:
 
 
 def _max_positions(params: JsonObject) -> int:
-    """Positions the weights were trained for, which params.json does not say."""
+    """Positions the weights were trained for, which params.json does not say.
+
+    Meta's own models have 131,072 with a factor of 8 or 32; larger ones are those of extended
+    models, exported here: a factor of 128 over 8,192 has 1,048,576.
+    """
     if params.boolean("use_scaled_rope", False):
-        return 131072
+        factor = _stated_factor(params) or META_FACTOR
+        return int(factor * _ORIGINAL_POSITIONS) if factor > _LARGEST_FACTOR else 131072
     return 8192 if params.number("rope_theta", 10000.0) == 500000.0 else 4096
+
+
+def _stated_factor(params: JsonObject) -> float | None:
+    factor: float | None = params.number("rope_scaling_factor", None, minimum=1, maximum=1e9)
+    return factor
 
 
 def _rope_scaling(params: JsonObject) -> RopeScaling:
     """Llama 3.1 and later scale frequencies by constants of Meta's code, not of params.json."""
     if not params.boolean("use_scaled_rope", False):
         return None
-    factor = params.number("rope_scaling_factor", None, minimum=1, maximum=1e9)
+    factor = _stated_factor(params)
     if factor is None and params["dim"] <= _SMALL_MODEL:
         raise InputError(
             f"{params.where}: use_scaled_rope is set without rope_scaling_factor, and "

@@ -17,7 +17,7 @@ from megatron_ultralong.data.options import PrepareChatConfig
 from megatron_ultralong.data.read.conversation import Conversation, ConversationError
 from megatron_ultralong.data.read.reading import ConversationReader
 from megatron_ultralong.data.read.record import text_error
-from megatron_ultralong.data.read.sources import Source, check_unchanged
+from megatron_ultralong.data.read.sources import Source, check_names, check_unchanged
 from megatron_ultralong.data.rows.indexed import token_dtype
 from megatron_ultralong.data.rows.manifest import ChatLengths, ChatSource
 from megatron_ultralong.data.store.documents import DocumentStore
@@ -54,6 +54,7 @@ def tokenise_chats(
         max_document_bytes=config.reading.max_document_bytes or tokenizer.max_document_bytes,
     )
     readers = [ConversationReader(source, reading) for source in sources]
+    check_names([part for reader in readers for part in reader.parts])
     for reader in readers:
         reader.check_first_records()
     num_bytes = sum(reader.num_bytes for reader in readers)

@@ -24,6 +24,7 @@ from megatron_ultralong.data.read.reading import DocumentReader
 from megatron_ultralong.data.read.sources import (
     FoundFiles,
     Source,
+    check_names,
     find_files,
     parse_sources,
     warn_of_output,
@@ -123,6 +124,7 @@ def _plan(config: PrepareConfig, sources: tuple[Source, ...]) -> _Plan:
     if lost := engines.lost_letters(chosen.tokenizer):
         _say(lost)
     found = [find_files(source, config.reading) for source in sources]
+    check_names([part for its in found for part in its.files])
     for its in found:
         DocumentReader(its.source, config.reading, its.files).check_first_records()
     shards = plan_shards(found)
@@ -256,13 +258,15 @@ def _under_one_row(
                 f"sample less strictly with --length-sampling none (now {name}: few documents "
                 f"under {short} tokens)"
             )
-    held_out = "valid" if is_train else split
-    now: float = getattr(config, f"{held_out}_fraction")
-    fraction, needed = f"--{held_out}-fraction ({now})", 1.0
-    if num_before:  # half as much again, for documents are drawn by their texts
-        needed = 1.5 * now * config.seq_length / num_before
-    some = f" to about {needed:.2g}" if now < needed < 0.5 else ""
-    ways += [f"lower {fraction}"] if is_train else [f"raise {fraction}{some}", "set it to 0"]
+    now = {"valid": config.valid_fraction, "test": config.test_fraction}
+    if is_train:
+        ways += [f"lower --{name}-fraction ({value})" for name, value in now.items() if value]
+    else:
+        needed = 1.0
+        if num_before:  # half as much again, for documents are drawn by their texts
+            needed = 1.5 * now[split] * config.seq_length / num_before
+        some = f" to about {needed:.2g}" if now[split] < needed < 0.5 else ""
+        ways += [f"raise --{split}-fraction ({now[split]}){some}", "set it to 0"]
     ways += ["add documents", "shorten --seq-length"]
     return InputError(
         f"split {split!r} has {num_tokens} tokens after sampling ({num_before} before), under one "

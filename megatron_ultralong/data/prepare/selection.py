@@ -11,7 +11,7 @@ from megatron_ultralong.data.options import PrepareConfig
 from megatron_ultralong.data.pack import sampling
 from megatron_ultralong.data.pack.packing import Int64Array, RowPlan
 from megatron_ultralong.data.pack.sampling import BoolArray, Float64Array
-from megatron_ultralong.data.rows.manifest import SourceShare
+from megatron_ultralong.data.rows.manifest import InputSummary, SourceShare
 from megatron_ultralong.data.store.documents import DocumentStore
 
 TOLERANCE = 0.001
@@ -187,7 +187,23 @@ def source_shares(
                 f"{asked[source]:.2%} were asked for: {cause}"
             )
         shares.append(SourceShare(name, float(asked[source]), float(share[source]), warning))
-    return shares
+    if config.reading.source_key:  # then documents count for others than the inputs
+        return shares
+    lost = {found.name: found for found in store.inputs if found.name not in store.source_names}
+    return [*shares, *(SourceShare(name, 0.0, 0.0, _lost(config, lost[name])) for name in lost)]
+
+
+def _lost(config: PrepareConfig, found: InputSummary) -> str:
+    """That nothing of an input is its own, and why."""
+    others = ""
+    if found.num_duplicates < found.num_documents:
+        is_dropped = config.separator_in_text == "drop"
+        others = ", or hold the separator" if is_dropped else ", or have no tokens"
+    return (
+        f"source {found.name!r} has none of the training tokens: all its documents "
+        f"(number: {found.num_documents:,}) are equal to earlier ones, of sources before "
+        f"it or its own{others}; name it before them, or leave it out"
+    )
 
 
 def _cause(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from megatron_ultralong.data.read import conversation as chat
-from megatron_ultralong.data.read.conversation_turns import OLD_FORM, WEIGHTS
+from megatron_ultralong.data.read.conversation_turns import OLD_FORM, WEIGHTS, plain_number
 
 VERDICTS = ("label", "kto_tag")
 """Keys that say of the answer, with false, that it is not to be learnt: KTO's data have one, in TRL
@@ -136,7 +136,7 @@ def check_beside_turns(record: Mapping[str, Any], ignore_keys: Collection[str]) 
     """
     for rule in _RULES:
         for key in rule.keys:
-            value = record.get(key)
+            value = plain_number(record.get(key))
             if value is None or key in ignore_keys or not rule.is_refused(_plain(key, value)):
                 continue
             text = json.dumps(value) if isinstance(value, (bool, str)) else repr(value)

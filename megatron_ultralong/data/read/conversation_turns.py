@@ -9,6 +9,7 @@ Beside its text a turn of the assistant's may have
 """
 
 import dataclasses
+import decimal
 from collections.abc import Mapping
 from typing import Any
 
@@ -229,13 +230,18 @@ def _part(place: str, part: Any, ignored: frozenset[str]) -> str:
     return str(part["text"])
 
 
+def plain_number(value: Any) -> Any:
+    """A number of a table's column of decimals as any other: ``Decimal("0.0") -> 0.0``."""
+    return float(value) if isinstance(value, decimal.Decimal) else value
+
+
 def _is_learnt(number: int, role: str, turn: Mapping[str, Any]) -> bool:
     """Whether a turn's weight, if it has one, lets it be learnt."""
     found: dict[str, bool] = {}
     for key in WEIGHTS:
         if key not in turn:
             continue
-        value = turn[key]
+        value = plain_number(turn[key])
         if not isinstance(value, (bool, int, float)) or value not in (0, 1):
             raise chat.ConversationError(
                 "bad weight",

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -149,7 +150,8 @@ def _lost(num_rows: int, what: str) -> Record:
 def _size(metadata: Any, columns: list[str]) -> int:
     """Bytes of the columns of a row group before compression, as it says."""
     chunks = [metadata.column(i) for i in range(metadata.num_columns)]
-    own = [c for c in chunks if c.path_in_schema.split(".")[0] in columns]
+    first = tuple(f"{name}." for name in columns)  # a name may have a dot itself
+    own = [c for c in chunks if f"{c.path_in_schema}.".startswith(first)]
     return max(1, sum(int(chunk.total_uncompressed_size) for chunk in own))
 
 
@@ -254,7 +256,16 @@ def _cost(array: Any) -> _Cost:
 
 def _text_sizes(array: Any) -> Any:
     """Bytes of every text of an array; of other values none."""
+    if array.type in (pa.string_view(), pa.binary_view()):
+        return _view_sizes(array)
     try:
         return pc.cast(pc.binary_length(array), pa.int64())
     except (pa.ArrowNotImplementedError, pa.ArrowTypeError):
         return pa.nulls(len(array), pa.int64())
+
+
+def _view_sizes(array: Any) -> Any:
+    """The same of views, for which Arrow has no function: a view begins with its text's size."""
+    first, stop = array.offset, array.offset + len(array)
+    views = np.frombuffer(array.buffers()[1] or b"", np.int32).reshape(-1, 4)
+    return pa.array(views[first:stop, 0], pa.int64(), mask=array.is_null().to_numpy(False))

@@ -3,6 +3,7 @@
 import collections
 import fnmatch
 import glob
+import json
 import os
 import shlex
 import stat
@@ -17,6 +18,7 @@ from megatron_ultralong.data.read.file_names import Entry, litter_reason, matche
 from megatron_ultralong.data.read.options import ChatReadOptions, FileFormat, ReadOptions
 from megatron_ultralong.program.ending import tell
 from megatron_ultralong.program.errors import InputError, counted, elsewhere
+from megatron_ultralong.program.json_file import MAX_NAMES_BYTES
 
 TEXT_KEY = "text"
 """Where a document's text stands, if nobody says otherwise."""
@@ -208,6 +210,25 @@ def find_files(source: Source, options: ReadOptions | ChatReadOptions) -> FoundF
             "quotes around a pattern, and --suffix"
         )
     return FoundFiles(source, files, _merged(counts))
+
+
+NAMED_BYTES = 200
+"""Of a file in a manifest, beside its path: size, hash and keys."""
+
+
+def check_names(files: Sequence[FilePart]) -> None:
+    """Check that the manifest of the rows can name all their files, and be read again.
+
+    Raises:
+        InputError: they are too many.
+    """
+    num_bytes = sum(len(json.dumps(repr(str(file.path)))) + NAMED_BYTES for file in files)
+    if num_bytes > MAX_NAMES_BYTES:
+        raise InputError(
+            f"{len(files):,} files take {num_bytes:,} bytes to be named with their hashes beside "
+            f"the rows, and {MAX_NAMES_BYTES:,} is the most that is read there: join them, JSON "
+            "lines with `cat`, texts with `jq -Rsc '{text: .}' FILE >> all.jsonl` for each"
+        )
 
 
 def check_unchanged(source: Source, parts: Iterable[FilePart]) -> None:

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from megatron_ultralong.data.read.sources import FileCount
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.program.inner_folders import one_inside
-from megatron_ultralong.program.json_file import read_json
+from megatron_ultralong.program.json_file import MAX_ROWS_BYTES, read_json
 
 Contents = TypeVar("Contents")
 _HALF = re.compile("[\ud800-\udfff]")
@@ -20,8 +20,6 @@ _HALF = re.compile("[\ud800-\udfff]")
 FORMAT_VERSION, CHAT_FORMAT_VERSION = 4, 2
 FILE_NAME, CHAT_FILE_NAME = "manifest.json", "chat_manifest.json"
 """Beside rows of documents, and beside rows of conversations."""
-_MAX_BYTES = 64 * 2**20
-"""Of a manifest, which names every input file: a million of them."""
 TOKENIZER_FOLDER = "tokenizer"
 
 
@@ -239,7 +237,7 @@ def read_manifest(file: Path, format_version: int, kind: type[Contents], way_out
     if not file.is_file():
         inside = one_inside(file.parent, (file.name,))
         raise InputError(f"cannot read {file} (No such file or directory): {way_out}{inside}")
-    data = read_json(file, max_bytes=_MAX_BYTES, hint="prepare the rows again")
+    data = read_json(file, max_bytes=MAX_ROWS_BYTES, hint="prepare the rows again")
     version = data.get("format_version")
     if version != format_version:
         raise InputError(
