@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 _CHUNK = 2**22
 """Bytes of a value of the store at most: torch's refuses those of 8 MiB."""
-_FIRST_SECONDS, _LONGEST_SECONDS = 0.01, 0.5
+_FIRST_SECONDS, _HURRIED_SECONDS, _LONGEST_SECONDS = 0.01, 0.1, 0.5
 """Between two looks for a value, which become rarer."""
 
 
@@ -69,7 +69,8 @@ class Meeting:
             if time.monotonic() > self._deadline:
                 raise TimeoutError(f"rank {rank} has written nothing for {self._timeout:.0f} s")
             time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_SECONDS)
+            is_hurried = self._deadline < math.inf
+            pause = min(2 * pause, _HURRIED_SECONDS if is_hurried else _LONGEST_SECONDS)
         names = [f"{name}/{number}" for number in range(int(self._store.get(name)))]
         content = b"".join(map(self._store.get, names))
         if self._rank == 0:  # nobody else reads it

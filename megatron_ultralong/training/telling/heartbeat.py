@@ -211,7 +211,8 @@ def is_lost_peer(error: BaseException) -> bool:
     """Whether a collective failed for the lack of another rank, as its error says."""
     if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
         return True
-    return any(word in str(error) for word in ("gloo", "Gloo", "NCCL", "Connection", "Timed out"))
+    words = ("gloo", "Gloo", "NCCL", "Connection", "Timed out")  # a disk's errors have them, too
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _place(frames: Iterable[tuple[FrameType, int]] | None) -> str:
