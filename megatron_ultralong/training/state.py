@@ -286,7 +286,9 @@ class Saving:
         writer, iteration = self._writer, self.state.iteration
         if writer is None or iteration in (0, self.folder.resumed_iteration):
             return
-        limit = self.config.checkpoint.max_save_failures or _TRIES_AT_THE_END
+        limit = self.config.checkpoint.max_save_failures
+        if not limit:  # failures before this one do not count
+            limit = writer.num_failures + _TRIES_AT_THE_END
         with self.timers.phase("checkpoint"):
             while True:
                 if writer.iteration != iteration:

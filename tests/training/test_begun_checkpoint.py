@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from megatron_ultralong.checkpoint.disk.folder import LATEST_FILE
+from megatron_ultralong.config.run import CheckpointConfig
 from megatron_ultralong.program.errors import InputError
 from megatron_ultralong.training.config_file import save_config
 from megatron_ultralong.training.saving.run_folder import newest_good
@@ -120,3 +122,32 @@ def test_the_interpreter_does_not_end_beside_its_thread(
     else:
         assert "another job has taken over" in done.stderr
         assert not (root / LATEST_FILE).exists()
+
+
+def disk_that_comes_back(rank: int) -> None:
+    """Run on every rank before the job: nothing can be written, up to the second try at the end."""
+    from megatron_ultralong.training import state
+    from megatron_ultralong.training.saving.snapshot import Snapshot
+
+    plain, tries = Snapshot.write, iter(range(ENDLESS))
+
+    def write(self: Snapshot, texts: Any) -> Any:
+        if next(tries) < 8:
+            raise OSError(28, "No space left on device")
+        return plain(self, texts)
+
+    Snapshot.write = write  # type: ignore[method-assign]
+    state._RETRY_SECONDS = 0.1
+
+
+def test_a_run_that_failures_never_end_tries_again_at_its_end(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    """It tried once where as many had failed before, and seven iterations were lost."""
+    root = tmp_path / "run"
+    config = make_config(root, train_iters=7, save_interval=1)
+    config = dataclasses.replace(config, checkpoint=CheckpointConfig(max_save_failures=0))
+    with Job(config, 1, disk_that_comes_back) as job:
+        assert job.wait() == [0], job.text(0)
+        assert "(failure 8 in a row)" in job.text(0)
+    assert newest_good(root, 0, 1).folder == root / "iter_0000007"
