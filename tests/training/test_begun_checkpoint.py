@@ -151,3 +151,27 @@ def test_a_run_that_failures_never_end_tries_again_at_its_end(
         assert job.wait() == [0], job.text(0)
         assert "(failure 8 in a row)" in job.text(0)
     assert newest_good(root, 0, 1).folder == root / "iter_0000007"
+
+
+def full_disk(rank: int) -> None:
+    """Run on every rank before the job: the checkpoint cannot be written, and the run fails."""
+    from megatron_ultralong.training.saving.snapshot import Snapshot
+
+    def write(self: Snapshot, texts: Any) -> Any:
+        time.sleep(1.0)
+        raise OSError(28, "No space left on device")
+
+    Snapshot.write = write  # type: ignore[method-assign]
+    after_a_checkpoint("error")
+
+
+def test_one_that_fails_at_the_end_of_a_run_is_told(
+    tmp_path: Path, make_config: MakeConfig
+) -> None:
+    config = make_config(tmp_path / "run", train_iters=ENDLESS, save_interval=2)
+    with Job(config, 1, full_disk) as job:
+        assert job.wait() == [2], job.text(0)
+        said = job.text(0)
+    assert "WARNING: the checkpoint of iteration 2 could not be written" in said
+    assert "checkpoints: 0 written, 1 failed" in said
+    assert not [*(tmp_path / "run").glob("*.partial")]

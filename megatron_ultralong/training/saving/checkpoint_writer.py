@@ -208,6 +208,8 @@ class CheckpointWriter:
         thread.join(self._timeout)
         if job.outcome == [""]:
             self._written(job)
+        elif job.outcome and not drops and job.outcome[0] != _TAKEN_OVER:
+            self._failed(job.iteration, job.outcome[0], job.folder)
         self._job = self._thread = None
 
     def _written(self, job: _Job) -> None:
@@ -266,7 +268,10 @@ class CheckpointWriter:
             return _TAKEN_OVER
         if not error:
             self._damaged.discard(job.iteration)
-            self._remove_expired(job.iteration)
+            try:
+                self._remove_expired(job.iteration)
+            except Exception:  # the other ranks wait for what this one returns
+                _log.exception("older checkpoints in %s stay", self._root)
         return error
 
     def _commit(self, job: _Job) -> None:
