@@ -13,7 +13,7 @@ locked() { # FILE COMMAND [WORD...]: one process at a time; the lock is the comm
         flock --nonblock --conflict-exit-code 9 "$lock" || {
             if [ $? = 9 ]; then
                 echo "${file%.*} is being made by another process: waiting"
-                flock "$lock"
+                wait_for_lock "$lock"
             else # as Lustre is often mounted
                 echo "no file can be locked in ${file%/*}: do not start a second command beside this one" >&2
             fi
@@ -21,6 +21,15 @@ locked() { # FILE COMMAND [WORD...]: one process at a time; the lock is the comm
     fi
     "$@"
     [ -z "$lock" ] || exec {lock}>&-
+}
+
+wait_for_lock() { # LOCK: a trap of the shell runs between two commands only, so that none of them is long
+    local status=0
+    until flock --wait 2 --conflict-exit-code 9 "$1"; do
+        status=$?
+        [ "$(type -t while_waiting)" != function ] || while_waiting # of a batch script, which may be told to end
+        [ $status = 9 ] || return $status
+    done
 }
 
 once() { # OUTPUT COMMAND [WORD...]: makes OUTPUT, unless it is there by this command; OUTPUT.made has its words

@@ -148,9 +148,13 @@ give_up() {
     finish 1 "${MAX_LOST:-3} starts in a row ended without progress: see $LOGS"
 }
 
-requeue() { # TEXT
-    local try next="the same command, given again,"
+requeue() { # TEXT: a step has begun
     if [ "$starts" -ge "${MAX_LOST:-3}" ] && ! has_progress; then give_up; fi
+    put_back "$1"
+}
+
+put_back() { # TEXT
+    local try next="the same command, given again,"
     if [ "${REQUEUE:-1}" = 0 ]; then
         if [ -n "${CHAIN:-}" ]; then next="the next job of the chain"; fi
         say "$1: $next continues"
@@ -300,6 +304,9 @@ stage() { # SCRIPT WORD...: a numbered script of an example; its commands become
             2) finish 2 "bad input: the messages stand above" ;;
             *) say "check_needs.sh did not run on the node (status $looked): the job continues without it" ;;
         esac
+    }
+    while_waiting() { # for a lock of steps.sh
+        if [ -n "$asked_to_stop" ]; then put_back "stopped while it waited for another process"; fi
     }
     local script=$1
     shift

@@ -64,10 +64,23 @@ def local_batches(
     eval_size = getattr(args, "eval_micro_batch_size", None) or size
     train, valid = None, None
     if num_samples[0] and not args.skip_train:
-        train = batches("train", int(args.consumed_train_samples), num_samples[0], size)
+        first = int(args.consumed_train_samples)
+        train = batches("train", first, _last_sample(args, first, num_samples[0]), size)
     if num_samples[1]:
         valid = batches("valid", args.consumed_valid_samples, num_samples[1], eval_size)
     return train, valid, None
+
+
+def _last_sample(args: Any, first_sample: int, num_samples: int) -> int:
+    """The number behind that of the last sample of a run whose next one is ``first_sample``.
+
+    ``num_samples`` of a run of so many iterations are those of this batch size. One that is resumed
+    with another continues at the sample that is next.
+    """
+    if args.train_samples:
+        return num_samples
+    num_left: int = (args.train_iters - args.iteration) * args.global_batch_size
+    return first_sample + num_left
 
 
 _SPIKE = 10

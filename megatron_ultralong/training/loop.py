@@ -152,7 +152,7 @@ class _Run:
 
     def train(self) -> list[IterationRecord]:
         """Iterate to ``train_iters``, saving as asked."""
-        with _few_objects_to_collect(), self._log() as (log, bar):
+        with _few_objects_to_collect(), self._log() as (log, bar), self.saving.kept():
             self.mark = time.perf_counter()
             self.timers.take()
             self.stop.is_training = True

@@ -1,10 +1,10 @@
 """The state of a run on this rank, when it is saved, and when the run ends before its time."""
 
+import contextlib
 import dataclasses
 import signal
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,6 +28,7 @@ from megatron_ultralong.training.inputs import check_offloading, host_buffers
 from megatron_ultralong.training.saving import run_folder, state_dict
 from megatron_ultralong.training.saving.checkpoint_writer import CheckpointWriter
 from megatron_ultralong.training.saving.state_dict import load_checkpoint
+from megatron_ultralong.training.telling.heartbeat import is_lost_peer
 from megatron_ultralong.training.telling.phases import PhaseTimers
 from megatron_ultralong.training.telling.stop import STOPPED, StopRequests
 
@@ -131,7 +132,8 @@ def _reserve(store: host_memory.HostMemory, sizes: list[int]) -> None:
     """Pin what the layers will be offloaded into, once, before the first step; on every rank."""
     total, error = sum(map(in_pages, sizes)), None
     is_shown = ranks.is_main_rank() and total >= _SHOWN_BYTES
-    with progress("pinning host memory", total, "B") if is_shown else nullcontext() as bar:
+    nothing = contextlib.nullcontext()
+    with progress("pinning host memory", total, "B") if is_shown else nothing as bar:
         try:
             store.memory.reserve(sizes, bar.advance if bar else lambda num_bytes: None)
         except InputError as failed:
@@ -167,7 +169,8 @@ class Saving:
             # Later ones are of a run that was set back: this one goes another way.
             later = {i for i in iteration_folders(folder.root) if i > folder.resumed_iteration}
             damaged = {*self.damaged, *later}
-            self._writer = CheckpointWriter(folder, self.config.checkpoint, damaged)
+            timeout = 60.0 * self.config.parallel.distributed_timeout_minutes
+            self._writer = CheckpointWriter(folder, self.config.checkpoint, damaged, timeout)
 
     def at_boundary(self) -> None:
         """After an iteration: take up what was written, save if it is time, end if told to.
@@ -234,6 +237,20 @@ class Saving:
             saved = "nothing is saved: no iteration was done"
         raise RunStopped(status, f"{reason}; {saved}")
 
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Where the body ends in an error, the checkpoint that is being written is not lost.
+
+        A rank that misses another one has no time for it: torchrun ends them all.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if self._writer is not None and not is_lost_peer(error):
+                is_over = isinstance(error, RunStopped) and error.status == run_folder.TAKEN_OVER
+                self._writer.close(drops=is_over)
+            raise
+
     def figures(self) -> tuple[int, int, str]:
         """Checkpoints written and failed, and where the last one is, for the summary."""
         if self._writer is None:
@@ -269,7 +286,9 @@ class Saving:
         writer, iteration = self._writer, self.state.iteration
         if writer is None or iteration in (0, self.folder.resumed_iteration):
             return
-        limit = self.config.checkpoint.max_save_failures or _TRIES_AT_THE_END
+        limit = self.config.checkpoint.max_save_failures
+        if not limit:  # failures before this one do not count
+            limit = writer.num_failures + _TRIES_AT_THE_END
         with self.timers.phase("checkpoint"):
             while True:
                 if writer.iteration != iteration:

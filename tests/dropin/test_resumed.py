@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch.distributed as dist
@@ -153,3 +154,36 @@ def test_another_schedule_is_refused_in_any_form(tmp_path: Path) -> None:
         [told] = run_on_ranks(1, tiny_message, Tiny(tmp_path, (*form, *words)))
         assert f"the schedule is not that of the run in {tmp_path / 'run'}" in told
         assert re.search(part, told), told
+
+
+def samples(config: PretrainConfig, folder: Path, *more: str) -> tuple[list[int], list[int]]:
+    """Run on a rank: samples that it trained on, and those that it looked at before."""
+    from megatron_ultralong.training.row_source import PackedRowSource
+
+    read: list[int] = []
+    looked_at: list[int] = []
+    row, check = PackedRowSource.row, PackedRowSource.check
+
+    def noting_row(self: PackedRowSource, sample: int) -> Any:
+        read.append(sample)
+        return row(self, sample)
+
+    def noting_check(self: PackedRowSource, which: range, *part: int) -> None:
+        looked_at.extend(which)
+        check(self, which, *part)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PackedRowSource, "row", noting_row)
+        patch.setattr(PackedRowSource, "check", noting_check)
+        trained(config, folder, *more)
+    return read, looked_at
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_another_batch_continues_at_the_next_sample(
+    begun: PretrainConfig, tmp_path: Path, size: int
+) -> None:
+    """Of two samples each were the two iterations before; none is repeated or left out."""
+    words = ("--global-batch-size", str(size), OF_COMMAND_LINE)
+    expected = [*range(4, 4 + 2 * size)]
+    assert run_on_ranks(1, samples, begun, tmp_path, *words)[0] == (expected, expected)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import random
 import subprocess
 from pathlib import Path
@@ -357,3 +358,24 @@ def test_a_stage_looks_first_for_what_it_needs_where_its_steps_run(shell: Shell)
     lost = "srun() { return 9; }\n"
     status, said = shell.run(lost + STEP, "", WORK=f"{work}")
     assert "check_needs.sh did not run on the node (status 9)" in said
+
+
+@pytest.mark.parametrize("number", ["USR1", "TERM"])
+def test_a_stage_that_waits_for_another_process_hears_that_its_time_is_over(
+    shell: Shell, number: str
+) -> None:
+    """The shell waited in ``flock``, and took the signal when the lock was free, or never.
+
+    TERM comes to all processes of a job, ``flock`` too.
+    """
+    script = shell.folder / "stage.sh"
+    script.write_text(f". {SCRIPTS.parent}/steps.sh; once $WORK/out ultralong prepare one\n")
+    others = " $(cat /proc/$$/task/$$/children)" if number == "TERM" else ""
+    text = f"( command sleep 1; kill -{number} $${others} ) & stage {script}"
+    with (shell.folder / "out.made").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        status, said = shell.run(text, "touch ran", WORK=str(shell.folder), here="/somewhere")
+    assert "is being made by another process: waiting" in said
+    assert status == 75, said
+    assert "stopped while it waited for another process: requeue\nput back\n" in said
+    assert not (shell.folder / "ran").exists()

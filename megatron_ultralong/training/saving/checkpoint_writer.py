@@ -18,6 +18,7 @@ from megatron_ultralong.mcore.host_memory import PinnedMemory
 from megatron_ultralong.program import output, rank_values, ranks
 from megatron_ultralong.program.aside import remove, sync_folder
 from megatron_ultralong.program.quantity import quantity
+from megatron_ultralong.training.saving.meeting import Meeting
 from megatron_ultralong.training.saving.run_folder import RunFolder
 from megatron_ultralong.training.saving.snapshot import Snapshot, Written
 
@@ -44,6 +45,10 @@ def expired(iterations: Iterable[int], *, retain_last: int, retain_interval: int
 
 _LEFT_OVER = (".partial", ".removed")
 _TAKEN_OVER = "another job has the folder"
+_ERROR = "error: "
+"""Before what a rank hands on in the place of what it has written."""
+_SHORT_SECONDS = 1.0
+"""Of a wait that nobody needs to be told of."""
 _log = logging.getLogger(__name__)
 
 
@@ -53,23 +58,33 @@ class _Job(NamedTuple):
     iteration: int
     folder: Path
     snapshot: Snapshot
-    thread: threading.Thread
-    outcome: list[Written | str]
-    """What the thread has written, or why it could not; empty while it works."""
+    texts: Mapping[str, str]
+    meeting: Meeting
+    """Of the threads of all ranks, when each has written its part."""
+    outcome: list[str]
+    """What went wrong, "" for nothing; empty while the thread works."""
 
 
 class CheckpointWriter:
     """One checkpoint at a time; every rank has one, and calls its methods at the same places.
 
+    A checkpoint becomes the current one as soon as all ranks have written it, by their threads
+    alone: the next step may take an hour, and a rank that is lost in it would cost two.
+
     A checkpoint that cannot be written is counted and warned of; what is on the disk stays.
     """
 
     def __init__(
-        self, run: RunFolder, config: CheckpointConfig, damaged: Iterable[int] = ()
+        self,
+        run: RunFolder,
+        config: CheckpointConfig,
+        damaged: Iterable[int] = (),
+        timeout_seconds: float = 600.0,
     ) -> None:
         """Write into the folder of ``run``, as long as that is this job's.
 
-        The iterations ``damaged`` do not count as checkpoints that can be gone back to.
+        The iterations ``damaged`` do not count as checkpoints that can be gone back to. Ranks that
+        have nothing else to do wait ``timeout_seconds`` for another one to write.
         """
         self.num_written = 0
         self.num_failures = 0
@@ -81,7 +96,11 @@ class CheckpointWriter:
         self._run = run
         self._root = root = run.root
         self._config = config
+        self._timeout = timeout_seconds
         self._job: _Job | None = None
+        self._thread: threading.Thread | None = None
+        """Of the job."""
+        self._num_begun = 0
         # Made at the first save, for all of them.
         self._staging = {
             on_gpu: PinnedMemory(pins=on_gpu, is_required=False) for on_gpu in (True, False)
@@ -99,8 +118,8 @@ class CheckpointWriter:
 
     @property
     def is_writing(self) -> bool:
-        """Whether this rank's thread is at work."""
-        return self._job is not None and self._job.thread.is_alive()
+        """Whether this rank's thread is at work, or waits for those of others."""
+        return self._thread is not None and self._thread.is_alive()
 
     def start(
         self,
@@ -136,15 +155,14 @@ class CheckpointWriter:
             copies=not waits,
         )
         self._was_validated = True
-        outcome: list[Written | str] = []
-        thread = threading.Thread(
-            target=_write,
-            args=(snapshot, texts, outcome, self._root),
-            name="checkpoint",
-            daemon=True,
+        self._num_begun += 1
+        name = f"{self._root}/{self._run.owner_number}/{self._num_begun}"
+        meeting = Meeting(name, self._timeout)
+        self._job = job = _Job(iteration, folder, snapshot, texts, meeting, [])
+        self._thread = threading.Thread(
+            target=self._write, args=(job,), name="checkpoint", daemon=True
         )
-        self._job = _Job(iteration, folder, snapshot, thread, outcome)
-        thread.start()
+        self._thread.start()
         if waits:
             self.finish()
 
@@ -157,18 +175,47 @@ class CheckpointWriter:
         job = self._job
         if job is None:
             return self.num_failures == 0
-        job.thread.join()
+        assert self._thread is not None
+        job.meeting.hurry()
+        self._thread.join()
         job.snapshot.release()
-        self._job = None
-        parts = rank_values.every_rank(job.outcome[0])
-        error = self._first_of(self._end(job, parts) if ranks.is_main_rank() else None)
+        self._job = self._thread = None
+        error = self._first_of(job.outcome[0] if ranks.is_main_rank() else None)
         if error:
             self._failed(job.iteration, error, job.folder)
             return False
+        self._written(job)
+        return True
+
+    def close(self, *, drops: bool = False) -> None:
+        """Let the checkpoint that was begun be written before the process ends, on this rank alone.
+
+        ``drops``: it is of no use any more. Its thread is waited for all the same: where the
+        interpreter ends while a thread is in torch, the process aborts.
+        """
+        job, thread = self._job, self._thread
+        if job is None or thread is None:
+            return
+        job.meeting.hurry()
+        if drops:
+            job.snapshot.drop()
+        thread.join(_SHORT_SECONDS)
+        if thread.is_alive() and ranks.is_main_rank():
+            _log.warning(
+                "the checkpoint of iteration %d is still being written: the run ends after that",
+                job.iteration,
+            )
+        thread.join(self._timeout)
+        if job.outcome == [""]:
+            self._written(job)
+        elif job.outcome and not drops and job.outcome[0] != _TAKEN_OVER:
+            self._failed(job.iteration, job.outcome[0], job.folder)
+        self._job = self._thread = None
+
+    def _written(self, job: _Job) -> None:
         self.num_failures = 0
         self.num_written += 1
         self.last_iteration = job.iteration
-        return True
 
     def _first_of(self, error: str | None) -> str | None:
         """The first rank's error, on all ranks.
@@ -193,20 +240,38 @@ class CheckpointWriter:
             return f"{error}"
         return None
 
-    def _end(self, job: _Job, parts: list[Any]) -> str | None:
-        """Commit what all ranks have written, on the main one; returns what went wrong."""
-        error = next((part for part in parts if isinstance(part, str)), None)
+    def _write(self, job: _Job) -> None:
+        """Write this rank's part, and meet the others; in the thread of ``job``."""
+        rank = dist.get_rank()
         try:
-            if error is None:
-                write_checksums(job.folder, job.snapshot.finish(parts))
+            part = job.snapshot.write(job.texts).as_text()
+        except Exception as error:  # whatever it is, it is told on the main thread
+            part = f"{_ERROR}rank {rank}: {_reason(error, self._root)}"
+        try:
+            end = job.meeting.meet(part, lambda parts: self._end(job, parts))
+        except Exception as error:
+            end = f"rank {rank}: {_reason(error, self._root)}"
+        job.outcome.append(end)
+
+    def _end(self, job: _Job, parts: list[str]) -> str:
+        """Commit what all ranks have written, on the main one; returns what went wrong."""
+        errors = (part.removeprefix(_ERROR) for part in parts if part.startswith(_ERROR))
+        error = next(errors, "")
+        try:
+            if not error:
+                written = [Written.of_text(part) for part in parts]
+                write_checksums(job.folder, job.snapshot.finish(written))
                 self._commit(job)
         except Exception as exception:
             error = _reason(exception, self._root)
         if not self._run.is_mine():  # whose next owner has removed what this one wrote
             return _TAKEN_OVER
-        if error is None:
+        if not error:
             self._damaged.discard(job.iteration)
-            self._remove_expired(job.iteration)
+            try:
+                self._remove_expired(job.iteration)
+            except Exception:  # the other ranks wait for what this one returns
+                _log.exception("older checkpoints in %s stay", self._root)
         return error
 
     def _commit(self, job: _Job) -> None:
@@ -253,15 +318,6 @@ class CheckpointWriter:
             self.num_failures,
             f" of {limit}" if limit else "",
         )
-
-
-def _write(
-    snapshot: Snapshot, texts: Mapping[str, str], outcome: list[Written | str], root: Path
-) -> None:
-    try:
-        outcome.append(snapshot.write(texts))
-    except Exception as error:  # whatever it is, it is told on the main thread
-        outcome.append(f"rank {dist.get_rank()}: {_reason(error, root)}")
 
 
 def _reason(error: Exception, root: Path) -> str:

@@ -7,6 +7,7 @@ rank copies its tensors to host memory and writes one file from a thread, which 
 """
 
 import io
+import json
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     mcore_to_pyt_state_dict,
 )
 from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 
@@ -46,6 +48,37 @@ class Written(NamedTuple):
 
     results: list[WriteResult]
     files: dict[str, Checksum]
+
+    def as_text(self) -> str:
+        """For another rank; :meth:`of_text` reads it."""
+        places = [
+            (each.index.fqn, each.index.offset, each.index.index, *_place(each))
+            for each in self.results
+        ]
+        return json.dumps({"places": places, "files": self.files})
+
+    @classmethod
+    def of_text(cls, text: str) -> "Written":
+        """What a rank of this job has made by :meth:`as_text`."""
+        values = json.loads(text)
+        results = [
+            WriteResult(
+                MetadataIndex(name, None if offset is None else torch.Size(offset), index),
+                length,
+                _StorageInfo(file, begin, length),
+            )
+            for name, offset, index, file, begin, length in values["places"]
+        ]
+        files = {
+            name: Checksum(size, sha256, tuple(pieces))
+            for name, (size, sha256, pieces) in values["files"].items()
+        }
+        return cls(results, files)
+
+
+def _place(result: WriteResult) -> tuple[str, int, int]:
+    place = result.storage_data
+    return place.relative_path, place.offset, place.length
 
 
 class _Writer(FileSystemWriterAsync):
@@ -123,6 +156,7 @@ class Snapshot:
             self._writer,
             planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
         )
+        self._is_dropped = False
         self._common: bytes | None = None
         if dist.get_rank() == 0:
             buffer = io.BytesIO()
@@ -151,6 +185,10 @@ class Snapshot:
                     aside.write_bytes(content)
                 files[name] = checksum(self._folder / name)
         return Written(results, files)
+
+    def drop(self) -> None:
+        """Let :meth:`write`, in whichever thread, end soon, with an error."""
+        self._is_dropped = True
 
     def release(self) -> None:
         """Let go of the copies, which nothing writes any more."""
@@ -181,6 +219,8 @@ class Snapshot:
         try:
             with (self._folder / name).open("wb") as file, HashingThreads() as hashing:
                 for item, value in self._writer.items:
+                    if self._is_dropped:
+                        raise InterruptedError("nobody needs it any more")
                     place = append(value, file, end, hashing)
                     results.append(WriteResult(item.index, place[1], _StorageInfo(name, *place)))
                     end = sum(place)

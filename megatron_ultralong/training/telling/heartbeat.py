@@ -73,7 +73,7 @@ class Heartbeat:
         try:
             yield
         except (dist.DistBackendError, RuntimeError) as error:
-            if not _is_lost_peer(error):
+            if not is_lost_peer(error):
                 raise
             reason = str(error).splitlines()[0][:200]
             frames = reversed([*traceback.walk_tb(error.__traceback__)])
@@ -207,10 +207,12 @@ def _whereabouts(sign: dict[str, Any]) -> str:
     return f"iteration {sign['iteration']}, {sign['phase']}, {sign['place']}"
 
 
-def _is_lost_peer(error: BaseException) -> bool:
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed for the lack of another rank, as its error says."""
     if isinstance(error, dist.DistBackendError | dist.DistNetworkError):
         return True
-    return any(word in str(error) for word in ("gloo", "Gloo", "NCCL", "Connection", "Timed out"))
+    words = ("gloo", "Gloo", "NCCL", "Connection", "Timed out")  # a disk's errors have them, too
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def _place(frames: Iterable[tuple[FrameType, int]] | None) -> str:
