@@ -19,8 +19,8 @@ from megatron_ultralong.program.pointers import pointer_of
 
 MAX_BYTES: Final = 16 * 2**20
 """Of a file. The index of the largest Llama has 100 kB; Python takes up to 25 times the text."""
-MAX_NAMES_BYTES: Final = 256 * 2**20
-"""Of the names of all input files of rows, a million of them. More are refused before the work."""
+MAX_NAMES_BYTES: Final = 64 * 2**20
+"""Of the names of all input files of rows, 250,000 of them. More are refused before the work."""
 MAX_ROWS_BYTES: Final = 2 * MAX_NAMES_BYTES
 """Of a file that says what rows are, those names and all else."""
 MAX_DEPTH: Final = 64
