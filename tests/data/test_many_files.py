@@ -78,7 +78,7 @@ def test_files_that_may_be_named_can_be_read(
     of_manifest, of_data = (last - first for first, last in zip(*sizes, strict=True))
     parts = [FilePart(Path(name), 1, "text")] * 1000
     monkeypatch.setattr(sources, "MAX_NAMES_BYTES", max(of_manifest, of_data) - 1)
-    with pytest.raises(InputError, match=r"1,000 files take .* bytes to be named"):
+    with pytest.raises(InputError, match=r"to name 1,000 files .* takes .* bytes"):
         check_names(parts)
     monkeypatch.undo()
     check_names(parts)
@@ -106,7 +106,7 @@ def test_too_many_are_refused_before_the_work(
         (tmp_path / "in" / f"{number}.jsonl").write_text("{\n")
     source, output = (f"own={tmp_path / 'in'}",), tmp_path / "rows"
     monkeypatch.setattr(sources, "MAX_NAMES_BYTES", 5 * sources.NAMED_BYTES)
-    told = r"^5 files take .* to be named with .*, and 1,000 is the most .*: join them"
+    told = r"^to name 5 files and their hashes .* takes .*, and 1,000 is the most .*: join them"
     with pytest.raises(InputError, match=told):
         work(source, tokenizer_folder, output)
     assert not output.exists()

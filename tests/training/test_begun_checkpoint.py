@@ -96,7 +96,10 @@ def test_it_is_kept_where_one_rank_fails(tmp_path: Path, make_config: MakeConfig
     assert newest_good(root, 0, 1).folder == root / "iter_0000002"
 
 
-@pytest.mark.parametrize(("what", "status"), [("error", 2), ("taken over", 73)])
+@pytest.mark.parametrize(
+    ("what", "status"),
+    [("error", 2), pytest.param("taken over", 73, marks=pytest.mark.slow)],
+)
 def test_the_interpreter_does_not_end_beside_its_thread(
     tmp_path: Path, make_config: MakeConfig, what: str, status: int
 ) -> None:

@@ -45,6 +45,7 @@ def test_too_few_for_any_rank_are_told_before_one_starts(
     assert f"`ulimit -n {open_files.ENOUGH}` before the start" in said
 
 
+@pytest.mark.slow
 def test_ranks_that_run_out_end_with_that_message(model: Path) -> None:
     """Here where gloo makes its groups; a trace of its own for each rank."""
     words = ("generate", "--load", str(model), "--prompt", "ab", "--max-new-tokens", "2")
@@ -54,6 +55,7 @@ def test_ranks_that_run_out_end_with_that_message(model: Path) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
 def test_a_low_soft_limit_is_raised(model: Path) -> None:
     words = ("generate", "--load", str(model), "--prompt", "ab", "--max-new-tokens", "2")
     status, said = start(40, 4096, *words, "--precision", "fp32", "--ranks", "2")

@@ -214,6 +214,9 @@ def find_files(source: Source, options: ReadOptions | ChatReadOptions) -> FoundF
 
 NAMED_BYTES = 200
 """Of a file in a manifest, beside its path: size, hash and keys."""
+_JOIN = (
+    "join them, JSON lines with `cat`, texts with `jq -Rsc '{text: .}' FILE >> all.jsonl` for each"
+)
 
 
 def check_names(files: Sequence[FilePart]) -> None:
@@ -225,9 +228,8 @@ def check_names(files: Sequence[FilePart]) -> None:
     num_bytes = sum(len(json.dumps(repr(str(file.path)))) + NAMED_BYTES for file in files)
     if num_bytes > MAX_NAMES_BYTES:
         raise InputError(
-            f"{len(files):,} files take {num_bytes:,} bytes to be named with their hashes beside "
-            f"the rows, and {MAX_NAMES_BYTES:,} is the most that is read there: join them, JSON "
-            "lines with `cat`, texts with `jq -Rsc '{text: .}' FILE >> all.jsonl` for each"
+            f"to name {counted(len(files), 'file')} and their hashes beside the rows takes "
+            f"{num_bytes:,} bytes, and {MAX_NAMES_BYTES:,} is the most that is read there: {_JOIN}"
         )
 
 
