@@ -96,6 +96,25 @@ def test_it_is_kept_where_one_rank_fails(tmp_path: Path, make_config: MakeConfig
     assert newest_good(root, 0, 1).folder == root / "iter_0000002"
 
 
+def no_store(rank: int) -> None:
+    """Run on every rank before the job."""
+    from megatron_ultralong.training.saving import meeting
+
+    def meet(*_: Any) -> str:
+        raise meeting.StoreGoneError("failed to recv, got 0 bytes")
+
+    meeting.Meeting.meet = meet  # type: ignore[method-assign]
+
+
+def test_main_threads_meet_where_others_cannot(tmp_path: Path, make_config: MakeConfig) -> None:
+    """The store goes with a torchrun that is killed: its ranks save, and end."""
+    root = tmp_path / "run"
+    with Job(make_config(root, (1, 2), train_iters=3, save_interval=1), 2, no_store) as job:
+        assert job.wait() == [0, 0], job.text(0)
+        assert "3 written, 0 failed" in job.text(0)
+    assert newest_good(root, 0, 1).folder == root / "iter_0000003"
+
+
 @pytest.mark.parametrize(
     ("what", "status"),
     [("error", 2), pytest.param("taken over", 73, marks=pytest.mark.slow)],

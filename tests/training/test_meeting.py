@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import pytest
 import torch.distributed as dist
 
 from megatron_ultralong.training.saving import meeting
-from megatron_ultralong.training.saving.meeting import Meeting
+from megatron_ultralong.training.saving.meeting import Meeting, StoreGoneError
 from tests.ranks import run_on_ranks
 
 
@@ -53,3 +54,38 @@ def alone() -> str:
 
 def test_a_rank_that_does_not_come_is_named() -> None:
     assert run_on_ranks(2, alone)[1] == "rank 0 has written nothing for 0 s"
+
+
+class GoneStore:
+    """A store whose server ends before a key with ``last`` in its name is set or looked for."""
+
+    def __init__(self, store: Any, last: str) -> None:
+        self.store, self.last = store, last
+
+    def __getattr__(self, name: str) -> Any:
+        def call(keys: Any, *values: Any) -> Any:
+            if self.last in str(keys):
+                raise dist.DistNetworkError("failed to recv, got 0 bytes")
+            return getattr(self.store, name)(keys, *values)
+
+        return call
+
+
+def without_store(last: str) -> str:
+    """Run on every rank: what it ends with."""
+    place = Meeting("lost", 60.0)
+    place._store = GoneStore(place._store, last)  # type: ignore[assignment]
+    try:
+        return place.meet(f"{dist.get_rank()}", "".join)
+    except StoreGoneError as error:
+        return f"{error}"
+    finally:
+        dist.barrier()
+
+
+@pytest.mark.parametrize(("last", "of_the_main_one"), [("lost/1", "failed"), ("lost/end", "01")])
+def test_the_main_one_knows_the_end_without_the_others(last: str, of_the_main_one: str) -> None:
+    """The store goes with torchrun: where there is an end, it is not lost."""
+    main, other = run_on_ranks(2, without_store, last)
+    assert main.startswith(of_the_main_one)
+    assert other.startswith("failed to recv")

@@ -18,7 +18,7 @@ from megatron_ultralong.mcore.host_memory import PinnedMemory
 from megatron_ultralong.program import output, rank_values, ranks
 from megatron_ultralong.program.aside import remove, sync_folder
 from megatron_ultralong.program.quantity import quantity
-from megatron_ultralong.training.saving.meeting import Meeting
+from megatron_ultralong.training.saving.meeting import Meeting, StoreGoneError
 from megatron_ultralong.training.saving.run_folder import RunFolder
 from megatron_ultralong.training.saving.snapshot import Snapshot, Written
 
@@ -45,6 +45,7 @@ def expired(iterations: Iterable[int], *, retain_last: int, retain_interval: int
 
 _LEFT_OVER = (".partial", ".removed")
 _TAKEN_OVER = "another job has the folder"
+_NOT_MET = "the store of the job is gone, in which ranks meet"
 _ERROR = "error: "
 """Before what a rank hands on in the place of what it has written."""
 _SHORT_SECONDS = 1.0
@@ -61,8 +62,10 @@ class _Job(NamedTuple):
     texts: Mapping[str, str]
     meeting: Meeting
     """Of the threads of all ranks, when each has written its part."""
-    outcome: list[str]
-    """What went wrong, "" for nothing; empty while the thread works."""
+    part: list[str]
+    """What this rank has written, or its error; empty while it writes."""
+    outcome: list[str | None]
+    """What went wrong, "" for nothing; None: ranks could not meet. Empty while the thread works."""
 
 
 class CheckpointWriter:
@@ -158,7 +161,7 @@ class CheckpointWriter:
         self._num_begun += 1
         name = f"{self._root}/{self._run.owner_number}/{self._num_begun}"
         meeting = Meeting(name, self._timeout)
-        self._job = job = _Job(iteration, folder, snapshot, texts, meeting, [])
+        self._job = job = _Job(iteration, folder, snapshot, texts, meeting, [], [])
         self._thread = threading.Thread(
             target=self._write, args=(job,), name="checkpoint", daemon=True
         )
@@ -180,7 +183,11 @@ class CheckpointWriter:
         self._thread.join()
         job.snapshot.release()
         self._job = self._thread = None
-        error = self._first_of(job.outcome[0] if ranks.is_main_rank() else None)
+        end = rank_values.every_rank(job.outcome[0])[0]
+        if end is None:  # the main threads, who are all here, can
+            parts = rank_values.every_rank(job.part[0])
+            end = self._end(job, parts) if ranks.is_main_rank() else ""
+        error = self._first_of(end)
         if error:
             self._failed(job.iteration, error, job.folder)
             return False
@@ -209,7 +216,7 @@ class CheckpointWriter:
         if job.outcome == [""]:
             self._written(job)
         elif job.outcome and not drops and job.outcome[0] != _TAKEN_OVER:
-            self._failed(job.iteration, job.outcome[0], job.folder)
+            self._failed(job.iteration, job.outcome[0] or _NOT_MET, job.folder)
         self._job = self._thread = None
 
     def _written(self, job: _Job) -> None:
@@ -247,8 +254,12 @@ class CheckpointWriter:
             part = job.snapshot.write(job.texts).as_text()
         except Exception as error:  # whatever it is, it is told on the main thread
             part = f"{_ERROR}rank {rank}: {_reason(error, self._root)}"
+        job.part.append(part)
+        end: str | None = None
         try:
             end = job.meeting.meet(part, lambda parts: self._end(job, parts))
+        except StoreGoneError as error:
+            _log.debug("%s: %s", _NOT_MET, error)
         except Exception as error:
             end = f"rank {rank}: {_reason(error, self._root)}"
         job.outcome.append(end)

@@ -1,9 +1,10 @@
 """Where threads of all ranks meet, while their main threads compute and wait for each other."""
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch.distributed as dist
 
@@ -11,6 +12,18 @@ _CHUNK = 2**22
 """Bytes of a value of the store at most: torch's refuses those of 8 MiB."""
 _FIRST_SECONDS, _HURRIED_SECONDS, _LONGEST_SECONDS = 0.01, 0.1, 0.5
 """Between two looks for a value, which become rarer."""
+
+
+class StoreGoneError(Exception):
+    """The job's store cannot be reached: it went with torchrun, or with the first rank."""
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # that of torch, of any kind
+        raise StoreGoneError(f"{error}") from error
 
 
 class Meeting:
@@ -42,18 +55,23 @@ class Meeting:
     def meet(self, text: str, conclude: Callable[[list[str]], str]) -> str:
         """What ``conclude`` makes of the texts of all ranks, by rank, on the main one; on all.
 
+        On the main one it is that, too, where the others cannot be told any more.
+
         Raises:
             TimeoutError: another rank has brought nothing in time.
-            RuntimeError: the job's store is gone.
+            StoreGoneError: before there was an end.
         """
         if self._size == 1:
             return conclude([text])
         if self._rank:
-            self._put(f"{self._rank}", text)
-            return self._get("end", 0)
-        texts = [text, *(self._get(f"{rank}", rank) for rank in range(1, self._size))]
+            with _told():
+                self._put(f"{self._rank}", text)
+                return self._get("end", 0)
+        with _told():
+            texts = [text, *(self._get(f"{rank}", rank) for rank in range(1, self._size))]
         end = conclude(texts)
-        self._put("end", end)
+        with contextlib.suppress(StoreGoneError), _told():
+            self._put("end", end)
         return end
 
     def _put(self, key: str, text: str) -> None:
