@@ -214,9 +214,7 @@ def test_a_run_that_has_not_finished_is_noted_before_it_is_used(
 
 @pytest.mark.parametrize("name", ["RANKS", "WORKERS", "PROMPTS", "LOSS_ROWS", "PORT"])
 @pytest.mark.parametrize("value", ["x", "0", "1.5"])
-def test_a_count_that_is_none_is_refused_by_the_first_step(
-    tmp_path: Path, name: str, value: str
-) -> None:
+def test_a_count_that_is_none_is_refused_first(tmp_path: Path, name: str, value: str) -> None:
     """Step 6 refused it, after the training; torchrun ended in a trace."""
     (line,) = on_a_bare_machine(tmp_path, "01_get_weights.sh", **{name: value})
     example = {"PORT": 8000, "RANKS": 8}.get(name, 2)
