@@ -137,7 +137,7 @@ whole_number() { # SETTING EXAMPLE [WHAT]: bad input unless it is one, of tokens
 # shellcheck disable=SC2034 # settings.sh uses them
 DEPTH='100|[0-9]{1,2}([.][0-9]+)?' LENGTH='[1-9][0-9.,]*[KMGkmg]?' TASK='[a-z0-9_]+' # of `different`
 
-different() { # SETTING FORM EXAMPLE: bad input unless it is one or more words of this form, each once
+different() { # SETTING FORM EXAMPLE [WHAT]: bad input unless it is one or more words of this form, each once
     local - word seen=' '
     set -f # a word may be a pattern of files
     for word in ${!1}; do
@@ -145,7 +145,7 @@ different() { # SETTING FORM EXAMPLE: bad input unless it is one or more words o
         seen+="$word "
     done
     [ "$seen" != ' ' ] || {
-        echo "$0: $1 must be different values with spaces between them, such as '$3', not '${!1}'" >&2
+        echo "$0: $1 must be different values${4+ ($4)} with spaces between them, such as '$3', not '${!1}'" >&2
         exit 2
     }
 }

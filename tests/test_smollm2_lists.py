@@ -27,7 +27,8 @@ def test_a_list_that_an_evaluation_refuses_is_told_by_the_first_step(
         assert refused.returncode == 0, "a length, and nobody knows all tasks here"
         return
     assert refused.returncode == 2
-    told = f"{name} must be different values with spaces between them, such as '"
+    rule = " (per cent, 0 to 100)" if "DEPTHS" in name else "" if "TASKS" in name else " (tokens)"
+    told = f"{name} must be different values{rule} with spaces between them, such as '"
     assert told in refused.stderr
     assert f"', not '{value}'" in refused.stderr
     assert not machine.work.exists()

@@ -77,9 +77,9 @@ for setting in WORKERS PROMPTS LOSS_ROWS RULER_SAMPLES ANSWER_TOKENS CHECK_TOKEN
 done
 whole_number PORT 8000 ''
 for setting in LENGTHS RULER_LENGTHS; do
-    different "$setting" "$LENGTH" '131072 262144'
+    different "$setting" "$LENGTH" '131072 262144' tokens
 done
-different DEPTHS "$DEPTH" '0 50 100'
+different DEPTHS "$DEPTH" '0 50 100' 'per cent, 0 to 100'
 for setting in RANKS SERVE_RANKS; do
     case "${!setting}" in gpu | cpu | auto) ;; *) whole_number "$setting" 8 '' ;; esac # words of torchrun
 done

@@ -86,10 +86,10 @@ for setting in WORKERS VERIFY_LENGTH FIRST_LENGTH FIRST_ITERS TRAIN_ITERS MILLIO
     whole_number "$setting" 2 '' # now, not in step 5 or 7
 done
 for setting in LENGTHS RULER_SHORT RULER_LONG; do
-    different "$setting" "$LENGTH" '8192 16384'
+    different "$setting" "$LENGTH" '8192 16384' tokens
 done
 for setting in DEPTHS MILLION_DEPTHS; do
-    different "$setting" "$DEPTH" '0 50 100'
+    different "$setting" "$DEPTH" '0 50 100' 'per cent, 0 to 100'
 done
 different RULER_TASKS "$TASK" 'vt cwe'
 for setting in QUESTIONS FAR_QUESTIONS CHOICES; do

@@ -202,7 +202,10 @@ def here(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.rmtree(inputs / "out", ignore_errors=True)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+_SLOW = [pytest.param(v, marks=pytest.mark.slow) if v == "harness" else v for v in VERBS]
+
+
+@pytest.mark.parametrize("verb", _SLOW)
 def test_the_same_command_is_done(here: Path, verb: str) -> None:
     load = "one=hf two=hf" if verb == "loss" else "hf"
     said(command(verb, load))
