@@ -98,6 +98,7 @@ def test_all_other_documents(tokenizer_folder: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.faults
 def test_conversations(tokenizer_folder: Path, tmp_path: Path) -> None:
     check_all(
         "prepare chat",

@@ -74,6 +74,7 @@ def answers(folder: Path) -> list[str]:
     return [json.loads(row)["prediction"] for row in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_rank_that_sees_no_output_evaluates_what_the_main_one_does(
     inputs: Path, tmp_path: Path
 ) -> None:

@@ -24,7 +24,8 @@ def measured(tmp_path: Path, *words: str) -> Any:
 @pytest.mark.parametrize(
     "layouts",
     [
-        ("DP 2", "CP 2, optimizer"),
+        ("DP 2",),
+        pytest.param(("CP 2, optimizer",), marks=pytest.mark.slow),
         pytest.param(("TP 2, sequence", "PP 2", "CP 4 by"), marks=pytest.mark.slow),
     ],
 )

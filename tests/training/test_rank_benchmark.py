@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.patience import patience
 from tests.ranks import run_on_ranks, run_program
 
@@ -53,6 +55,7 @@ def test_two_ranks_print_steps_beside_those_of_transformer_engine(tiny: Path) ->
     assert len({round(float(row[3]), 3) for row in rows}) == 1
 
 
+@pytest.mark.slow
 def test_two_ranks_print_real_steps_beside_emulated_ones(tiny: Path) -> None:
     options = "--recipe demo-cpu --seq-length 256 --context-parallel-size 2 --turns 2"
     options += " --tensor-model-parallel-size 1 --beside-emulation"
