@@ -66,7 +66,7 @@ ALLOWED: dict[str, dict[str, str]] = {
     "data/tokenize/folder_template.py": {"json.loads": "from a process that it started"},
     "data/tokenize/template_worker.py": {"json.loads": "from the process that started it"},
     "program/journal.py": {"json.loads": "of what was dumped in the same line"},
-    "training/saving/meeting.py": {"json.loads": "from the job's own store"},
+    "training/saving/store_gather.py": {"json.loads": "from the job's own store"},
     "training/saving/snapshot.py": {"json.loads": "of what another rank of the job has dumped"},
     "training/telling/heartbeat.py": {"json.loads": "from the job's own store"},
     "doctor/communication.py": {"json.loads": "from a process that it started"},

@@ -98,15 +98,15 @@ def test_it_is_kept_where_one_rank_fails(tmp_path: Path, make_config: MakeConfig
 
 def no_store(rank: int) -> None:
     """Run on every rank before the job."""
-    from megatron_ultralong.training.saving import meeting
+    from megatron_ultralong.training.saving import store_gather
 
-    def meet(*_: Any) -> str:
-        raise meeting.StoreGoneError("failed to recv, got 0 bytes")
+    def gather(*_: Any) -> str:
+        raise store_gather.StoreGoneError("failed to recv, got 0 bytes")
 
-    meeting.Meeting.meet = meet  # type: ignore[method-assign]
+    store_gather.StoreGather.gather = gather  # type: ignore[method-assign]
 
 
-def test_main_threads_meet_where_others_cannot(tmp_path: Path, make_config: MakeConfig) -> None:
+def test_main_threads_gather_where_others_cannot(tmp_path: Path, make_config: MakeConfig) -> None:
     """The store goes with a torchrun that is killed: its ranks save, and end."""
     root = tmp_path / "run"
     with Job(make_config(root, (1, 2), train_iters=3, save_interval=1), 2, no_store) as job:

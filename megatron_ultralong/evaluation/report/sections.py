@@ -19,6 +19,7 @@ from megatron_ultralong.evaluation.results.result import (
     LOWER_IS_BETTER,
     Result,
     ScoreCell,
+    length_of,
     perplexity,
 )
 from megatron_ultralong.evaluation.results.tables import column_title, counts, figure
@@ -118,7 +119,9 @@ class TaskSection:
         self._title = "length" if self.are_lengths else "score"
         is_limit = kind.columns == "limit" and all(len(r.columns) == 1 for r in results)
         found = dict.fromkeys(column for result in results for column in result.columns)
-        self.names = [_LIMIT] if is_limit else sorted(found, key=_order)
+        self.names = [*found] if kind.columns == "scores" else sorted(found, key=length_of)
+        if is_limit:
+            self.names = [_LIMIT]
         self.tasks = list(dict.fromkeys(task for result in results for task in result.rows))
 
     def column(self, result: Result, name: str) -> str:
@@ -249,12 +252,6 @@ class TaskSection:
 def _form(column: str) -> str:
     """How scores of a column are written."""
     return f".{LOWER_DIGITS if column in LOWER_IS_BETTER else 1}f"
-
-
-def _order(column: str) -> int:
-    """Lengths stand in their order, other columns in that in which they were found."""
-    digits = column.removesuffix("k")
-    return int(digits) if digits.isdecimal() else 0
 
 
 def _draw_lines(title: str, results: Sequence[Result], columns: Sequence[str], file: Any) -> None:

@@ -18,9 +18,9 @@ from megatron_ultralong.mcore.host_memory import PinnedMemory
 from megatron_ultralong.program import output, rank_values, ranks
 from megatron_ultralong.program.aside import remove, sync_folder
 from megatron_ultralong.program.quantity import quantity
-from megatron_ultralong.training.saving.meeting import Meeting, StoreGoneError
 from megatron_ultralong.training.saving.run_folder import RunFolder
 from megatron_ultralong.training.saving.snapshot import Snapshot, Written
+from megatron_ultralong.training.saving.store_gather import StoreGather, StoreGoneError
 
 
 def expired(iterations: Iterable[int], *, retain_last: int, retain_interval: int) -> list[int]:
@@ -45,7 +45,7 @@ def expired(iterations: Iterable[int], *, retain_last: int, retain_interval: int
 
 _LEFT_OVER = (".partial", ".removed")
 _TAKEN_OVER = "another job has the folder"
-_NOT_MET = "the store of the job is gone, in which ranks meet"
+_STORE_GONE = "the job's store, through which ranks say that they have written, is gone"
 _ERROR = "error: "
 """Before what a rank hands on in the place of what it has written."""
 _SHORT_SECONDS = 1.0
@@ -60,12 +60,12 @@ class _Job(NamedTuple):
     folder: Path
     snapshot: Snapshot
     texts: Mapping[str, str]
-    meeting: Meeting
-    """Of the threads of all ranks, when each has written its part."""
+    gather: StoreGather
+    """Of the parts, by the threads of all ranks."""
     part: list[str]
     """What this rank has written, or its error; empty while it writes."""
     outcome: list[str | None]
-    """What went wrong, "" for nothing; None: ranks could not meet. Empty while the thread works."""
+    """What went wrong, "" for nothing; None: nobody knows. Empty while the thread works."""
 
 
 class CheckpointWriter:
@@ -160,8 +160,8 @@ class CheckpointWriter:
         self._was_validated = True
         self._num_begun += 1
         name = f"{self._root}/{self._run.owner_number}/{self._num_begun}"
-        meeting = Meeting(name, self._timeout)
-        self._job = job = _Job(iteration, folder, snapshot, texts, meeting, [], [])
+        gather = StoreGather(name, self._timeout)
+        self._job = job = _Job(iteration, folder, snapshot, texts, gather, [], [])
         self._thread = threading.Thread(
             target=self._write, args=(job,), name="checkpoint", daemon=True
         )
@@ -179,7 +179,7 @@ class CheckpointWriter:
         if job is None:
             return self.num_failures == 0
         assert self._thread is not None
-        job.meeting.hurry()
+        job.gather.hurry()
         self._thread.join()
         job.snapshot.release()
         self._job = self._thread = None
@@ -203,7 +203,7 @@ class CheckpointWriter:
         job, thread = self._job, self._thread
         if job is None or thread is None:
             return
-        job.meeting.hurry()
+        job.gather.hurry()
         if drops:
             job.snapshot.drop()
         thread.join(_SHORT_SECONDS)
@@ -216,7 +216,7 @@ class CheckpointWriter:
         if job.outcome == [""]:
             self._written(job)
         elif job.outcome and not drops and job.outcome[0] != _TAKEN_OVER:
-            self._failed(job.iteration, job.outcome[0] or _NOT_MET, job.folder)
+            self._failed(job.iteration, job.outcome[0] or _STORE_GONE, job.folder)
         self._job = self._thread = None
 
     def _written(self, job: _Job) -> None:
@@ -248,7 +248,7 @@ class CheckpointWriter:
         return None
 
     def _write(self, job: _Job) -> None:
-        """Write this rank's part, and meet the others; in the thread of ``job``."""
+        """Write this rank's part, and wait for the others; in the thread of ``job``."""
         rank = dist.get_rank()
         try:
             part = job.snapshot.write(job.texts).as_text()
@@ -257,15 +257,18 @@ class CheckpointWriter:
         job.part.append(part)
         end: str | None = None
         try:
-            end = job.meeting.meet(part, lambda parts: self._end(job, parts))
+            end = job.gather.gather(part, lambda parts: self._end(job, parts))
         except StoreGoneError as error:
-            _log.debug("%s: %s", _NOT_MET, error)
+            _log.debug("%s: %s", _STORE_GONE, error)
         except Exception as error:
             end = f"rank {rank}: {_reason(error, self._root)}"
         job.outcome.append(end)
 
     def _end(self, job: _Job, parts: list[str]) -> str:
-        """Commit what all ranks have written, on the main one; returns what went wrong."""
+        """Commit what all ranks have written, on the main one; returns what went wrong.
+
+        It raises nothing: the other ranks wait for what it returns.
+        """
         errors = (part.removeprefix(_ERROR) for part in parts if part.startswith(_ERROR))
         error = next(errors, "")
         try:
@@ -275,14 +278,14 @@ class CheckpointWriter:
                 self._commit(job)
         except Exception as exception:
             error = _reason(exception, self._root)
-        if not self._run.is_mine():  # whose next owner has removed what this one wrote
-            return _TAKEN_OVER
-        if not error:
-            self._damaged.discard(job.iteration)
-            try:
+        try:
+            if not self._run.is_mine():  # whose next owner has removed what this one wrote
+                return _TAKEN_OVER
+            if not error:
+                self._damaged.discard(job.iteration)
                 self._remove_expired(job.iteration)
-            except Exception:  # the other ranks wait for what this one returns
-                _log.exception("older checkpoints in %s stay", self._root)
+        except Exception as exception:
+            error = error or _reason(exception, self._root)
         return error
 
     def _commit(self, job: _Job) -> None:
@@ -297,7 +300,11 @@ class CheckpointWriter:
             write_latest(self._root, job.iteration)
 
     def _remove_expired(self, newest: int) -> None:
-        known = [i for i in iterations(self._root) if 0 < i <= newest]
+        try:
+            known = [i for i in iterations(self._root) if 0 < i <= newest]
+        except OSError as error:
+            _log.warning("older checkpoints stay: %s", error)
+            return
         good = [i for i in known if i not in self._damaged]
         gone = expired(
             good,

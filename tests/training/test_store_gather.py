@@ -1,4 +1,4 @@
-"""Threads of ranks meet in the job's store."""
+"""Threads of ranks gather texts through the job's store."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from megatron_ultralong.training.saving import meeting
-from megatron_ultralong.training.saving.meeting import Meeting, StoreGoneError
+from megatron_ultralong.training.saving import store_gather
+from megatron_ultralong.training.saving.store_gather import StoreGather, StoreGoneError
 from tests.ranks import run_on_ranks
 
 
-def met(chunk: int) -> list[str]:
-    """Run on every rank: what two meetings end with, each in a thread of its own."""
-    meeting._CHUNK = chunk
+def gathered(chunk: int) -> list[str]:
+    """Run on every rank: what two of them end with, each in a thread of its own."""
+    store_gather._CHUNK = chunk
     found: list[str] = []
     for name in ("one", "two"):
-        place = Meeting(name, 60.0)
+        place = StoreGather(name, 60.0)
 
-        def meet(name: str = name, place: Meeting = place) -> None:
+        def gather(name: str = name, place: StoreGather = place) -> None:
             own = f"{name} é {dist.get_rank()}\n" * 5
-            found.append(place.meet(own, lambda texts: "".join(texts).upper()))
+            found.append(place.gather(own, lambda texts: "".join(texts).upper()))
 
-        thread = threading.Thread(target=meet)
+        thread = threading.Thread(target=gather)
         thread.start()
         dist.barrier()  # a collective of main threads meanwhile
         thread.join()
@@ -36,18 +36,18 @@ def test_all_have_what_the_main_one_makes_of_all(num_ranks: int, chunk: int) -> 
     expected = [
         "".join(f"{name} É {rank}\n" * 5 for rank in range(num_ranks)) for name in ("ONE", "TWO")
     ]
-    assert run_on_ranks(num_ranks, met, chunk) == [expected] * num_ranks
+    assert run_on_ranks(num_ranks, gathered, chunk) == [expected] * num_ranks
 
 
 def alone() -> str:
     """Run on every rank: the main one does not come."""
-    place = Meeting("alone", 0.1)
+    place = StoreGather("alone", 0.1)
     if dist.get_rank() == 0:
         dist.barrier()
         return ""
     place.hurry()
     with pytest.raises(TimeoutError) as error:
-        place.meet("", lambda texts: "")
+        place.gather("", lambda texts: "")
     dist.barrier()
     return str(error.value)
 
@@ -73,10 +73,10 @@ class GoneStore:
 
 def without_store(last: str) -> str:
     """Run on every rank: what it ends with."""
-    place = Meeting("lost", 60.0)
+    place = StoreGather("lost", 60.0)
     place._store = GoneStore(place._store, last)  # type: ignore[assignment]
     try:
-        return place.meet(f"{dist.get_rank()}", "".join)
+        return place.gather(f"{dist.get_rank()}", "".join)
     except StoreGoneError as error:
         return f"{error}"
     finally:

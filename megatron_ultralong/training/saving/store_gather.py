@@ -1,4 +1,4 @@
-"""Where threads of all ranks meet, while their main threads compute and wait for each other."""
+"""A gather and a broadcast through the job's store, for threads beside the collectives."""
 
 import contextlib
 import json
@@ -26,21 +26,22 @@ def _told() -> Iterator[None]:
         raise StoreGoneError(f"{error}") from error
 
 
-class Meeting:
-    """Threads of all ranks meet once: the main one makes one text of what they all bring.
+class StoreGather:
+    """Once, in a thread of each rank: the main one makes one text of those of all, for all.
 
-    They use the job's store, since collectives are for the ranks' main threads.
+    Collectives are for the main threads of ranks, which compute and wait for each other meanwhile.
+    torch's own gather through a store waits inside the store's client, for which others wait then.
     """
 
     def __init__(self, name: str, timeout_seconds: float) -> None:
-        """Every rank makes it, under the same ``name``, which no other meeting of the job has.
+        """Every rank makes it, under the same ``name``, which no other gather of the job has.
 
         From :meth:`hurry` on, a rank waits for the others ``timeout_seconds`` at most.
         """
         self._rank, self._size = 0, 1
         if dist.is_initialized():
             self._rank, self._size = dist.get_rank(), dist.get_world_size()
-        self._name = f"meeting/{name}"
+        self._name = f"gather/{name}"
         self._timeout = timeout_seconds
         self._deadline = math.inf
         if self._size > 1:
@@ -52,7 +53,7 @@ class Meeting:
         """Something waits for the end of it now."""
         self._deadline = min(self._deadline, time.monotonic() + self._timeout)
 
-    def meet(self, text: str, conclude: Callable[[list[str]], str]) -> str:
+    def gather(self, text: str, conclude: Callable[[list[str]], str]) -> str:
         """What ``conclude`` makes of the texts of all ranks, by rank, on the main one; on all.
 
         On the main one it is that, too, where the others cannot be told any more.
